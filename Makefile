@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# The front door. Meson does the work; this installs what it needs (Debian 12) and calls it.
+
+BUILD  = build
+PREFIX =
+export DESTDIR
+
+# By name: meson counts the tests' programs to `all`.
+PROGRAMS = sluice
+
+all: $(BUILD)/build.ninja
+	@ninja -C $(BUILD) $(PROGRAMS)
+
+$(BUILD)/build.ninja:
+	@tools/install-deps build
+	@meson setup $(if $(PREFIX),-Dprefix='$(PREFIX)') $(BUILD)
+
+check:
+	@tools/install-deps check
+	@tests/run
+
+demo: all
+	@tools/demo
+
+bench: all
+	@tools/install-deps bench
+	@bench/run
+
+install: all
+	@$(if $(PREFIX),meson configure $(BUILD) -Dprefix='$(PREFIX)' && ninja -C $(BUILD) $(PROGRAMS))
+	@meson install -C $(BUILD) --no-rebuild
+
+clean:
+	rm -rf build build-asan build-tsan build-fuzz
+
+help:
+	@echo 'make            install what the build needs, build build/sluice'
+	@echo 'make check      all tests: plain, with ASan and UBSan, with TSan (TESTS="unit fuzz system asan tsan")'
+	@echo 'make demo       a guided tour with a local export'
+	@echo 'make bench      measure against the alternatives'
+	@echo 'make install    PREFIX=/usr/local, DESTDIR= are honoured'
+	@echo 'make clean      remove all build directories'
+
+.PHONY: all check demo bench install clean help

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "cli/start.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/wait.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/time.h"
+#include "cli/call.h"
+#include "cli/registry.h"
+#include "service/clone.h"
+
+bool sl_service_gone(const char *store, unsigned seconds)
+{
+	_cleanup_free_ char *p = sl_path_join(store, "lock");
+	uint64_t until = sl_now() + seconds * SL_NS_PER_SEC;
+	for (;;) {
+		_cleanup_close_ int fd = open(p, O_RDWR | O_CLOEXEC);
+		if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) == 0)
+			return true;
+		if (sl_now() > until)
+			return false;
+		struct timespec ts = {.tv_nsec = 10000000};
+		nanosleep(&ts, NULL);
+	}
+}
+
+/* In the child: away from the terminal and the caller's directory, with the log in the store. Does not
+ * return. */
+static void daemon_main(const char *store, int ready_fd, bool need_origin)
+{
+	char *log = sl_path_join(store, "log"), *why = NULL;
+	setsid();
+	if (fork() != 0)
+		_exit(0); /* the service is nobody's child */
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	free(log);
+	dup2(null, STDIN_FILENO);
+	dup2(out >= 0 ? out : null, STDOUT_FILENO);
+	dup2(out >= 0 ? out : null, STDERR_FILENO);
+	unsetenv("JOURNAL_STREAM");
+	(void)!chdir("/");
+	/* Whatever else was open belongs to who called. */
+	if (ready_fd > 3)
+		close_range(3, (unsigned)ready_fd - 1, 0);
+	close_range((unsigned)ready_fd + 1, ~0u, 0);
+	int r = sl_clone_run(store, ready_fd, need_origin, &why);
+	if (r < 0)
+		sl_err("%s", why ? why : strerror(-r));
+	free(why); /* exit() does not unwind */
+	exit(r < 0 ? 1 : 0);
+}
+
+int sl_service_start(const char *store, bool need_origin, char **why)
+{
+	int p[2];
+	if (pipe2(p, O_CLOEXEC) < 0)
+		return -errno;
+	fflush(NULL);
+	pid_t pid = fork();
+	if (pid == 0) {
+		close(p[0]);
+		daemon_main(store, p[1], need_origin);
+	}
+	close(p[1]);
+	if (pid < 0) {
+		close(p[0]);
+		return -errno;
+	}
+	waitpid(pid, NULL, 0);
+	char text[2048];
+	size_t n = 0;
+	ssize_t k;
+	while (n < sizeof(text) - 1 &&
+	       ((k = read(p[0], text + n, sizeof(text) - 1 - n)) > 0 || (k < 0 && errno == EINTR)))
+		n += k > 0 ? (size_t)k : 0;
+	close(p[0]);
+	text[n] = '\0';
+	if (!strcmp(text, "ready\n"))
+		return 0;
+	sl_service_gone(store, 30);
+	return sl_fail(why, -EIO, "%s",
+		       n ? text : "the service ended before it was ready; its log is in the store");
+}
+
+/* ---- sluice start ---- */
+
+static int run_start(const struct sl_command *cmd, int argc, char **argv)
+{
+	static const struct option opts[] = {{"foreground", no_argument, NULL, 'f'},
+					     {"json", no_argument, NULL, 'j'},
+					     {"help", no_argument, NULL, 'h'},
+					     {0}};
+	bool foreground = false, json = false;
+	int c;
+	while ((c = getopt_long(argc, argv, "fjh", opts, NULL)) != -1)
+		switch (c) {
+		case 'f':
+			foreground = true;
+			break;
+		case 'j':
+			json = true;
+			break;
+		case 'h':
+			return sl_cli_help(cmd);
+		default:
+			return sl_cli_usage(cmd, "see above");
+		}
+	if (optind + 1 != argc)
+		return sl_cli_usage(cmd, "needs one clone: its directory or its store");
+	_cleanup_free_ char *store = NULL, *why = NULL;
+	int r = sl_registry_find(argv[optind], &store, NULL, &why);
+	struct sl_store_config cfg = {0};
+	if (r == 0)
+		r = sl_store_config_load(store, &cfg, &why);
+	if (r < 0)
+		return sl_cli_fail("%s", why ? why : strerror(-r));
+	if (sl_call_alive(store)) {
+		sl_store_config_fini(&cfg);
+		return sl_cli_fail("the clone %s is running already", argv[optind]);
+	}
+	if (foreground) {
+		sl_store_config_fini(&cfg);
+		r = sl_clone_run(store, -1, false, &why);
+		return r < 0 ? sl_cli_fail("%s", why ? why : strerror(-r)) : SL_EXIT_OK;
+	}
+	r = sl_service_start(store, false, &why);
+	if (r == 0 && json) {
+		json_t *j = json_pack("{sb ss ss}", "ok", 1, "dir", cfg.dir, "store", store);
+		sl_print_json(j);
+		json_decref(j);
+	} else if (r == 0) {
+		printf("%s is up\n", cfg.dir);
+	}
+	sl_store_config_fini(&cfg);
+	return r < 0 ? sl_cli_fail("%s", why ? why : strerror(-r)) : SL_EXIT_OK;
+}
+
+const struct sl_command sl_cmd_start = {
+    .name = "start",
+    .summary = "Start the service of a clone that is not running",
+    .usage = "[OPTION…] DIR|STORE",
+    .help = "What was here before is here again. Without its origin a clone starts all the same: what is "
+	    "here can be used.\n\n"
+	    "  -f, --foreground   stay in the foreground and log to standard error (for service managers)\n"
+	    "  -j, --json         print the result as JSON\n"
+	    "  -h, --help         this text\n\n"
+	    "Example:\n  sluice start ~/data\n",
+    .run = run_start,
+};

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The committer. The rule that makes a crash harmless: data, then fdatasync, then the map. What is in memory
+ * at the time of the snapshot is made durable, for many files in one go, and only then the snapshot is
+ * written into record and map.
+ */
+#include <fcntl.h>
+
+#include "base/log.h"
+#include "fill/internal.h"
+
+#define INTERVAL_NS (2 * SL_NS_PER_SEC)
+#define SPARED_NS   (2 * SL_NS_PER_SEC)
+#define DIRTY_SOON  4096 /* objects: commit at once */
+#define FEW	    16	 /* up to this many files are synced one by one, more by the filesystem */
+
+struct snapshot {
+	struct sl_object *o;
+	uint32_t epoch;
+	bool full;
+	size_t len; /* of the map, when not full; 0: no chunk is complete */
+	uint8_t *map;
+};
+
+void sl_commit_mark(struct sl_fill *f, struct sl_object *o)
+{
+	if (o->dirty)
+		return;
+	o->dirty = true;
+	sl_object_ref(o);
+	pthread_mutex_lock(&f->lock);
+	sl_list_add_tail(&f->dirty, &o->dirty_link);
+	if (++f->ndirty >= DIRTY_SOON)
+		pthread_cond_broadcast(&f->commit_cond);
+	pthread_mutex_unlock(&f->lock);
+}
+
+static void snap(struct sl_object *o, struct snapshot *s)
+{
+	uint8_t buf[SL_MAP_MAX_BYTES];
+	*s = (struct snapshot){.o = o};
+	pthread_mutex_lock(&o->lock);
+	o->dirty = false;
+	s->epoch = o->epoch;
+	s->full = sl_chunkmap_full(&o->map);
+	if (!s->full) {
+		size_t n = sl_chunkmap_save(&o->map, buf);
+		bool any = false;
+		for (size_t i = 0; i < n && !any; i++)
+			any = buf[i];
+		s->map = any ? malloc(n) : NULL;
+		if (s->map) {
+			memcpy(s->map, buf, n);
+			s->len = n;
+		}
+	}
+	pthread_mutex_unlock(&o->lock);
+}
+
+static int sync_one(struct sl_object *o)
+{
+	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY);
+	return fd < 0 ? fd : fdatasync(fd) < 0 ? -errno : 0;
+}
+
+static int write_down(struct snapshot *s)
+{
+	struct sl_object *o = s->o;
+	int r = 0;
+	pthread_mutex_lock(&o->lock);
+	/* What was reset, evicted or changed by the user meanwhile is not ours to describe any more. */
+	if (o->epoch == s->epoch && !o->evicting && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
+	    (s->full || s->len)) {
+		enum sl_state was = o->rec.state;
+		if (!s->full)
+			r = sl_object_put_map(o, s->map, s->len);
+		if (r == 0) {
+			o->rec.state = s->full ? SL_FULL : SL_PARTIAL;
+			o->rec.chunk_shift = o->map.chunk_shift;
+			r = sl_object_save(o);
+			if (r < 0)
+				o->rec.state = was;
+		}
+		if (r == 0 && s->full && was == SL_PARTIAL)
+			(void)sl_object_save_map(o, true);
+		if (r == 0)
+			(void)sl_object_restore_mtime(o, NULL);
+	}
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
+int sl_fill_commit(struct sl_fill *f)
+{
+	struct sl_list list;
+	size_t n, k = 0;
+	int ret = 0;
+	sl_list_init(&list);
+	pthread_mutex_lock(&f->commit_lock);
+	pthread_mutex_lock(&f->lock);
+	sl_list_splice(&list, &f->dirty);
+	n = f->ndirty;
+	f->ndirty = 0;
+	pthread_mutex_unlock(&f->lock);
+	struct snapshot *v = n ? reallocarray(NULL, n, sizeof(*v)) : NULL;
+	while (!sl_list_empty(&list)) {
+		struct sl_object *o = sl_list_entry(list.next, struct sl_object, dirty_link);
+		sl_list_del(&o->dirty_link);
+		if (v) {
+			snap(o, &v[k++]);
+		} else { /* without memory nothing is claimed, and what is here now is fetched again after a
+			    restart */
+			pthread_mutex_lock(&o->lock);
+			o->dirty = false;
+			pthread_mutex_unlock(&o->lock);
+			sl_object_put(o);
+		}
+	}
+	if (k > FEW)
+		ret = sl_store_sync(f->store);
+	for (size_t i = 0; i < k; i++) {
+		int r = k > FEW ? ret : sync_one(v[i].o);
+		if (r == 0)
+			r = write_down(&v[i]);
+		if (r < 0 && r != -ENOENT) {
+			ret = r;
+			sl_warn("cannot commit what was filled: %s; it will be fetched again after a restart",
+				strerror(-r));
+		}
+		free(v[i].map);
+		sl_object_put(v[i].o);
+	}
+	free(v);
+	pthread_mutex_unlock(&f->commit_lock);
+	return ret;
+}
+
+static void *committer(void *arg)
+{
+	struct sl_fill *f = arg;
+	pthread_mutex_lock(&f->lock);
+	while (!f->stop) {
+		if (f->ndirty == 0) {
+			/* Woken by stop only; the first mark of a batch is noticed at the next tick. */
+			struct timespec ts = sl_ns_to_timespec(sl_now() + INTERVAL_NS);
+			pthread_cond_timedwait(&f->commit_cond, &f->lock, &ts);
+			continue;
+		}
+		uint64_t until = sl_now() + INTERVAL_NS;
+		struct timespec ts = sl_ns_to_timespec(until);
+		while (!f->stop && f->ndirty < DIRTY_SOON && sl_now() < until)
+			pthread_cond_timedwait(&f->commit_cond, &f->lock, &ts);
+		pthread_mutex_unlock(&f->lock);
+		(void)sl_fill_commit(f);
+		pthread_mutex_lock(&f->lock);
+	}
+	pthread_mutex_unlock(&f->lock);
+	return NULL;
+}
+
+int sl_commit_init(struct sl_fill *f)
+{
+	int r = -pthread_create(&f->committer, NULL, committer, f);
+	if (r == 0)
+		pthread_setname_np(f->committer, "committer");
+	return r;
+}
+
+void sl_commit_fini(struct sl_fill *f)
+{
+	pthread_mutex_lock(&f->lock);
+	f->stop = true;
+	pthread_cond_broadcast(&f->commit_cond);
+	pthread_mutex_unlock(&f->lock);
+	pthread_join(f->committer, NULL);
+	(void)sl_fill_commit(f);
+}
+
+int sl_fill_modify(struct sl_fill *f, struct sl_object *o, bool truncate)
+{
+	int r = 0;
+	/* Exclusively: what is just being written of the origin's content must not land on the user's. */
+	pthread_rwlock_wrlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	bool ours = o->rec.flags & (SL_MODIFIED | SL_LOCAL);
+	if (!ours && (o->evicting || (!truncate && !sl_chunkmap_full(&o->map))))
+		r = -EAGAIN; /* it was evicted, or changed at the origin, since it was filled: fill it again
+			      */
+	if (r < 0)
+		o->spared = sl_now() + SPARED_NS; /* or evictions could win for ever */
+	if (ours || r < 0) {
+		pthread_mutex_unlock(&o->lock);
+		pthread_rwlock_unlock(&o->io);
+		return r;
+	}
+	_cleanup_close_ int fd = sl_object_open(o, O_RDWR);
+	if (fd < 0)
+		r = fd;
+	/* The record will say that all content is here and ours: so it must be, durably, first. */
+	if (r == 0 && !truncate && o->rec.state != SL_FULL && fdatasync(fd) < 0)
+		r = -errno;
+	if (r == 0)
+		r = sl_object_set_meta(o);
+	if (r == 0) {
+		struct sl_record old = o->rec;
+		o->rec.flags |= SL_MODIFIED;
+		o->rec.state = SL_FULL;
+		r = sl_object_save(o);
+		if (r == 0 && fsync(fd) < 0)
+			r = -errno;
+		if (r < 0) {
+			o->rec = old;
+			(void)sl_object_save(o);
+		} else {
+			if (old.state == SL_PARTIAL)
+				(void)sl_object_save_map(o, true);
+			sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+			o->epoch++; /* fetches that are still under way no longer count */
+			sl_chunkmap_fini(&o->map);
+			sl_chunkmap_init(&o->map, 0, true);
+		}
+	}
+	pthread_mutex_unlock(&o->lock);
+	pthread_rwlock_unlock(&o->io);
+	if (r == 0)
+		sl_fill_kick(f, o); /* who waited for content that is cut off now reads what there is */
+	return r;
+}

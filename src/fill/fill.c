@@ -1,0 +1,672 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <assert.h>
+#include <fcntl.h>
+
+#include "base/log.h"
+#include "fill/internal.h"
+
+/* ---- wants ---- */
+
+void sl_fill_add_stat(struct sl_fill *f, uint64_t *counter, uint64_t n)
+{
+	pthread_mutex_lock(&f->lock);
+	*counter += n;
+	pthread_mutex_unlock(&f->lock);
+}
+
+int sl_fill_map_error(int err)
+{
+	switch (err) {
+	case -ENOENT:
+	case -ENOTDIR:
+	case -ESTALE:
+		return -ESTALE;
+	case -EACCES:
+	case -EPERM:
+		return -EACCES;
+	case -ENOMEM:
+	case -ENOSPC:
+	case -EDQUOT:
+		return err;
+	default:
+		return -EIO;
+	}
+}
+
+void sl_wants_done(struct sl_fill *f, struct sl_list *wants, int err)
+{
+	uint64_t n = 0;
+	while (!sl_list_empty(wants)) {
+		struct sl_want *w = sl_list_entry(wants->next, struct sl_want, link);
+		sl_list_del(&w->link);
+		w->done(w, err);
+		n++;
+	}
+	if (n)
+		sl_fill_add_stat(f, &f->stats.waiting, -n);
+}
+
+struct sl_flight *sl_flight_get(struct sl_object *o)
+{
+	if (!o->flight) {
+		o->flight = calloc(1, sizeof(*o->flight));
+		if (!o->flight)
+			return NULL;
+		sl_list_init(&o->flight->ranges);
+		sl_list_init(&o->flight->names);
+		sl_list_init(&o->flight->xattrs);
+		sl_list_init(&o->flight->fetches);
+	}
+	return o->flight;
+}
+
+void sl_flight_trim(struct sl_object *o)
+{
+	struct sl_flight *fl = o->flight;
+	if (fl && sl_list_empty(&fl->ranges) && sl_list_empty(&fl->names) && sl_list_empty(&fl->xattrs) &&
+	    sl_list_empty(&fl->fetches) && !fl->listing && !fl->xattring) {
+		free(fl);
+		o->flight = NULL;
+	}
+}
+
+static bool range_here(struct sl_object *o, const struct sl_want *w)
+{
+	return sl_chunkmap_test(&o->map, w->off, w->len);
+}
+
+/*
+ * How far to fetch for a read of [off, off+len): beyond its end when it goes on where the last ones stopped.
+ * A streak doubles the window; the next one is asked for when the reader has come half through the last, so
+ * that the link never runs dry. A jump ends it.
+ */
+static uint64_t fetch_end_of(struct sl_object *o, uint64_t off, uint64_t len)
+{
+	uint64_t end = off + len, upto = SL_MAX(o->ra_upto, o->ra_next);
+	/* Several readers of the same place make no streak. */
+	if (end <= o->ra_next && end + FETCH_MAX >= o->ra_next)
+		return end;
+	/* The kernel's own readahead comes from several threads, slightly out of order. */
+	bool streak = off + FETCH_MAX >= o->ra_next && off <= upto + FETCH_MAX;
+	if (!streak) {
+		o->ra_window = off == 0 ? READAHEAD_MIN : 0;
+		o->ra_next = end;
+		o->ra_upto = end + o->ra_window;
+		return o->ra_upto;
+	}
+	o->ra_next = SL_MAX(o->ra_next, end);
+	if (upto > o->ra_next + o->ra_window / 2)
+		return end;
+	o->ra_window = o->ra_window ? (uint32_t)SL_MIN(o->ra_window * 2ull, READAHEAD_MAX) : READAHEAD_MIN;
+	o->ra_upto = o->ra_next + o->ra_window;
+	return o->ra_upto;
+}
+
+void sl_fill_note_read(struct sl_fill *f, struct sl_object *o, uint64_t off, uint64_t len)
+{
+	struct sl_list todo;
+	sl_list_init(&todo);
+	pthread_mutex_lock(&o->lock);
+	uint64_t size = o->map.size;
+	if (!sl_chunkmap_full(&o->map) && !o->evicting && off < size) {
+		uint64_t from = off + SL_MIN(len, size - off),
+			 to = SL_MIN(fetch_end_of(o, off, from - off), size);
+		if (to > from && sl_space_roomy(f, to - from))
+			(void)sl_fetch_plan(f, o, from, to, &todo);
+		sl_flight_trim(o);
+	}
+	pthread_mutex_unlock(&o->lock);
+	sl_fetch_start(f, &todo, false);
+}
+
+static int want_range(struct sl_fill *f, struct sl_want *w)
+{
+	struct sl_object *o = w->o;
+	struct sl_list todo;
+	sl_list_init(&todo);
+	if (!sl_object_is_reg(o))
+		return -EINVAL;
+	pthread_mutex_lock(&o->lock);
+	if (range_here(o, w)) {
+		pthread_mutex_unlock(&o->lock);
+		return 1;
+	}
+	if (o->map.block_shift > BLOCK_SHIFT_MAX) {
+		pthread_mutex_unlock(&o->lock);
+		return -EFBIG;
+	}
+	uint64_t size = o->map.size;
+	w->len = SL_MIN(w->len, size - w->off);
+	struct sl_flight *fl = sl_flight_get(o);
+	int r = fl ? 0 : -ENOMEM;
+	if (r == 0 && !o->evicting) {
+		uint64_t end = SL_MIN(fetch_end_of(o, w->off, w->len), size);
+		/* Ahead only where there is room for it: who asked for something comes first. */
+		if (end > w->off + w->len && !sl_space_roomy(f, end - w->off))
+			end = w->off + w->len;
+		r = sl_fetch_plan(f, o, w->off, end, &todo);
+	}
+	if (r == 0) {
+		sl_list_add_tail(&fl->ranges, &w->link);
+		sl_fill_add_stat(f, &f->stats.waiting, 1);
+	}
+	sl_flight_trim(o);
+	pthread_mutex_unlock(&o->lock);
+	sl_fetch_start(f, &todo, false);
+	return r;
+}
+
+/* Names and xattrs: one request brings all there is. */
+static int want_whole(struct sl_fill *f, struct sl_want *w, bool names)
+{
+	struct sl_object *o = w->o;
+	pthread_mutex_lock(&o->lock);
+	if (names ? o->rec.state == SL_FULL : !(o->rec.flags & SL_XATTRS)) {
+		pthread_mutex_unlock(&o->lock);
+		return 1;
+	}
+	struct sl_flight *fl = sl_flight_get(o);
+	if (!fl) {
+		pthread_mutex_unlock(&o->lock);
+		return -ENOMEM;
+	}
+	bool *busy = names ? &fl->listing : &fl->xattring;
+	bool start = !*busy;
+	*busy = true;
+	sl_list_add_tail(names ? &fl->names : &fl->xattrs, &w->link);
+	pthread_mutex_unlock(&o->lock);
+	sl_fill_add_stat(f, &f->stats.waiting, 1);
+	if (start)
+		return names ? sl_populate_start(f, o) : sl_xattrs_start(f, o);
+	return 0;
+}
+
+int sl_fill_want(struct sl_fill *f, enum sl_want_kind kind, struct sl_want *w)
+{
+	sl_list_init(&w->link);
+	w->tries = 0;
+	if (w->o->damaged)
+		return -EIO;
+	if (kind == SL_WANT_RANGE)
+		return want_range(f, w);
+	if (kind == SL_WANT_NAMES && !sl_object_is_dir(w->o))
+		return -ENOTDIR;
+	return want_whole(f, w, kind == SL_WANT_NAMES);
+}
+
+bool sl_fill_cancel(struct sl_fill *f, struct sl_want *w)
+{
+	struct sl_object *o = w->o;
+	pthread_mutex_lock(&o->lock);
+	/* One that is being finished is out of the flight, and its link is no longer this lock's. */
+	bool was = w->tries != UINT32_MAX && !sl_list_empty(&w->link);
+	if (was) {
+		sl_list_del(&w->link);
+		sl_flight_trim(o);
+	}
+	pthread_mutex_unlock(&o->lock);
+	if (was)
+		sl_fill_add_stat(f, &f->stats.waiting, (uint64_t)-1);
+	return was;
+}
+
+struct waiting {
+	struct sl_want w;
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	bool done;
+	int err;
+};
+
+static void wait_done(struct sl_want *w, int err)
+{
+	struct waiting *x = sl_container_of(w, struct waiting, w);
+	pthread_mutex_lock(&x->lock);
+	x->err = err;
+	x->done = true;
+	pthread_cond_signal(&x->cond);
+	pthread_mutex_unlock(&x->lock);
+}
+
+int sl_fill_wait(struct sl_fill *f, enum sl_want_kind kind, struct sl_object *o, uint64_t off, uint64_t len)
+{
+	struct waiting x = {.w = {.o = o, .off = off, .len = len, .done = wait_done}};
+	pthread_mutex_init(&x.lock, NULL);
+	pthread_cond_init(&x.cond, NULL);
+	int r = sl_fill_want(f, kind, &x.w);
+	if (r == 0) {
+		pthread_mutex_lock(&x.lock);
+		while (!x.done)
+			pthread_cond_wait(&x.cond, &x.lock);
+		pthread_mutex_unlock(&x.lock);
+		r = x.err;
+	}
+	pthread_cond_destroy(&x.cond);
+	pthread_mutex_destroy(&x.lock);
+	return r < 0 ? r : 0;
+}
+
+/* Move @w from the flight to @done (lock held); sl_fill_cancel() no longer finds it. */
+static void take(struct sl_want *w, struct sl_list *done)
+{
+	sl_list_del(&w->link);
+	w->tries = UINT32_MAX;
+	sl_list_add_tail(done, &w->link);
+}
+
+void sl_fill_kick(struct sl_fill *f, struct sl_object *o)
+{
+	struct sl_list done, lost, todo;
+	int r = 0;
+	sl_list_init(&done);
+	sl_list_init(&lost);
+	sl_list_init(&todo);
+	pthread_mutex_lock(&o->lock);
+	if (o->flight && !o->evicting) {
+		sl_list_for_each_safe (l, &o->flight->ranges) {
+			struct sl_want *w = sl_list_entry(l, struct sl_want, link);
+			if (range_here(o, w)) {
+				take(w, &done);
+				continue;
+			}
+			uint64_t end = w->off + SL_MIN(w->len, o->map.size - w->off);
+			r = sl_fetch_plan(f, o, w->off, end, &todo);
+			if (r < 0)
+				take(w, &lost);
+		}
+		sl_flight_trim(o);
+	}
+	pthread_mutex_unlock(&o->lock);
+	sl_fetch_start(f, &todo, false);
+	sl_wants_done(f, &done, 0);
+	sl_wants_done(f, &lost, r);
+}
+
+/* ---- fetches ---- */
+
+static void fetch_run(struct sl_work *w);
+
+int sl_fetch_plan(struct sl_fill *f, struct sl_object *o, uint64_t off, uint64_t end, struct sl_list *list)
+{
+	struct sl_flight *fl = sl_flight_get(o);
+	uint64_t s, e;
+	if (!fl)
+		return -ENOMEM;
+	while (off < end && sl_chunkmap_missing(&o->map, off, end, &s, &e)) {
+		/* Step over what is on its way. */
+		bool moved = false;
+		uint64_t stop = e;
+		sl_list_for_each (l, &fl->fetches) {
+			struct fetch *x = sl_list_entry(l, struct fetch, link);
+			if (x->epoch != o->epoch)
+				continue;
+			if (x->off <= s && s < x->off + x->len) {
+				off = s = x->off + x->len;
+				moved = true;
+				break;
+			}
+			if (x->off > s)
+				stop = SL_MIN(stop, x->off);
+		}
+		if (moved)
+			continue;
+		uint64_t most = SL_MAX(FETCH_MAX, 1ull << o->map.block_shift); /* whole blocks */
+		stop = SL_MIN(stop, s + most);
+		struct fetch *x = calloc(1, sizeof(*x));
+		if (!x)
+			return -ENOMEM;
+		*x = (struct fetch){.work.run = fetch_run,
+				    .f = f,
+				    .o = sl_object_ref(o),
+				    .off = s,
+				    .len = stop - s,
+				    .epoch = o->epoch};
+		sl_list_init(&x->qlink);
+		sl_list_add_tail(&fl->fetches, &x->link);
+		sl_list_add_tail(list, &x->qlink);
+		off = stop;
+	}
+	return 0;
+}
+
+static void fetch_done(struct sl_oreq *r)
+{
+	struct fetch *x = sl_container_of(r, struct fetch, req);
+	x->err = r->err;
+	sl_pool_push(x->f->workers, &x->work);
+}
+
+static void fetch_submit(struct fetch *x)
+{
+	struct sl_fill *f = x->f;
+	int r = sl_object_place(x->o, &x->place);
+	if (r < 0) {
+		x->err = r;
+		sl_pool_push(f->workers, &x->work);
+		return;
+	}
+	x->req = (struct sl_oreq){
+	    .op = SL_OREQ_READ, .place = x->place, .off = x->off, .len = x->len, .done = fetch_done};
+	sl_origin_submit(f->origin, &x->req);
+}
+
+/* Not to be started after all. Who began to wait for it meanwhile asks for it by himself. */
+static void fetch_drop(struct fetch *x)
+{
+	struct sl_object *o = x->o;
+	struct sl_fill *f = x->f;
+	pthread_mutex_lock(&o->lock);
+	sl_list_del(&x->link);
+	sl_flight_trim(o);
+	pthread_mutex_unlock(&o->lock);
+	free(x);
+	sl_fill_kick(f, o);
+	sl_object_put(o);
+}
+
+void sl_fetch_start(struct sl_fill *f, struct sl_list *list, bool speculative)
+{
+	while (!sl_list_empty(list)) {
+		struct fetch *x = sl_list_entry(list->next, struct fetch, qlink);
+		sl_list_del(&x->qlink);
+		if (speculative && !(x->admitted = sl_space_try(f, x->len))) {
+			fetch_drop(x);
+			continue;
+		}
+		pthread_mutex_lock(&f->lock);
+		f->requests++;
+		f->stats.fetches++;
+		if (speculative)
+			f->stats.prefetched++;
+		bool now = f->in_flight == 0 || f->in_flight + x->len <= IN_FLIGHT_MAX;
+		if (now)
+			f->in_flight += x->len;
+		else
+			sl_list_add_tail(&f->queue, &x->qlink);
+		pthread_mutex_unlock(&f->lock);
+		if (now)
+			fetch_submit(x);
+	}
+}
+
+bool sl_fill_idle_enough(struct sl_fill *f)
+{
+	pthread_mutex_lock(&f->lock);
+	bool ok = f->in_flight < SPECULATION_MAX && f->requests < 512;
+	pthread_mutex_unlock(&f->lock);
+	return ok;
+}
+
+/* A fetch is over: its room goes to the next in the queue. */
+static void fetch_end(struct sl_fill *f, uint64_t len)
+{
+	struct sl_list go;
+	sl_list_init(&go);
+	pthread_mutex_lock(&f->lock);
+	f->in_flight -= len;
+	while (!sl_list_empty(&f->queue)) {
+		struct fetch *x = sl_list_entry(f->queue.next, struct fetch, qlink);
+		if (f->in_flight && f->in_flight + x->len > IN_FLIGHT_MAX)
+			break;
+		f->in_flight += x->len;
+		sl_list_del(&x->qlink);
+		sl_list_add_tail(&go, &x->qlink);
+	}
+	pthread_mutex_unlock(&f->lock);
+	while (!sl_list_empty(&go)) {
+		struct fetch *x = sl_list_entry(go.next, struct fetch, qlink);
+		sl_list_del(&x->qlink);
+		fetch_submit(x);
+	}
+	/* Only now: who waits for the last request must not see zero while a submit is still to come. */
+	pthread_mutex_lock(&f->lock);
+	if (--f->requests == 0)
+		pthread_cond_broadcast(&f->cond);
+	pthread_mutex_unlock(&f->lock);
+}
+
+static bool all_zero(const char *p, size_t n)
+{
+	return n == 0 || (p[0] == 0 && !memcmp(p, p + 1, n - 1));
+}
+
+/* Write what arrived. The io lock is held shared: nobody resets the file meanwhile. */
+static int fetch_write(struct fetch *x, bool sparse, bool keep_times)
+{
+	_cleanup_close_ int fd = sl_object_open(x->o, O_WRONLY | O_NOATIME);
+	if (fd == -EPERM)
+		fd = sl_object_open(x->o, O_WRONLY);
+	if (fd < 0)
+		return fd;
+	struct stat st;
+	if (keep_times && fstat(fd, &st) < 0)
+		return -errno;
+	int r = 0;
+	if (!sparse)
+		r = sl_pwrite_full(fd, x->req.data, x->len, (off_t)x->off);
+	/* Holes of the origin need no room here: a placeholder reads as zeros where nothing was written. */
+	for (uint64_t at = 0; sparse && at < x->len && r == 0; at += 4096) {
+		size_t n = (size_t)SL_MIN(4096u, x->len - at);
+		if (!all_zero(x->req.data + at, n))
+			r = sl_pwrite_full(fd, x->req.data + at, n, (off_t)(x->off + at));
+	}
+	if (keep_times) {
+		struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, st.st_mtim};
+		(void)futimens(fd, ts);
+	}
+	return r;
+}
+
+/*
+ * The origin has another version than the one that was being filled. Take that up, unless somebody did
+ * already. Returns 0 when filling can go on, or what to tell who waits.
+ */
+static int moved_on(struct fetch *x)
+{
+	struct sl_object *o = x->o;
+	struct sl_version v = sl_attr_version(&x->req.attr);
+	int r = 0;
+	bool changed = false;
+	uint64_t old_size = 0;
+	_cleanup_close_ int fd = sl_object_open(o, O_RDWR);
+	if (fd < 0)
+		return fd;
+	pthread_rwlock_wrlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	if (o->epoch == x->epoch && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
+	    !sl_version_eq(&o->rec.origin, &v)) {
+		if (!S_ISREG(x->req.attr.mode)) {
+			r = -ESTALE;
+		} else if (o->rec.flags & SL_LINKED && !sl_version_same_object(&o->rec.origin, &v)) {
+			/* One of several names was replaced at the origin: the others here must not get that
+			 * content. */
+			r = -ESTALE;
+		} else {
+			old_size = o->map.size;
+			sl_space_add(x->f, -(int64_t)sl_chunkmap_bytes(&o->map));
+			if (!(o->rec.flags & SL_META))
+				o->rec.mode = x->req.attr.mode;
+			if (!(o->rec.flags & SL_META) && sl_store_privileged(o->store) &&
+			    (fchown(fd, x->req.attr.uid, x->req.attr.gid) < 0 ||
+			     fchmod(fd, x->req.attr.mode & 07777) < 0))
+				r = -errno;
+			if (r == 0)
+				r = sl_object_reset(o, fd, &v);
+			if (!x->req.attr.no_xattrs && r == 0)
+				o->rec.flags |= SL_XATTRS;
+			changed = x->f->cfg.changed;
+			/* In the same moment: nobody may take the new size for what the kernel knows. */
+			o->told_size = SL_MAX(o->told_size, old_size);
+			if (changed)
+				o->invalidating++;
+		}
+	}
+	struct sl_list lost;
+	sl_list_init(&lost);
+	if (r == 0 && o->flight)
+		sl_list_for_each_safe (l, &o->flight->ranges) {
+			struct sl_want *w = sl_list_entry(l, struct sl_want, link);
+			if (++w->tries > RESTARTS_MAX)
+				take(w, &lost);
+		}
+	pthread_mutex_unlock(&o->lock);
+	pthread_rwlock_unlock(&o->io);
+	sl_fill_add_stat(x->f, &x->f->stats.restarts, 1);
+	if (changed)
+		x->f->cfg.changed(x->f->cfg.arg, o);
+	sl_wants_done(x->f, &lost, -EIO);
+	return r;
+}
+
+enum landing { LANDED = 0, STALE = 1, OTHER_VERSION = 2 };
+
+/* Put what arrived into the store, if the object is still what it was asked for. Returns a landing, or -errno. */
+static int land(struct fetch *x)
+{
+	struct sl_fill *f = x->f;
+	struct sl_object *o = x->o;
+	int r = 0;
+	pthread_rwlock_rdlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	struct sl_version v = sl_attr_version(&x->req.attr);
+	bool stale = o->epoch != x->epoch || o->rec.flags & (SL_MODIFIED | SL_LOCAL);
+	bool same = sl_version_eq(&v, &o->rec.origin);
+	bool sparse = o->rec.flags & SL_SPARSE, meta = o->rec.flags & SL_META;
+	/* Times that the user has set are kept over the write: one at a time, or one would keep what another has
+	 * made. */
+	if (!meta)
+		pthread_mutex_unlock(&o->lock);
+	if (!stale && same)
+		/* With fewer bytes the origin says that there is more, and does not give it. */
+		r = x->req.nread == x->len ? fetch_write(x, sparse, meta) : -EIO;
+	if (meta)
+		pthread_mutex_unlock(&o->lock);
+	if (!stale && same && r == 0) {
+		pthread_mutex_lock(&o->lock);
+		uint64_t before = sl_chunkmap_bytes(&o->map);
+		r = sl_chunkmap_set(&o->map, x->off, x->len);
+		sl_space_add(f, (int64_t)(sl_chunkmap_bytes(&o->map) - before));
+		sl_commit_mark(f, o);
+		pthread_mutex_unlock(&o->lock);
+	}
+	pthread_rwlock_unlock(&o->io);
+	return stale ? STALE : !same ? OTHER_VERSION : r;
+}
+
+/* On a worker, with what the origin answered. */
+static void fetch_run(struct sl_work *work)
+{
+	struct fetch *x = sl_container_of(work, struct fetch, work);
+	struct sl_fill *f = x->f;
+	struct sl_object *o = x->o;
+	int r = x->err;
+	bool again = false;
+
+	if (r == 0 && !x->admitted) {
+		r = sl_space_admit(f, x->len);
+		x->admitted = r == 0;
+	}
+	if (r == 0) {
+		r = land(x);
+		/* The filesystem needs room for more than our bytes, and gives back what was evicted only with its
+		 * next commit. */
+		for (int tries = 0; (r == -ENOSPC || r == -EDQUOT) && tries < ENOSPC_TRIES; tries++) {
+			struct sl_fill_reclaim rc = {.to_free = x->len * 8};
+			if (sl_fill_reclaim(f, sl_object_root(f->store), &rc) < 0)
+				break;
+			(void)sl_store_sync(f->store);
+			r = land(x);
+		}
+		again = r == STALE;
+		r = r == OTHER_VERSION ? moved_on(x) : SL_MIN(r, 0);
+	} else if (r == -ENOENT || r == -ESTALE || r == -ENOTDIR) {
+		_cleanup_free_ char *path = sl_object_path(o);
+		sl_notice("%s is no longer at the origin (%s)", path, strerror(-r));
+	}
+
+	if (x->admitted)
+		sl_space_settle(f, x->len);
+
+	struct sl_list lost;
+	sl_list_init(&lost);
+	pthread_mutex_lock(&o->lock);
+	sl_list_del(&x->link);
+	if (r < 0 && !again)
+		sl_list_for_each_safe (l, &o->flight->ranges) {
+			struct sl_want *w = sl_list_entry(l, struct sl_want, link);
+			if (w->off < x->off + x->len && x->off < w->off + w->len)
+				take(w, &lost);
+		}
+	sl_flight_trim(o);
+	pthread_mutex_unlock(&o->lock);
+	sl_wants_done(f, &lost, sl_fill_map_error(r));
+	sl_fill_kick(f, o);
+	uint64_t len = x->len;
+	if (x->err == 0)
+		sl_fill_add_stat(f, &f->stats.fetched_bytes, x->req.nread);
+	sl_oreq_fini(&x->req);
+	free(x->place);
+	free(x);
+	sl_object_put(o);
+	fetch_end(f, len);
+}
+
+/* ---- the whole ---- */
+
+int sl_fill_new(const struct sl_fill_config *cfg, struct sl_fill **ret)
+{
+	struct sl_fill *f = calloc(1, sizeof(*f));
+	if (!f)
+		return -ENOMEM;
+	f->cfg = *cfg;
+	f->store = cfg->store;
+	f->origin = cfg->origin;
+	pthread_mutex_init(&f->lock, NULL);
+	pthread_mutex_init(&f->commit_lock, NULL);
+	pthread_mutex_init(&f->space_lock, NULL);
+	pthread_mutex_init(&f->count_lock, NULL);
+	pthread_condattr_t ca;
+	pthread_condattr_init(&ca);
+	pthread_condattr_setclock(&ca, CLOCK_MONOTONIC);
+	pthread_cond_init(&f->cond, &ca);
+	pthread_cond_init(&f->commit_cond, &ca);
+	pthread_condattr_destroy(&ca);
+	sl_list_init(&f->queue);
+	sl_list_init(&f->dirty);
+	int r = sl_pool_new(WORKERS, "fill", &f->workers);
+	if (r == 0)
+		r = sl_commit_init(f);
+	if (r < 0) {
+		sl_pool_free(f->workers);
+		free(f);
+		return r;
+	}
+	*ret = f;
+	return 0;
+}
+
+void sl_fill_free(struct sl_fill *f)
+{
+	if (!f)
+		return;
+	pthread_mutex_lock(&f->lock);
+	while (f->requests)
+		pthread_cond_wait(&f->cond, &f->lock);
+	pthread_mutex_unlock(&f->lock);
+	sl_pool_free(f->workers);
+	sl_commit_fini(f);
+	pthread_cond_destroy(&f->cond);
+	pthread_cond_destroy(&f->commit_cond);
+	pthread_mutex_destroy(&f->lock);
+	pthread_mutex_destroy(&f->commit_lock);
+	pthread_mutex_destroy(&f->space_lock);
+	pthread_mutex_destroy(&f->count_lock);
+	free(f);
+}
+
+void sl_fill_get_stats(struct sl_fill *f, struct sl_fill_stats *st)
+{
+	pthread_mutex_lock(&f->lock);
+	*st = f->stats;
+	pthread_mutex_unlock(&f->lock);
+}

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Fill and populate: bring what is wanted from the origin into the store, once, however many want it.
+ *
+ * Nobody blocks in here: who wants something leaves a struct sl_want, and its done() runs, on one of the
+ * fill's workers, when it is there or cannot be had. What arrived may be used at once; a committer writes it
+ * into records and chunk maps after it has made it durable, in batches, so that the map on disk never claims
+ * what a crash could take away.
+ */
+#pragma once
+
+#include "origin/origin.h"
+#include "store/object.h"
+
+struct sl_fill;
+
+struct sl_fill_config {
+	struct sl_store *store;
+	struct sl_origin *origin;
+	/**
+	 * The content or the attributes of @o changed under its readers: drop what they have cached, then count
+	 * o->invalidating down, which was counted up. On any thread; must not block on them.
+	 */
+	void (*changed)(void *arg, struct sl_object *o);
+	void *arg;
+};
+
+int sl_fill_new(const struct sl_fill_config *cfg, struct sl_fill **ret);
+/** Commits everything. No want may be outstanding, and the origin must still be there. */
+void sl_fill_free(struct sl_fill *f);
+
+/* What somebody waits for. Owned by the caller until done() ran, which is once, or until sl_fill_cancel()
+ * says true. */
+struct sl_want {
+	struct sl_object *o; /* the caller's reference */
+	uint64_t off, len;   /* SL_WANT_RANGE */
+	void (*done)(struct sl_want *w, int err);
+
+	struct sl_list link; /* the fill's */
+	unsigned tries;
+};
+
+enum sl_want_kind {
+	SL_WANT_RANGE,	/* bytes [off, off+len) of a file */
+	SL_WANT_NAMES,	/* all names of a directory */
+	SL_WANT_XATTRS, /* extended attributes */
+};
+
+/**
+ * Returns 1 if it is here already (done() does not run), 0 if done() will run, or a negative errno at once.
+ * Errors, here and in done(): -EIO the origin cannot be reached in time, or fails; -ESTALE the object is no
+ * longer at the origin; -EACCES the exporter may not read it; -ENOSPC no space in the store, and nothing to
+ * evict; -ENOMEM.
+ */
+int sl_fill_want(struct sl_fill *f, enum sl_want_kind kind, struct sl_want *w);
+/** True if @w was still waiting and no longer is: done() will not run. */
+bool sl_fill_cancel(struct sl_fill *f, struct sl_want *w);
+/** Want, and wait. 0 or the error. Not on a worker. */
+int sl_fill_wait(struct sl_fill *f, enum sl_want_kind kind, struct sl_object *o, uint64_t off, uint64_t len);
+
+/** A file or directory was opened: continues or begins a streak by which siblings are fetched ahead. Cheap.
+ */
+void sl_fill_note_open(struct sl_fill *f, struct sl_object *o);
+
+/** A read of a file that is partly here found what it wanted: what comes next may be asked for already.
+ * Cheap. */
+void sl_fill_note_read(struct sl_fill *f, struct sl_object *o, uint64_t off, uint64_t len);
+
+/** Make all that arrived until now durable, and say so in the records. */
+int sl_fill_commit(struct sl_fill *f);
+/**
+ * Content of @o, which is completely here or about to be truncated to nothing (@truncate), is about to be
+ * changed by the user. When this returns 0, the record says so durably. Blocks for the disk. @o->io must not
+ * be held.
+ */
+int sl_fill_modify(struct sl_fill *f, struct sl_object *o, bool truncate);
+
+/**
+ * Evict @n files. @results[i]: 0 evicted (also what was cold); -EBUSY open, mapped or under way; -EPERM
+ * pinned; -EEXIST changed here, so that nobody else has it; -EINVAL not a file of the origin. @freed: bytes
+ * that were given back. Blocks for the disk.
+ */
+int sl_fill_evict(struct sl_fill *f, struct sl_object **o, int *results, size_t n, uint64_t *freed);
+
+struct sl_fill_reclaim {
+	uint64_t older_than; /* seconds since the last use; 0: any */
+	uint64_t to_free;    /* bytes, oldest first; 0: all there is */
+	/* results */
+	uint64_t files, bytes, busy, kept;
+};
+/** Evict from everything below @dir (or the one file @dir). Blocks. */
+int sl_fill_reclaim(struct sl_fill *f, struct sl_object *dir, struct sl_fill_reclaim *r);
+
+struct sl_fill_stats {
+	uint64_t fetches, fetched_bytes, listings; /* of the origin, since the start */
+	uint64_t prefetched;			   /* files among them that nobody had asked for yet */
+	uint64_t waiting;			   /* wants that wait now */
+	uint64_t restarts; /* files that changed at the origin while they were filled */
+};
+void sl_fill_get_stats(struct sl_fill *f, struct sl_fill_stats *st);

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of the fill share among themselves. */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/pool.h"
+#include "base/time.h"
+#include "fill/fill.h"
+
+#define FETCH_MAX	(1ull << 20) /* bytes of one request to the origin */
+#define READAHEAD_MIN	(128ull << 10)
+#define READAHEAD_MAX	(8ull << 20)
+#define IN_FLIGHT_MAX	(64ull << 20) /* bytes asked for at once; wants beyond wait in a queue */
+#define SPECULATION_MAX (32ull << 20) /* what was not asked for stops here */
+#define BLOCK_SHIFT_MAX 23	      /* files beyond 128 TiB are not filled */
+#define ENOSPC_TRIES	4
+#define RESTARTS_MAX	16	      /* of a want whose file keeps changing */
+#define WORKERS		4
+
+struct sl_fill {
+	struct sl_fill_config cfg;
+	struct sl_store *store;
+	struct sl_origin *origin;
+	struct sl_pool *workers;
+
+	pthread_mutex_t lock; /* protects all below; taken after an object's lock */
+	pthread_cond_t cond;  /* no request is left */
+	pthread_cond_t commit_cond;
+	uint64_t in_flight;   /* bytes */
+	unsigned requests;    /* to the origin, under way or queued */
+	struct sl_list queue; /* of struct fetch: demanded, but too much is in flight */
+	struct sl_fill_stats stats;
+
+	struct sl_list dirty; /* of objects by dirty_link: the map in memory says more than the one on disk */
+	size_t ndirty;
+	bool stop;
+	pthread_t committer;
+	bool committing;
+	pthread_mutex_t commit_lock; /* one commit at a time */
+
+	/* space */
+	pthread_mutex_t space_lock;
+	uint64_t space_checked; /* when */
+	uint64_t space_free;	/* bytes on the filesystem at that time, less what was admitted since */
+	uint64_t admitted;	/* bytes that may come in, and are not counted in content yet */
+	uint64_t content;	/* bytes of content in the store: exact with a limit, else 0 */
+	atomic_bool content_known;
+	pthread_mutex_t count_lock; /* counting once */
+};
+
+/* What is on its way for one object, under its lock; exists while any list is not empty. */
+struct sl_flight {
+	struct sl_list ranges, names, xattrs; /* of struct sl_want */
+	struct sl_list fetches;		      /* of struct fetch */
+	bool listing, xattring;
+};
+
+/* A request for a range. */
+struct fetch {
+	struct sl_work work;
+	struct sl_list link;  /* in the flight */
+	struct sl_list qlink; /* in the queue */
+	struct sl_fill *f;
+	struct sl_object *o;
+	struct sl_oreq req;
+	uint64_t off, len;
+	uint32_t epoch;
+	bool admitted; /* room was made for it already */
+	char *place;
+	int err;
+};
+
+struct sl_flight *sl_flight_get(struct sl_object *o); /* lock held; NULL without memory */
+void sl_flight_trim(struct sl_object *o);	      /* lock held: free it if nothing is on its way */
+void sl_wants_done(struct sl_fill *f, struct sl_list *wants, int err);
+void sl_fill_add_stat(struct sl_fill *f, uint64_t *counter, uint64_t n);
+/** What the reader is told for an error of the origin. */
+int sl_fill_map_error(int err);
+
+/** Fetch [off, end) of @o as far as it is missing and not on its way. Lock held on entry and exit. @list gets
+ * what is to be started. */
+int sl_fetch_plan(struct sl_fill *f, struct sl_object *o, uint64_t off, uint64_t end, struct sl_list *list);
+/** Start what was planned. No lock held. */
+void sl_fetch_start(struct sl_fill *f, struct sl_list *list, bool speculative);
+/** After something changed: finish the wants that are satisfied, plan for the others. No lock held. */
+void sl_fill_kick(struct sl_fill *f, struct sl_object *o);
+/** Whether there is room for speculation. */
+bool sl_fill_idle_enough(struct sl_fill *f);
+int sl_populate_start(struct sl_fill *f,
+		      struct sl_object *dir); /* flight->listing was just set; no lock held */
+int sl_xattrs_start(struct sl_fill *f, struct sl_object *o);
+
+/** The object's map grew in memory (lock held): have it committed. */
+void sl_commit_mark(struct sl_fill *f, struct sl_object *o);
+int sl_commit_init(struct sl_fill *f);
+void sl_commit_fini(struct sl_fill *f);
+
+/** May @bytes more come into the store? Evicts if that helps. 0 or -ENOSPC. Blocks. No lock held. */
+int sl_space_admit(struct sl_fill *f, uint64_t bytes);
+/** As sl_space_admit(), for what nobody has asked for yet: takes what is free, and evicts nothing. */
+bool sl_space_try(struct sl_fill *f, uint64_t bytes);
+/** Would sl_space_try() succeed? */
+bool sl_space_roomy(struct sl_fill *f, uint64_t bytes);
+/** What was admitted has come, and was counted by sl_space_add(), or will not. */
+void sl_space_settle(struct sl_fill *f, uint64_t bytes);
+void sl_space_add(struct sl_fill *f, int64_t bytes);

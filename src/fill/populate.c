@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Populate: all names of a directory at once; and the extended attributes of one object, which come the same
+ * way. */
+#include <fcntl.h>
+#include <sys/xattr.h>
+
+#include "base/log.h"
+#include "fill/internal.h"
+#include "store/walk.h"
+#include "store/xattr.h"
+
+struct job {
+	struct sl_work work;
+	struct sl_fill *f;
+	struct sl_object *o;
+	struct sl_oreq req;
+	char *place;
+	int err;
+};
+
+static void job_done(struct sl_oreq *r)
+{
+	struct job *j = sl_container_of(r, struct job, req);
+	j->err = r->err;
+	sl_pool_push(j->f->workers, &j->work);
+}
+
+/* Ask the origin; @run goes on with the answer on a worker. Always 0: failures come through @run as well. */
+static int job_start(struct sl_fill *f, struct sl_object *o, enum sl_oreq_op op,
+		     void (*run)(struct sl_work *))
+{
+	struct job *j;
+	while (!(j = calloc(1, sizeof(*j))))
+		usleep(10000); /* somebody waits already, and no error could reach them */
+	*j = (struct job){.work.run = run, .f = f, .o = sl_object_ref(o)};
+	pthread_mutex_lock(&f->lock);
+	f->requests++;
+	if (op == SL_OREQ_LIST)
+		f->stats.listings++;
+	pthread_mutex_unlock(&f->lock);
+	j->err = sl_object_place(o, &j->place);
+	if (j->err < 0) {
+		sl_pool_push(f->workers, &j->work);
+		return 0;
+	}
+	j->req = (struct sl_oreq){.op = op, .place = j->place, .done = job_done};
+	sl_origin_submit(f->origin, &j->req);
+	return 0;
+}
+
+static void job_end(struct job *j, bool names, int err)
+{
+	struct sl_fill *f = j->f;
+	struct sl_object *o = j->o;
+	struct sl_list done;
+	sl_list_init(&done);
+	pthread_mutex_lock(&o->lock);
+	struct sl_flight *fl = o->flight;
+	sl_list_for_each_safe (l, names ? &fl->names : &fl->xattrs) {
+		struct sl_want *w = sl_list_entry(l, struct sl_want, link);
+		sl_list_del(&w->link);
+		w->tries = UINT32_MAX;
+		sl_list_add_tail(&done, &w->link);
+	}
+	*(names ? &fl->listing : &fl->xattring) = false;
+	sl_flight_trim(o);
+	pthread_mutex_unlock(&o->lock);
+	sl_wants_done(f, &done, err ? sl_fill_map_error(err) : 0);
+	sl_oreq_fini(&j->req);
+	free(j->place);
+	free(j);
+	sl_object_put(o);
+	pthread_mutex_lock(&f->lock);
+	if (--f->requests == 0)
+		pthread_cond_broadcast(&f->cond);
+	pthread_mutex_unlock(&f->lock);
+}
+
+static int cmp_entry(const void *a, const void *b)
+{
+	return strcmp((*(const struct sl_oentry *const *)a)->name,
+		      (*(const struct sl_oentry *const *)b)->name);
+}
+
+/* What an interrupted attempt left that the origin no longer has. Usually the directory is empty, and this
+ * costs one system call. */
+static int remove_leftovers(struct sl_object *dir, int dirfd, const struct sl_oreq *req)
+{
+	struct sl_name *v = NULL;
+	size_t n = 0;
+	int r = sl_names_read(dir, &v, &n);
+	if (r < 0 || n == 0)
+		return r;
+	const struct sl_oentry **by_name = reallocarray(NULL, req->nentries + 1, sizeof(*by_name));
+	for (size_t i = 0; by_name && i < req->nentries; i++)
+		by_name[i] = &req->entries[i];
+	if (by_name && req->nentries)
+		qsort(by_name, req->nentries, sizeof(*by_name), cmp_entry);
+	else if (!by_name)
+		r = -ENOMEM;
+	for (size_t i = 0; r == 0 && i < n; i++) {
+		struct sl_oentry key = {.name = v[i].name};
+		const struct sl_oentry *kp = &key;
+		if (req->nentries && bsearch(&kp, by_name, req->nentries, sizeof(*by_name), cmp_entry))
+			continue;
+		r = sl_placeholder_remove(dir, dirfd, v[i].name);
+	}
+	free(by_name);
+	sl_names_free(v, n);
+	return r;
+}
+
+static void populate_run(struct sl_work *work)
+{
+	struct job *j = sl_container_of(work, struct job, work);
+	struct sl_object *dir = j->o;
+	struct sl_fill *f = j->f;
+	int r = j->err;
+	if (r == 0)
+		r = sl_space_admit(f, j->req.nentries * 512);
+	bool admitted = r == 0 && j->err == 0;
+	_cleanup_close_ int fd = r == 0 ? sl_object_open_dir(dir) : -EBADF;
+	struct stat before = {0};
+	if (r == 0 && fd < 0)
+		r = fd;
+	if (r == 0 && fstat(fd, &before) < 0)
+		r = -errno;
+	if (r == 0)
+		r = remove_leftovers(dir, fd, &j->req);
+	bool whiteouts = sl_object_has_whiteouts(dir);
+	for (size_t i = 0; r == 0 && i < j->req.nentries; i++) {
+		const struct sl_oentry *e = &j->req.entries[i];
+		if (whiteouts && sl_object_whiteout(dir, e->name))
+			continue; /* it was deleted here, once */
+		r = sl_placeholder_make(dir, fd, e->name, &e->attr, e->target);
+		if (r < 0) {
+			_cleanup_free_ char *path = sl_object_path(dir);
+			sl_err("cannot make the placeholder of '%s' in '%s': %s", e->name, path,
+			       strerror(-r));
+		}
+	}
+	if (r == 0)
+		r = sl_placeholder_populated(dir, &j->req.attr, before.st_mtim);
+	if (fd >= 0 && (r == -ENOSPC || r == -EDQUOT)) {
+		/* What was made is seen by nobody, and takes the room that others need. */
+		const struct sl_oreq nothing = {0};
+		(void)remove_leftovers(dir, fd, &nothing);
+	}
+	if (admitted)
+		sl_space_settle(f, j->req.nentries * 512);
+	if (r < 0 && j->err == 0 && r != -ENOSPC && r != -EDQUOT && r != -ENOMEM)
+		r = -EIO; /* our own trouble with the store is not the origin's */
+	if (r < 0 && j->err < 0) {
+		_cleanup_free_ char *path = sl_object_path(dir);
+		sl_warn("cannot list '%s' at the origin: %s", path, strerror(-r));
+	}
+	job_end(j, true, r);
+}
+
+int sl_populate_start(struct sl_fill *f, struct sl_object *dir)
+{
+	return job_start(f, dir, SL_OREQ_LIST, populate_run);
+}
+
+static void xattrs_run(struct sl_work *work)
+{
+	struct job *j = sl_container_of(work, struct job, work);
+	struct sl_object *o = j->o;
+	int r = j->err;
+	if (r == 0) {
+		for (size_t i = 0; r == 0 && i < j->req.nxattrs; i++) {
+			const struct sl_oxattr *x = &j->req.xattrs[i];
+			r = sl_xattr_import(o, x->name, x->value, x->len);
+		}
+		pthread_mutex_lock(&o->lock);
+		if (r == 0) {
+			o->rec.flags &= (uint16_t)~SL_XATTRS;
+			r = sl_object_save(o);
+			if (r < 0)
+				o->rec.flags |= SL_XATTRS;
+		}
+		pthread_mutex_unlock(&o->lock);
+		if (r < 0 && r != -ENOSPC && r != -EDQUOT && r != -ENOMEM)
+			r = -EIO;
+	}
+	job_end(j, false, r);
+}
+
+int sl_xattrs_start(struct sl_fill *f, struct sl_object *o)
+{
+	return job_start(f, o, SL_OREQ_XATTRS, xattrs_run);
+}

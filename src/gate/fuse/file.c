@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Open files. */
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/ioctl.h>
+
+#include "base/log.h"
+#include "gate/fuse/internal.h"
+
+#define COPY_MAX (16ull << 20) /* of one COPY_FILE_RANGE: what is not here must come first */
+
+/* ---- open and release ---- */
+
+/*
+ * Passthrough: reads and writes go to the store's file without us. All opens of an inode at one time are of
+ * one kind, and share one backing file. @o->lock is held; returns whether this one is.
+ */
+static bool open_passthrough(struct sl_gate *g, struct sl_object *o, int fd)
+{
+	if (!g->passthrough || o->open_cached)
+		return false;
+	if (o->open_passthrough == 0) {
+		struct fuse_backing_map m = {.fd = fd};
+		int id = ioctl(sl_transport_fd(g->transport), FUSE_DEV_IOC_BACKING_OPEN, &m);
+		if (id <= 0) {
+			sl_notice("passthrough is not possible with this store (%s): reads and writes go "
+				  "through the service",
+				  strerror(errno));
+			g->passthrough = false;
+			return false;
+		}
+		o->backing_id = id;
+	}
+	o->open_passthrough++;
+	return true;
+}
+
+static void close_passthrough(struct sl_gate *g, struct sl_object *o)
+{
+	if (--o->open_passthrough == 0) {
+		uint32_t id = (uint32_t)o->backing_id;
+		ioctl(sl_transport_fd(g->transport), FUSE_DEV_IOC_BACKING_CLOSE, &id);
+		o->backing_id = 0;
+	}
+}
+
+/* The last use of content is what eviction by age goes by: noted when a file is opened, once a minute at
+ * most. */
+static void note_use(int fd)
+{
+	struct stat st;
+	time_t now = time(NULL);
+	if (fstat(fd, &st) == 0 && st.st_atim.tv_sec + 60 < now) {
+		struct timespec ts[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}};
+		(void)futimens(fd, ts);
+	}
+}
+
+int gate_open_handle(struct sl_gate *g, struct sl_object *o, int flags, int *fd, struct fuse_open_out *out)
+{
+	struct handle *h = calloc(1, sizeof(*h));
+	if (!h)
+		return -ENOMEM;
+	if (*fd < 0)
+		*fd = sl_object_open(o, (flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR);
+	if (*fd < 0) {
+		free(h);
+		return *fd;
+	}
+	*h = (struct handle){.o = sl_object_ref(o), .fd = sl_steal_fd(fd), .flags = flags};
+	pthread_mutex_lock(&o->lock);
+	bool ours = o->rec.flags & (SL_MODIFIED | SL_LOCAL), busy = false;
+	o->opens++;
+	/* A file opened for writing is modified from its opening on, as far as we can tell: only one that is
+	 * so already qualifies. */
+	if ((ours || ((flags & O_ACCMODE) == O_RDONLY && sl_chunkmap_full(&o->map))) && !o->evicting)
+		h->passthrough = open_passthrough(g, o, h->fd);
+	else if (o->open_passthrough && (flags & O_ACCMODE) == O_RDONLY)
+		h->passthrough = open_passthrough(g, o, h->fd);
+	else if (o->open_passthrough)
+		busy = true; /* opened in passthrough mode since gate_open() looked: its writes would not be
+				seen */
+	if (busy)
+		o->opens--;
+	else if (!h->passthrough)
+		o->open_cached++;
+	int backing = o->backing_id;
+	pthread_mutex_unlock(&o->lock);
+	if (busy) {
+		close(h->fd);
+		sl_object_put(o);
+		free(h);
+		return -EBUSY;
+	}
+	gate_handle_add(g, h);
+	note_use(h->fd);
+	*out = (struct fuse_open_out){.fh = (uintptr_t)h, .open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH};
+	if (h->passthrough) {
+		out->open_flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH;
+		out->backing_id = backing;
+	}
+	return 0;
+}
+
+void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
+{
+	struct fuse_open_out out;
+	_cleanup_close_ int fd = -EBADF;
+	int flags = (int)rq->m.in.open.flags;
+	if (!sl_object_is_reg(o)) {
+		sl_reply_err(rq, sl_object_is_dir(o) ? -EISDIR : -ENXIO);
+		return;
+	}
+	if (gate_hold(g, rq, o))
+		return;
+	if ((flags & O_ACCMODE) != O_RDONLY) {
+		/* While others have it open in passthrough mode this one must be so too, and its writes would
+		 * not be seen. */
+		pthread_mutex_lock(&o->lock);
+		bool unseen = o->open_passthrough;
+		pthread_mutex_unlock(&o->lock);
+		if (unseen && !gate_need_writable(g, rq, o, false))
+			return;
+	}
+	sl_fill_note_open(g->fill, o);
+	int r = gate_open_handle(g, o, flags, &fd, &out);
+	if (r == -EBUSY)
+		gate_open(g, rq, o);
+	else if (r < 0)
+		sl_reply_err(rq, r);
+	else
+		sl_reply(rq, &out, sizeof(out));
+}
+
+void gate_handle_add(struct sl_gate *g, struct handle *h)
+{
+	pthread_mutex_lock(&g->lock);
+	sl_list_add_tail(&g->handles, &h->link);
+	pthread_mutex_unlock(&g->lock);
+}
+
+void gate_handle_free(struct sl_gate *g, struct handle *h)
+{
+	struct sl_object *o = h->o;
+	pthread_mutex_lock(&g->lock);
+	sl_list_del(&h->link);
+	pthread_mutex_unlock(&g->lock);
+	if (sl_object_is_reg(o)) {
+		pthread_mutex_lock(&o->lock);
+		o->opens--;
+		if (h->passthrough)
+			close_passthrough(g, o);
+		else
+			o->open_cached--;
+		pthread_mutex_unlock(&o->lock);
+	}
+	close(h->fd);
+	sl_object_put(o);
+	free(h->buf);
+	free(h);
+}
+
+void gate_release(struct sl_gate *g, struct sl_req *rq)
+{
+	gate_handle_free(g, handle_of(rq->m.in.release.fh));
+	sl_reply_err(rq, 0);
+}
+
+/* ---- content ---- */
+
+void gate_read(struct sl_gate *g, struct sl_req *rq)
+{
+	const struct fuse_read_in *in = &rq->m.in.read;
+	struct handle *h = handle_of(in->fh);
+	struct sl_object *o = h->o;
+	size_t n = SL_MIN(in->size, SL_WIRE_MAX_DATA);
+	uint64_t off = in->offset;
+	bool full;
+	for (;;) {
+		if (!gate_need(g, rq, o, SL_WANT_RANGE, in->offset, n))
+			return;
+		/* From here to the answer nobody takes away or replaces what is read. */
+		pthread_rwlock_rdlock(&o->io);
+		pthread_mutex_lock(&o->lock);
+		bool here = sl_chunkmap_test(&o->map, in->offset, n);
+		full = sl_chunkmap_full(&o->map);
+		/*
+		 * The file became shorter at the origin, and the kernel does not know yet: it would fill up a short
+		 * answer with zeros. That much must not be read.
+		 */
+		bool cut = o->told_size > o->map.size && in->offset + n > o->map.size &&
+			   !(o->rec.flags & (SL_MODIFIED | SL_LOCAL));
+		pthread_mutex_unlock(&o->lock);
+		if (cut) {
+			pthread_rwlock_unlock(&o->io);
+			sl_reply_err(rq, -EIO);
+			return;
+		}
+		if (here)
+			break;
+		pthread_rwlock_unlock(&o->io);
+	}
+	_cleanup_free_ char *buf = malloc(n + 1);
+	ssize_t k = buf ? sl_pread_full(h->fd, buf, n, (off_t)in->offset) : -ENOMEM;
+	sl_object_ref(o); /* once it is answered, the file may be closed */
+	if (k < 0)
+		sl_reply_err(rq, (int)k);
+	else
+		sl_reply_data(rq, NULL, 0, buf, (size_t)k);
+	pthread_rwlock_unlock(&o->io);
+	if (!full)
+		sl_fill_note_read(g->fill, o, off, n);
+	sl_object_put(o);
+}
+
+void gate_write(struct sl_gate *g, struct sl_req *rq)
+{
+	struct handle *h = handle_of(rq->m.in.write.fh);
+	if (!gate_need_writable(g, rq, h->o, false))
+		return;
+	int r = sl_pwrite_full(h->fd, rq->m.data, rq->m.data_len, (off_t)rq->m.in.write.offset);
+	if (r < 0) {
+		sl_reply_err(rq, r);
+		return;
+	}
+	struct fuse_write_out out = {.size = (uint32_t)rq->m.data_len};
+	sl_reply(rq, &out, sizeof(out));
+}
+
+void gate_fallocate(struct sl_gate *g, struct sl_req *rq)
+{
+	const struct fuse_fallocate_in *in = &rq->m.in.fallocate;
+	struct handle *h = handle_of(in->fh);
+	if (!gate_need_writable(g, rq, h->o, false))
+		return;
+	sl_reply_err(rq,
+		     fallocate(h->fd, (int)in->mode, (off_t)in->offset, (off_t)in->length) < 0 ? -errno : 0);
+}
+
+void gate_copy(struct sl_gate *g, struct sl_req *rq)
+{
+	const struct fuse_copy_file_range_in *in = &rq->m.in.copy_file_range;
+	struct handle *from = handle_of(in->fh_in), *to = handle_of(in->fh_out);
+	size_t n = (size_t)SL_MIN(in->len, COPY_MAX);
+	if (!gate_need_writable(g, rq, to->o, false))
+		return;
+	for (;;) {
+		if (!gate_need(g, rq, from->o, SL_WANT_RANGE, in->off_in, n))
+			return;
+		pthread_rwlock_rdlock(&from->o->io);
+		pthread_mutex_lock(&from->o->lock);
+		bool here = sl_chunkmap_test(&from->o->map, in->off_in, n);
+		pthread_mutex_unlock(&from->o->lock);
+		if (here)
+			break;
+		pthread_rwlock_unlock(&from->o->io);
+	}
+	off_t a = (off_t)in->off_in, b = (off_t)in->off_out;
+	ssize_t k = copy_file_range(from->fd, &a, to->fd, &b, n, 0);
+	pthread_rwlock_unlock(&from->o->io);
+	struct fuse_write_out out = {.size = (uint32_t)k};
+	if (k < 0)
+		sl_reply_err(rq, -errno);
+	else
+		sl_reply(rq, &out, sizeof(out));
+}
+
+/* ---- holes ---- */
+
+struct seek {
+	struct sl_oreq req;
+	struct sl_req *rq;
+	struct sl_object *o;
+	char *place;
+	uint64_t size;
+};
+
+/* What is always true: there is data up to the end. */
+static void seek_plain(struct sl_req *rq, uint64_t size)
+{
+	const struct fuse_lseek_in *in = &rq->m.in.lseek;
+	struct fuse_lseek_out out = {.offset = in->whence == SEEK_DATA ? in->offset : size};
+	if (in->offset >= size)
+		sl_reply_err(rq, -ENXIO);
+	else
+		sl_reply(rq, &out, sizeof(out));
+}
+
+static void seek_done(struct sl_oreq *r)
+{
+	struct seek *s = sl_container_of(r, struct seek, req);
+	struct sl_version v = sl_attr_version(&r->attr);
+	pthread_mutex_lock(&s->o->lock);
+	bool same = r->err == 0 && sl_version_eq(&v, &s->o->rec.origin) && !(s->o->rec.flags & SL_MODIFIED);
+	pthread_mutex_unlock(&s->o->lock);
+	if (!same) {
+		seek_plain(s->rq, s->size); /* of another version, or not known */
+	} else if (r->result == UINT64_MAX) {
+		sl_reply_err(s->rq, -ENXIO);
+	} else {
+		struct fuse_lseek_out out = {.offset = r->result};
+		sl_reply(s->rq, &out, sizeof(out));
+	}
+	sl_oreq_fini(r);
+	sl_object_put(s->o);
+	free(s->place);
+	free(s);
+}
+
+void gate_lseek(struct sl_gate *g, struct sl_req *rq)
+{
+	const struct fuse_lseek_in *in = &rq->m.in.lseek;
+	struct handle *h = handle_of(in->fh);
+	struct sl_object *o = h->o;
+	if (in->whence != SEEK_DATA && in->whence != SEEK_HOLE) {
+		sl_reply_err(rq, -EINVAL);
+		return;
+	}
+	pthread_rwlock_rdlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	bool ours = o->rec.flags & (SL_MODIFIED | SL_LOCAL);
+	bool full = sl_chunkmap_full(&o->map), sparse = o->rec.flags & SL_SPARSE;
+	uint64_t size = o->map.size;
+	pthread_mutex_unlock(&o->lock);
+	if (ours || (full && !sl_store_reflinks(g->store))) {
+		off_t at = lseek(h->fd, (off_t)in->offset, (int)in->whence);
+		pthread_rwlock_unlock(&o->io);
+		struct fuse_lseek_out out = {.offset = (uint64_t)at};
+		if (at < 0)
+			sl_reply_err(rq, -errno);
+		else
+			sl_reply(rq, &out, sizeof(out));
+		return;
+	}
+	pthread_rwlock_unlock(&o->io);
+	struct seek *s = sparse ? calloc(1, sizeof(*s)) : NULL;
+	if (!s || sl_object_place(o, &s->place) < 0) {
+		free(s);
+		seek_plain(rq, size);
+		return;
+	}
+	s->rq = sl_req_keep(rq);
+	if (!s->rq) {
+		free(s->place);
+		free(s);
+		return;
+	}
+	s->o = sl_object_ref(o);
+	s->size = size;
+	s->req = (struct sl_oreq){.op = SL_OREQ_LSEEK,
+				  .place = s->place,
+				  .off = in->offset,
+				  .whence = (int)in->whence,
+				  .done = seek_done};
+	sl_origin_submit(g->cfg.origin, &s->req);
+}
+
+void gate_fsync(struct sl_gate *g, struct sl_req *rq)
+{
+	(void)g;
+	struct handle *h = handle_of(rq->m.in.fsync.fh);
+	bool data = rq->m.in.fsync.fsync_flags & FUSE_FSYNC_FDATASYNC;
+	sl_reply_err(rq, (data ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0);
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of the fuse gate share among themselves. */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "gate/fuse/gate.h"
+#include "wire/server.h"
+
+/* "For ever": the kernel limits it itself. */
+#define VALID_SECONDS (1ull << 40)
+
+struct sl_gate {
+	struct sl_gate_config cfg;
+	struct sl_store *store;
+	struct sl_fill *fill;
+	struct sl_transport *transport;
+	struct sl_server *server;
+	atomic_bool passthrough;
+	uid_t uid;
+	bool privileged;
+
+	pthread_mutex_t lock; /* protects all below; taken before an object's lock */
+	pthread_cond_t cond;
+	struct sl_htab pending; /* kept requests by their number */
+	unsigned interrupted;	/* how many of them the kernel would like to see ended */
+	struct sl_list changed; /* objects to be invalidated */
+	struct sl_list held;	   /* of struct held: opens that wait for an invalidation */
+	struct sl_list handles; /* of struct handle: what is open */
+	bool stop;
+	pthread_t janitor; /* sends invalidations, and looks after the interrupted */
+};
+
+/* An open file or directory; its address is the handle that the kernel gets. */
+struct handle {
+	struct sl_list link; /* in the gate's list */
+	struct sl_object *o;
+	int fd;
+	int flags;
+	bool passthrough;
+	/* directories */
+	pthread_mutex_t lock;
+	char *buf;
+	size_t len, pos;
+	uint64_t next; /* the offset that buf + pos continues at */
+};
+
+static inline struct handle *handle_of(uint64_t fh)
+{
+	return (struct handle *)(uintptr_t)fh;
+}
+
+void gate_handle_add(struct sl_gate *g, struct handle *h);
+/** Take it off the list, close and free it. */
+void gate_handle_free(struct sl_gate *g, struct handle *h);
+
+/** The object of a node id, as a new reference; answers the request itself, and returns NULL, where there is
+ * none. */
+struct sl_object *gate_object(struct sl_gate *g, struct sl_req *rq, uint64_t nodeid);
+/**
+ * Make sure that something is here before @rq goes on: returns true if it is; otherwise the request is kept
+ * and dispatched again later, or answered with an error, and the caller must not touch it any more.
+ */
+bool gate_need(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, enum sl_want_kind kind,
+	       uint64_t off, uint64_t len);
+/** Make sure that @o may be written: completely here, and marked as modified. As gate_need(). */
+bool gate_need_writable(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, bool truncate);
+void gate_dispatch(struct sl_req *rq, void *arg);
+/** Hold @rq until no invalidation of @o is under way. True if it was held; the caller must not touch it any more. */
+bool gate_hold(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+
+/** What the kernel learns of @o, and one more lookup of it. @a: its attributes, if they are known; NULL: they
+ * are looked up. */
+int gate_entry(struct sl_gate *g, struct sl_object *o, const struct sl_attr *a, struct fuse_entry_out *e);
+void gate_unentry(struct sl_object *o, uint64_t n);
+int gate_attr(struct sl_gate *g, struct sl_object *o, struct fuse_attr *a);
+
+/* Operations, by file. */
+void gate_lookup(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_forget(struct sl_gate *g, uint64_t nodeid, uint64_t n);
+void gate_getattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_readlink(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_make(struct sl_gate *g, struct sl_req *rq, struct sl_object *o); /* MKNOD, MKDIR, SYMLINK */
+void gate_link(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_unlink(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_rename(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_xattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_statfs(struct sl_gate *g, struct sl_req *rq);
+
+void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *o); /* CREATE, TMPFILE */
+/** A handle for @o; takes *@fd if that is open already (read-write), else opens. */
+int gate_open_handle(struct sl_gate *g, struct sl_object *o, int flags, int *fd, struct fuse_open_out *out);
+void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_release(struct sl_gate *g, struct sl_req *rq); /* and RELEASEDIR */
+void gate_read(struct sl_gate *g, struct sl_req *rq);
+void gate_write(struct sl_gate *g, struct sl_req *rq);
+void gate_fallocate(struct sl_gate *g, struct sl_req *rq);
+void gate_copy(struct sl_gate *g, struct sl_req *rq);
+void gate_lseek(struct sl_gate *g, struct sl_req *rq);
+void gate_fsync(struct sl_gate *g, struct sl_req *rq);
+
+void gate_opendir(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+void gate_readdir(struct sl_gate *g, struct sl_req *rq);

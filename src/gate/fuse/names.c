@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Operations on names. A directory has its names before any of them is looked up, made or removed. */
+#include <fcntl.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+
+#include "gate/fuse/internal.h"
+
+static void reply_entry(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, const struct sl_attr *a)
+{
+	struct fuse_entry_out e;
+	int r = gate_entry(g, o, a, &e);
+	if (r < 0)
+		sl_reply_err(rq, r);
+	else
+		sl_reply(rq, &e, sizeof(e));
+}
+
+/* What the store says of a name that cannot be shown is our trouble, not the reader's mistake. */
+static int show_error(int r)
+{
+	return r == -EBADMSG || r == -EPROTONOSUPPORT || r == -EXDEV ? -EIO : r;
+}
+
+void gate_lookup(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
+{
+	if (!sl_object_is_dir(dir)) {
+		sl_reply_err(rq, -ENOTDIR);
+		return;
+	}
+	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0))
+		return;
+	_cleanup_object_ struct sl_object *o = NULL;
+	struct sl_attr a;
+	int r = sl_object_lookup_attr(dir, rq->m.name, &o, &a);
+	if (r == 0) {
+		reply_entry(g, rq, o, &a);
+	} else if (r == -ENOENT) {
+		/* Names come and go through us only: that there is none may be remembered. */
+		struct fuse_entry_out none = {.entry_valid = VALID_SECONDS};
+		sl_reply(rq, &none, sizeof(none));
+	} else {
+		sl_reply_err(rq, show_error(r));
+	}
+}
+
+static dev_t rdev_decode(uint32_t d)
+{
+	return makedev((d & 0xfff00) >> 8, (d & 0xff) | ((d >> 12) & 0xfff00));
+}
+
+/* Modes of what is made: the umask does not count where a default ACL does. */
+static uint32_t make_mode(int dirfd, uint32_t mode, uint32_t umask_)
+{
+	return fgetxattr(dirfd, "system.posix_acl_default", NULL, 0) > 0 ? mode : mode & ~umask_;
+}
+
+/*
+ * Give what was just made to the user who asked for it. In an unprivileged store the file stays accessible to
+ * the store's owner; what users see as its mode goes into the record. Returns that mode, or -errno.
+ */
+static int settle(struct sl_gate *g, struct sl_object *dir, int dirfd, const char *name,
+		  const struct fuse_in_header *h, uint32_t mode)
+{
+	struct stat st;
+	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return -errno;
+	pthread_mutex_lock(&dir->lock);
+	bool setgid = dir->rec.mode & S_ISGID;
+	pthread_mutex_unlock(&dir->lock);
+	if (!g->privileged)
+		return (int)((st.st_mode & (S_IFMT | 01077)) | (mode & 06700) |
+			     (setgid && S_ISDIR(st.st_mode) ? S_ISGID : 0));
+	gid_t gid = setgid ? (gid_t)-1 : h->gid;
+	if (fchownat(dirfd, name, h->uid, gid, AT_SYMLINK_NOFOLLOW) < 0)
+		return -errno;
+	if (!S_ISLNK(st.st_mode) && st.st_mode & (S_ISUID | S_ISGID) &&
+	    fchmodat(dirfd, name, st.st_mode & 07777, 0) < 0)
+		return -errno;
+	return (int)st.st_mode;
+}
+
+static mode_t store_mode(const struct sl_gate *g, uint32_t mode, bool dir)
+{
+	return g->privileged ? mode & 07777 : (mode & 01777) | (dir ? 0700 : 0600);
+}
+
+void gate_make(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
+{
+	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0))
+		return;
+	uint32_t op = rq->m.h.opcode;
+	const char *name = rq->m.name;
+	_cleanup_close_ int dfd = sl_object_open_dir(dir);
+	int r = dfd < 0 ? dfd : sl_object_touch(dir);
+	uint32_t mode = 0;
+	dev_t rdev = 0;
+	if (r == 0 && op == FUSE_MKDIR) {
+		mode = make_mode(dfd, rq->m.in.mkdir.mode, rq->m.in.mkdir.umask);
+		r = mkdirat(dfd, name, store_mode(g, mode, true)) < 0 ? -errno : 0;
+	} else if (r == 0 && op == FUSE_MKNOD) {
+		mode = make_mode(dfd, rq->m.in.mknod.mode, rq->m.in.mknod.umask);
+		rdev = S_ISCHR(mode) || S_ISBLK(mode) ? rdev_decode(rq->m.in.mknod.rdev) : 0;
+		r = mknodat(dfd, name, (mode & S_IFMT) | store_mode(g, mode, false), rdev) < 0 ? -errno : 0;
+	} else if (r == 0) {
+		r = symlinkat(rq->m.name2, dfd, name) < 0 ? -errno : 0;
+	}
+	if (r == 0) {
+		_cleanup_object_ struct sl_object *o = NULL;
+		r = settle(g, dir, dfd, name, &rq->m.h, mode);
+		if (r >= 0)
+			r = sl_object_adopt(dir, name, (uint32_t)r, rdev, &o);
+		if (r == 0) {
+			reply_entry(g, rq, o, NULL);
+			return;
+		}
+		unlinkat(dfd, name, op == FUSE_MKDIR ? AT_REMOVEDIR : 0);
+	}
+	sl_reply_err(rq, r);
+}
+
+void gate_link(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
+{
+	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0))
+		return;
+	_cleanup_object_ struct sl_object *o = gate_object(g, rq, rq->m.in.link.oldnodeid);
+	if (!o)
+		return;
+	int r = sl_object_link(o, dir, rq->m.name);
+	if (r < 0)
+		sl_reply_err(rq, r);
+	else
+		reply_entry(g, rq, o, NULL);
+}
+
+/* A directory that goes, or is replaced, must be known to be empty: that needs its names. */
+static bool need_victim(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir, const char *name)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	if (sl_object_lookup(dir, name, &o) < 0 || !sl_object_is_dir(o))
+		return true;
+	return gate_need(g, rq, o, SL_WANT_NAMES, 0, 0);
+}
+
+void gate_unlink(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
+{
+	bool rmdir = rq->m.h.opcode == FUSE_RMDIR;
+	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0))
+		return;
+	if (rmdir && !need_victim(g, rq, dir, rq->m.name))
+		return;
+	sl_reply_err(rq, sl_object_unlink(dir, rq->m.name, rmdir));
+}
+
+void gate_rename(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
+{
+	bool two = rq->m.h.opcode == FUSE_RENAME2;
+	_cleanup_object_ struct sl_object *newdir =
+	    gate_object(g, rq, two ? rq->m.in.rename2.newdir : rq->m.in.rename.newdir);
+	if (!newdir)
+		return;
+	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0) || !gate_need(g, rq, newdir, SL_WANT_NAMES, 0, 0))
+		return;
+	if (!need_victim(g, rq, newdir, rq->m.name2))
+		return;
+	sl_reply_err(
+	    rq, sl_object_rename(dir, rq->m.name, newdir, rq->m.name2, two ? rq->m.in.rename2.flags : 0));
+}
+
+/* ---- making and opening at once ---- */
+
+static int make_file(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir, int dfd,
+		     struct sl_object **ret, int *ret_fd)
+{
+	const struct fuse_create_in *in = &rq->m.in.create;
+	bool tmp = rq->m.h.opcode == FUSE_TMPFILE;
+	uint32_t mode = make_mode(dfd, in->mode, in->umask);
+	_cleanup_close_ int fd = -EBADF;
+	int r = tmp ? 0 : sl_object_touch(dir);
+	if (r < 0)
+		return r;
+	if (tmp)
+		fd = openat(dfd, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, store_mode(g, mode, false));
+	else
+		fd = openat(dfd, rq->m.name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+			    store_mode(g, mode, false));
+	if (fd < 0)
+		return -errno;
+	if (tmp) {
+		if (g->privileged && fchown(fd, rq->m.h.uid, rq->m.h.gid) < 0)
+			return -errno;
+		r = sl_object_adopt_tmpfile(dir, fd, S_IFREG | (mode & 07777), ret);
+	} else {
+		r = settle(g, dir, dfd, rq->m.name, &rq->m.h, mode);
+		if (r >= 0)
+			r = sl_object_adopt(dir, rq->m.name, (uint32_t)r, 0, ret);
+		if (r < 0)
+			unlinkat(dfd, rq->m.name, 0);
+	}
+	if (r == 0)
+		*ret_fd = sl_steal_fd(&fd);
+	return r;
+}
+
+void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
+{
+	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0))
+		return;
+	_cleanup_object_ struct sl_object *o = NULL;
+	_cleanup_close_ int dfd = sl_object_open_dir(dir);
+	_cleanup_close_ int fd = -EBADF;
+	int r = dfd < 0 ? dfd : make_file(g, rq, dir, dfd, &o, &fd);
+	if (r == -EEXIST && rq->m.h.opcode == FUSE_CREATE && !(rq->m.in.create.flags & O_EXCL)) {
+		/* Made by somebody else since the kernel last looked. */
+		r = sl_object_lookup(dir, rq->m.name, &o);
+		if (r == 0 && !sl_object_is_reg(o))
+			r = -EEXIST;
+	}
+	struct fuse_create_out out = {0};
+	if (r == 0)
+		r = gate_entry(g, o, NULL, &out.entry);
+	if (r == 0) {
+		r = gate_open_handle(g, o, (int)rq->m.in.create.flags, &fd, &out.open);
+		if (r < 0)
+			gate_unentry(o, 1);
+	}
+	if (r < 0)
+		sl_reply_err(rq, show_error(r));
+	else
+		sl_reply(rq, &out, sizeof(out));
+}

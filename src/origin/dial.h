@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* How to reach an export: parsed once, dialled whenever a connection is needed. */
+#pragma once
+
+#include "base/why.h"
+#include "wire/transport.h"
+
+struct sl_dial;
+
+/** Parse "unix:PATH", "ssh://…", "HOST:path", "exec:COMMAND", "tcp:HOST:PORT". -EINVAL with a sentence. */
+int sl_dial_parse(const char *spec, bool insecure_plain, struct sl_dial **ret, char **why);
+void sl_dial_free(struct sl_dial *d);
+/** Connect, or start the command. A command ends when its transport is freed. Not for two threads at a time.
+ */
+int sl_dial_connect(struct sl_dial *d, struct sl_transport **ret, char **why);
+/** After the transport is freed: wait for the command, if there is one, to end; end it if it does not. */
+void sl_dial_reap(struct sl_dial *d);

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "serve/nodes.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/list.h"
+
+struct node {
+	struct sl_hnode by_id;	/* key: the node id */
+	struct sl_hnode by_ino; /* key: the inode number */
+	struct node *parent;	/* NULL for the root alone */
+	char *name;
+	uint64_t generation;
+	uint64_t nlookup;
+	uint32_t nchildren; /* nodes whose parent this is */
+	uint32_t type;
+	bool foreign;
+	uint8_t handle_len;
+	int handle_type;
+	unsigned char handle[];
+};
+
+struct sl_nodes {
+	pthread_mutex_t lock; /* protects everything, nodes included */
+	struct sl_htab by_id, by_ino;
+	uint64_t max, next_id;
+	struct node *root;
+};
+
+static struct node *find_id(struct sl_nodes *n, uint64_t id)
+{
+	struct sl_hnode *h = sl_htab_find(&n->by_id, id);
+	struct node *o = h ? sl_container_of(h, struct node, by_id) : NULL;
+	return o && o->nlookup ? o : NULL;
+}
+
+static struct node *find_object(struct sl_nodes *n, const struct sl_found *o)
+{
+	for (struct sl_hnode *h = sl_htab_find(&n->by_ino, o->attr.ino); h; h = sl_htab_next(h)) {
+		struct node *x = sl_container_of(h, struct node, by_ino);
+		if (x->generation == o->generation && x->type == (o->attr.mode & S_IFMT) &&
+		    x->foreign == o->foreign)
+			return x;
+	}
+	return NULL;
+}
+
+static int add_node(struct sl_nodes *n, const char *name, const struct sl_found *o, struct node **ret)
+{
+	if (n->by_id.n >= n->max)
+		return -ENFILE;
+	struct node *x = malloc(sizeof(*x) + o->handle.len);
+	char *copy = strdup(name);
+	if (!x || !copy) {
+		free(x);
+		free(copy);
+		return -ENOMEM;
+	}
+	*x = (struct node){.name = copy,
+			   .generation = o->generation,
+			   .type = o->attr.mode & S_IFMT,
+			   .foreign = o->foreign,
+			   .handle_len = (uint8_t)o->handle.len,
+			   .handle_type = o->handle.type};
+	memcpy(x->handle, o->handle.bytes, o->handle.len);
+	if (sl_htab_add(&n->by_id, &x->by_id, n->next_id) < 0) {
+		free(copy);
+		free(x);
+		return -ENOMEM;
+	}
+	if (sl_htab_add(&n->by_ino, &x->by_ino, o->attr.ino) < 0) {
+		sl_htab_del(&n->by_id, &x->by_id);
+		free(copy);
+		free(x);
+		return -ENOMEM;
+	}
+	n->next_id++;
+	*ret = x;
+	return 0;
+}
+
+/* Free @x if nothing holds it, and then its parent if nothing else held that, and so on. */
+static void drop(struct sl_nodes *n, struct node *x)
+{
+	while (x && x != n->root && !x->nlookup && !x->nchildren) {
+		struct node *parent = x->parent;
+		sl_htab_del(&n->by_id, &x->by_id);
+		sl_htab_del(&n->by_ino, &x->by_ino);
+		free(x->name);
+		free(x);
+		if (parent) {
+			assert(parent->nchildren > 0);
+			parent->nchildren--;
+		}
+		x = parent;
+	}
+}
+
+/* @x was seen as @name in @parent. */
+static void place_at(struct sl_nodes *n, struct node *x, struct node *parent, const char *name)
+{
+	if (x == n->root)
+		return;
+	/* Directories that change places may look, one at a time, as if one were in itself: the chain must
+	 * end at the root. */
+	for (struct node *p = parent; x->parent != parent && p; p = p->parent)
+		if (p == x)
+			return;
+	if (strcmp(x->name, name) != 0) {
+		char *copy = strdup(name);
+		if (!copy)
+			return; /* the old place is tried, then the handle */
+		free(x->name);
+		x->name = copy;
+	}
+	if (x->parent == parent)
+		return;
+	struct node *old = x->parent;
+	parent->nchildren++;
+	x->parent = parent;
+	if (old) {
+		old->nchildren--;
+		drop(n, old);
+	}
+}
+
+int sl_nodes_lookup(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o,
+		    uint64_t *ret)
+{
+	int r = 0;
+	pthread_mutex_lock(&n->lock);
+	struct node *dir = find_id(n, parent), *x = NULL;
+	if (!dir || dir->type != S_IFDIR)
+		r = -ESTALE;
+	else if (!(x = find_object(n, o)))
+		r = add_node(n, name, o, &x);
+	if (r == 0) {
+		x->nlookup++;
+		place_at(n, x, dir, name);
+		*ret = x->by_id.key;
+	}
+	pthread_mutex_unlock(&n->lock);
+	return r;
+}
+
+void sl_nodes_forget(struct sl_nodes *n, uint64_t id, uint64_t count)
+{
+	pthread_mutex_lock(&n->lock);
+	struct node *x = find_id(n, id);
+	if (x && x != n->root) {
+		x->nlookup -= SL_MIN(count, x->nlookup);
+		drop(n, x);
+	}
+	pthread_mutex_unlock(&n->lock);
+}
+
+static char *make_path(const struct node *x)
+{
+	size_t len = 0;
+	for (const struct node *p = x; p->parent; p = p->parent)
+		len += strlen(p->name) + 1;
+	char *path = malloc(len + 1);
+	if (!path)
+		return NULL;
+	char *at = path + len;
+	*at = '\0';
+	if (len)
+		*--at = '\0'; /* where the first name's slash would be */
+	for (const struct node *p = x; p->parent; p = p->parent) {
+		size_t k = strlen(p->name);
+		at -= k;
+		memcpy(at, p->name, k);
+		if (at > path)
+			*--at = '/';
+	}
+	return path;
+}
+
+int sl_nodes_place(struct sl_nodes *n, uint64_t id, struct sl_place *p)
+{
+	int r = 0;
+	*p = (struct sl_place){0};
+	pthread_mutex_lock(&n->lock);
+	const struct node *x = find_id(n, id);
+	if (!x) {
+		r = -ESTALE;
+	} else if (!(p->path = make_path(x))) {
+		r = -ENOMEM;
+	} else {
+		p->ino = x->by_ino.key;
+		p->generation = x->generation;
+		p->type = x->type;
+		p->foreign = x->foreign;
+		p->handle.type = x->handle_type;
+		p->handle.len = x->handle_len;
+		memcpy(p->handle.bytes, x->handle, x->handle_len);
+	}
+	pthread_mutex_unlock(&n->lock);
+	return r;
+}
+
+uint64_t sl_nodes_count(struct sl_nodes *n)
+{
+	pthread_mutex_lock(&n->lock);
+	uint64_t k = n->by_id.n;
+	pthread_mutex_unlock(&n->lock);
+	return k;
+}
+
+int sl_nodes_new(uint64_t max, const struct sl_found *root, struct sl_nodes **ret)
+{
+	struct sl_nodes *n = calloc(1, sizeof(*n));
+	if (!n)
+		return -ENOMEM;
+	pthread_mutex_init(&n->lock, NULL);
+	n->max = max;
+	n->next_id = FUSE_ROOT_ID;
+	int r = add_node(n, "", root, &n->root);
+	if (r < 0) {
+		sl_nodes_free(n);
+		return r;
+	}
+	n->root->nlookup = 1;
+	*ret = n;
+	return 0;
+}
+
+void sl_nodes_free(struct sl_nodes *n)
+{
+	if (!n)
+		return;
+	size_t i;
+	for (struct sl_hnode *h = sl_htab_first(&n->by_id, &i), *next; h; h = next) {
+		struct node *x = sl_container_of(h, struct node, by_id);
+		next = sl_htab_step(&n->by_id, &i, h);
+		free(x->name);
+		free(x);
+	}
+	sl_htab_fini(&n->by_id);
+	sl_htab_fini(&n->by_ino);
+	pthread_mutex_destroy(&n->lock);
+	free(n);
+}

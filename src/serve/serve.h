@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The exporter: a local tree, served read-only over the wire to any number of clients.
+ *
+ * What a client sees is TREE and nothing else. Names are resolved with openat2() beneath TREE's descriptor,
+ * no symlink is followed, no mount is entered, and every object is checked to be the one that the client
+ * looked up before anything of it is served. Every operation that would change something is answered with
+ * EROFS. The exporter acts with its own credentials, whatever uid a request claims: who may connect may read
+ * what the exporter can read.
+ *
+ * Identity. (attr.ino, generation) names an object for as long as it lives, over connections and restarts of
+ * the exporter. The generation is XXH64 of the bytes of the kernel's file handle, with the handle's type as
+ * seed; 0 where the filesystem has no handles, or none that last. Node ids are per connection and never
+ * reused. Hard links are one node.
+ *
+ * Mounts below TREE are not entered: their inode numbers are those of other filesystems and would be
+ * ambiguous. A directory that something is mounted on (a btrfs subvolume counts) shows as an empty one with
+ * mode 0555 and an inode number made from its parent's and its name (top bit set); a file that something is
+ * mounted on is not there.
+ *
+ * What changes under the exporter: an object that was deleted, replaced or moved out of TREE is ESTALE, and a
+ * new LOOKUP tells what is there now. One that was moved inside TREE is still found if the exporter may use
+ * file handles (CAP_DAC_READ_SEARCH), else it is ESTALE until it is looked up again.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "wire/transport.h"
+
+struct sl_export;
+
+/* How long an open descriptor is served from without looking whether its object is still in its place. */
+#define SL_EXPORT_REVALIDATE_MS 20
+/* For how long a client's kernel may believe names and attributes, in seconds. */
+#define SL_EXPORT_VALID_S 1
+
+/* Zero means the default. */
+struct sl_export_config {
+	/* of each connection */
+	unsigned threads;   /* default 4 */
+	uint64_t max_nodes; /* 4 Mi; a LOOKUP beyond is ENFILE, a READDIRPLUS lists names without nodes */
+	unsigned max_dirs;  /* open directories: 1024; OPENDIR beyond is ENFILE */
+	uint32_t max_data;  /* largest READ and READDIR reply, in bytes: SL_WIRE_MAX_DATA */
+	/* of all together; open directories are bounded together as well, by a quarter of RLIMIT_NOFILE */
+	unsigned max_files; /* cached open files: 1024, or a quarter of RLIMIT_NOFILE if that is less */
+};
+
+/**
+ * Open the directory @path for export. Returns 0 or -errno, with a sentence in *@why (base/why.h) that the
+ * caller frees. An export is shared by all connections; any thread may use it.
+ */
+int sl_export_open(const char *path, const struct sl_export_config *cfg, struct sl_export **ret, char **why);
+/** All connections must have ended. */
+void sl_export_free(struct sl_export *e);
+/** The absolute path that was opened. */
+const char *sl_export_path(const struct sl_export *e);
+
+/**
+ * Serve one connection, on this thread and others of its own, until the client goes away or
+ * sl_transport_shutdown(@t).
+ * @t is a stream or a /dev/fuse descriptor and stays the caller's. Returns 0 at the end, or as
+ * sl_server_run().
+ */
+int sl_serve_connection(struct sl_export *e, struct sl_transport *t);

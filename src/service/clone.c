@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "service/clone.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
+#include <sys/vfs.h>
+#include <time.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/time.h"
+#include "gate/fuse/mount.h"
+#include "service/control.h"
+#include "store/walk.h"
+
+#define CLEAN "clean" /* in the store while no service runs, if the last one ended in good order */
+
+static void on_changed(void *arg, struct sl_object *o)
+{
+	struct sl_clone *c = arg;
+	if (c->gate)
+		sl_gate_changed(c->gate, o);
+}
+
+/*
+ * Nobody serves what is mounted there any more. statfs() is never answered from a cache; a service that was
+ * just killed may take a moment until its last descriptor is closed.
+ */
+static bool is_dead(const char *dir)
+{
+	uint64_t until = sl_now() + 2 * SL_NS_PER_SEC;
+	for (;;) {
+		struct statfs sf;
+		if (statfs(dir, &sf) < 0)
+			return true;
+		if (sl_now() > until)
+			return false;
+		usleep(20000);
+	}
+}
+
+/* The mount point must be an empty directory; what a dead service left mounted there is taken away. */
+static int prepare_dir(const char *dir, char **why)
+{
+	if (sl_fuse_mounted(dir) == SL_MOUNTED_OURS) {
+		if (!is_dead(dir))
+			return sl_fail(why, -EBUSY, "another clone is mounted on %s", dir);
+		int r = sl_fuse_unmount(dir, true, why);
+		if (r < 0)
+			return r;
+		sl_notice("removed the dead mount that the last service left on %s", dir);
+	}
+	DIR *d = opendir(dir);
+	if (!d)
+		return sl_fail(why, -errno, "%s: %s", dir, strerror(errno));
+	int n = 0;
+	struct dirent *e;
+	while ((e = readdir(d)))
+		n += strcmp(e->d_name, ".") && strcmp(e->d_name, "..");
+	closedir(d);
+	return n ? sl_fail(why, -ENOTEMPTY, "%s is not empty: the clone would hide what is in it", dir) : 0;
+}
+
+static int meet_origin(struct sl_clone *c, bool need, char **why)
+{
+	struct sl_oreq q = {.op = SL_OREQ_STAT, .place = ""};
+	struct sl_object *root = sl_object_root(c->store);
+	pthread_mutex_lock(&root->lock);
+	bool known = root->rec.origin.ino != 0;
+	pthread_mutex_unlock(&root->lock);
+	if (known)
+		return 0;
+	if (!need && !sl_origin_connected(c->origin))
+		return 0;
+	int r = sl_origin_call(c->origin, &q);
+	if (r == 0)
+		r = sl_placeholder_root(c->store, &q.attr);
+	sl_oreq_fini(&q);
+	return r < 0 ? sl_fail(why, r, "the origin's root: %s", strerror(-r)) : 0;
+}
+
+/* After a crash: what is in files beyond what their records claim will be fetched again. Say how much. */
+static int count_forgotten(void *arg, const char *path, struct sl_object *o, int err)
+{
+	struct sl_clone *c = arg;
+	(void)path;
+	(void)err;
+	struct stat st;
+	if (c->ending)
+		return -EINTR;
+	if (!o || !sl_object_is_reg(o))
+		return 0;
+	pthread_mutex_lock(&o->lock);
+	uint64_t have = sl_chunkmap_bytes(&o->map);
+	bool partial = !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && !sl_chunkmap_full(&o->map) &&
+		       !o->flight && !o->opens;
+	pthread_mutex_unlock(&o->lock);
+	if (!partial)
+		return 0;
+	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY | O_NOATIME);
+	if (fd >= 0 && fstat(fd, &st) == 0 && (uint64_t)st.st_blocks * 512 > have + 4096) {
+		c->forgotten_files++;
+		c->forgotten_bytes += (uint64_t)st.st_blocks * 512 - have;
+	}
+	return 0;
+}
+
+static void *recovery_thread(void *arg)
+{
+	struct sl_clone *c = arg;
+	/* An armoured placeholder has blocks of its own from the beginning: there is nothing to tell by. */
+	if (!sl_store_reflinks(c->store) && sl_walk(sl_object_root(c->store), count_forgotten, c) == 0)
+		sl_notice("the last service did not end in good order: %llu files had together %llu bytes "
+			  "that were not committed yet; "
+			  "they are fetched again when they are read",
+			  (unsigned long long)c->forgotten_files, (unsigned long long)c->forgotten_bytes);
+	c->forgotten_known = true;
+	return NULL;
+}
+
+static void *gate_thread(void *arg)
+{
+	struct sl_clone *c = arg;
+	int r = sl_gate_run(c->gate);
+	if (r < 0)
+		sl_err("the gate ended: %s", strerror(-r));
+	uint64_t one = 1;
+	(void)!write(c->stop_fd, &one, sizeof(one));
+	return NULL;
+}
+
+/* Tell the service manager, if there is one that wants to know (sd_notify(3)). */
+static void notify_manager(const char *text)
+{
+	const char *path = getenv("NOTIFY_SOCKET");
+	struct sockaddr_un sa = {.sun_family = AF_UNIX};
+	size_t n = path ? strlen(path) : 0;
+	if (n == 0 || n >= sizeof(sa.sun_path))
+		return;
+	memcpy(sa.sun_path, path, n);
+	if (*path == '@')
+		sa.sun_path[0] = '\0';
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	(void)!sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&sa,
+		      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n));
+}
+
+/* The kernel reads ahead in pieces of 128 KiB unless it is told otherwise, which root may. */
+static void larger_readahead(const char *dir)
+{
+	struct stat st;
+	char path[64];
+	if (geteuid() != 0 || stat(dir, &st) < 0)
+		return;
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev),
+		 minor(st.st_dev));
+	_cleanup_close_ int fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd >= 0)
+		(void)!write(fd, "1024", 4);
+}
+
+static void say_ready(int fd, const char *text)
+{
+	if (fd < 0)
+		return;
+	(void)sl_write_full(fd, text, strlen(text));
+	close(fd);
+}
+
+/* Until a signal comes, a command says so, or the mount is gone. */
+static void wait_for_end(struct sl_clone *c, int sig_fd)
+{
+	struct pollfd p[2] = {{.fd = sig_fd, .events = POLLIN}, {.fd = c->stop_fd, .events = POLLIN}};
+	while (poll(p, 2, -1) < 0 && errno == EINTR)
+		;
+	struct signalfd_siginfo si;
+	if (p[0].revents && read(sig_fd, &si, sizeof(si)) == sizeof(si))
+		sl_info("ending on signal %u", si.ssi_signo);
+}
+
+static int open_parts(struct sl_clone *c, const char *path, bool need_origin, char **why)
+{
+	int r = sl_fuse_available(why);
+	if (r == 0)
+		r = sl_store_open(path, &c->store, why);
+	if (r < 0)
+		return r;
+	const struct sl_store_config *cfg = sl_store_config(c->store);
+	r = prepare_dir(cfg->dir, why);
+	if (r < 0)
+		return r;
+	struct sl_origin_config oc = {.timeout = cfg->timeout,
+				      .insecure_plain = cfg->insecure_plain,
+				      .may_be_down = !need_origin,
+				      .root_ino = cfg->root_ino};
+	_cleanup_free_ char *reason = NULL;
+	r = sl_origin_open(cfg->origin, &oc, &c->origin, &reason);
+	if (r < 0)
+		return sl_fail(why, r, "%s", reason ? reason : strerror(-r));
+	if (reason)
+		sl_warn("%s; what is here can be used meanwhile", reason);
+	r = meet_origin(c, need_origin, why);
+	if (r < 0)
+		return r;
+	struct sl_fill_config fc = {.store = c->store, .origin = c->origin, .changed = on_changed, .arg = c};
+	return sl_fill_new(&fc, &c->fill);
+}
+
+static int open_gate(struct sl_clone *c, char **why)
+{
+	const struct sl_store_config *cfg = sl_store_config(c->store);
+	struct sl_mount_options mo = {.allow_other = cfg->allow_other};
+	int fd = sl_fuse_mount(cfg->dir, &mo, why);
+	if (fd < 0)
+		return fd;
+	struct sl_gate_config gc = {.store = c->store, .fill = c->fill, .origin = c->origin, .fuse_fd = fd};
+	int r = sl_gate_new(&gc, &c->gate);
+	if (r < 0) {
+		sl_fuse_unmount(cfg->dir, true, NULL);
+		return sl_fail(why, r, "cannot start the gate: %s", strerror(-r));
+	}
+	return 0;
+}
+
+/* @clean: the service ended in good order. That is noted while the store is still locked: the next service
+ * may be waiting. */
+static void close_parts(struct sl_clone *c, bool clean)
+{
+	if (c->origin)
+		sl_origin_stop(c->origin);
+	clean = clean && sl_fill_commit(c->fill) == 0;
+	sl_fill_free(c->fill);
+	sl_gate_free(c->gate);
+	sl_origin_free(c->origin);
+	if (clean) {
+		_cleanup_close_ int fd =
+		    openat(sl_store_root_fd(c->store), CLEAN, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+		sl_info("ended in good order");
+	}
+	sl_store_close(c->store);
+}
+
+static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
+{
+	struct sl_control *control = NULL;
+	pthread_t gate, recovery;
+	c->unclean = faccessat(sl_store_root_fd(c->store), CLEAN, F_OK, 0) < 0;
+	c->forgotten_known = !c->unclean;
+	int r = open_gate(c, why);
+	if (r < 0)
+		return r;
+	/* First, because on a full filesystem the socket needs just this room. */
+	(void)unlinkat(sl_store_root_fd(c->store), CLEAN, 0);
+	r = sl_control_start(c, &control, why);
+	if (r == 0)
+		r = -pthread_create(&gate, NULL, gate_thread, c);
+	if (r < 0) {
+		sl_fuse_unmount(sl_store_config(c->store)->dir, true, NULL);
+		sl_control_stop(control);
+		return r;
+	}
+	bool recovering = c->unclean && pthread_create(&recovery, NULL, recovery_thread, c) == 0;
+	const struct sl_store_config *cfg = sl_store_config(c->store);
+	sl_info("clone of %s is up on %s (store %s, %s%s)", cfg->origin, cfg->dir, sl_store_path(c->store),
+		sl_store_privileged(c->store) ? "privileged" : "unprivileged",
+		sl_store_reflinks(c->store) ? ", armoured" : "");
+	larger_readahead(cfg->dir);
+	say_ready(sl_steal_fd(ready_fd), "ready\n");
+	notify_manager("READY=1");
+
+	wait_for_end(c, sig_fd);
+	c->ending = true;
+	notify_manager("STOPPING=1");
+	if (sl_fuse_mounted(cfg->dir) == SL_MOUNTED_OURS && sl_fuse_unmount(cfg->dir, false, NULL) < 0) {
+		sl_notice("%s is still in use: what is open there gets errors from now on", cfg->dir);
+		sl_fuse_unmount(cfg->dir, true, NULL);
+	}
+	sl_gate_stop(c->gate);
+	pthread_join(gate, NULL);
+	sl_origin_stop(c->origin);
+	sl_control_stop(control);
+	if (recovering)
+		pthread_join(recovery, NULL);
+	return 0;
+}
+
+int sl_clone_run(const char *path, int ready_fd, bool need_origin, char **why)
+{
+	struct sl_clone c = {.stop_fd = eventfd(0, EFD_CLOEXEC), .started = (uint64_t)time(NULL)};
+	sigset_t set;
+	_cleanup_free_ char *reason = NULL;
+	umask(0); /* modes are what the gate is told */
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGIO, SIG_IGN); /* somebody wants to break a lease of ours: it ends soon by itself */
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	_cleanup_close_ int sig_fd = signalfd(-1, &set, SFD_CLOEXEC);
+	int r = open_parts(&c, path, need_origin, &reason);
+	if (r == 0)
+		r = run(&c, sig_fd, &ready_fd, &reason);
+	close_parts(&c, r == 0);
+	if (r < 0 && !reason)
+		sl_fail(&reason, r, "%s", strerror(-r));
+	if (r < 0 && ready_fd >= 0)
+		say_ready(sl_steal_fd(&ready_fd), reason);
+	close(c.stop_fd);
+	if (r < 0 && why)
+		*why = sl_steal_ptr(&reason);
+	return r;
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A running clone: its store, its origin, its fill and its gate, and the socket by which it is controlled. */
+#pragma once
+
+#include "fill/fill.h"
+#include "gate/fuse/gate.h"
+
+struct sl_clone {
+	struct sl_store *store;
+	struct sl_origin *origin;
+	struct sl_fill *fill;
+	struct sl_gate *gate;
+	uint64_t started; /* seconds since the epoch */
+	int stop_fd;	  /* an eventfd; written to when the service shall end */
+	/* what the last crash made us forget; counted in the background after an unclean start */
+	bool unclean;
+	_Atomic uint64_t forgotten_files, forgotten_bytes;
+	_Atomic bool forgotten_known;
+	_Atomic bool ending; /* commands that take long stop early */
+};
+
+/**
+ * Run the service of the clone whose store is at @path, until it is told to stop, gets SIGTERM or SIGINT, or
+ * its mount is unmounted. Call with one thread only. When the clone is up, "ready\n" is written to @ready_fd
+ * (if not negative), otherwise the reason why not; then it is closed. @need_origin: fail when the origin
+ * cannot be reached.
+ */
+int sl_clone_run(const char *path, int ready_fd, bool need_origin, char **why);

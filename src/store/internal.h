@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of the store share among themselves. */
+#pragma once
+
+#include <pthread.h>
+
+#include "base/list.h"
+#include "store/object.h"
+#include "store/store.h"
+
+struct sl_store {
+	char *path;
+	struct sl_store_config cfg;
+	int root_fd, tree_fd, links_fd, whiteouts_fd, cold_fd, lock_fd;
+	bool privileged, reflinks;
+	const char *xattr_record, *xattr_map, *xattr_place;
+	dev_t dev;
+	pthread_mutex_t cold_lock; /* cold_size, and growing the cold extent */
+	_Atomic uint64_t cold_size;
+	unsigned block; /* of the filesystem, for reflinks */
+
+	/* Lock order: an object's io, an object's lock (never two objects), tree, table, fds. */
+	pthread_rwlock_t tree;	    /* every object's parent, name and fd */
+	pthread_mutex_t table_lock; /* table, and references that may drop to zero */
+	struct sl_htab table;	    /* objects by inode number */
+	pthread_mutex_t fd_lock; /* cached directory descriptors: dirfd, dirfd_users, lru of every object */
+	struct sl_list fd_lru;
+	unsigned fd_count, fd_max;
+	struct sl_object *root;
+};
+
+/* Where an object is: "name" in fd, or fd itself when name is empty. Holds the tree lock for reading. */
+struct sl_at {
+	struct sl_store *store;
+	struct sl_object *dir; /* whose cached descriptor is pinned, or NULL */
+	int fd;
+	const char *name;
+};
+
+int sl_at_begin(struct sl_object *o, struct sl_at *at);
+/** Where @o, a directory, is itself: fd is a descriptor of it, name is empty. */
+int sl_at_begin_dir(struct sl_object *o, struct sl_at *at);
+void sl_at_end(struct sl_at *at);
+/** The path for the xattr calls, in @buf. */
+char *sl_at_path(const struct sl_at *at, char buf[SL_PROC_FD_MAX]);
+
+/** A directory's O_PATH descriptor from the cache, pinned; the tree lock must be held. sl_dirfd_unpin() gives
+ * it back. */
+int sl_dirfd_pin(struct sl_object *dir);
+void sl_dirfd_unpin(struct sl_object *dir);
+
+/** For what is called with the tree lock held for writing and changes attributes at @at. As the system calls,
+ * with -errno. */
+int sl_at_setxattr(const struct sl_at *at, const char *name, const void *buf, size_t n);
+
+/** Read the record at an xattr path. -ENODATA where there is none. */
+int sl_record_load_path(struct sl_store *s, const char *path, struct sl_record *r);
+int sl_record_save_path(struct sl_store *s, const char *path, const struct sl_record *r);
+
+/** An object without a name; takes over @fd, an O_PATH descriptor of it. */
+int sl_object_new_pinned(struct sl_store *s, int fd, struct sl_object **ret);
+/** The name of an object in the link index, in @buf. */
+#define SL_LINK_KEY_MAX 32
+char *sl_link_key(const struct sl_version *v, char buf[SL_LINK_KEY_MAX]);
+/** Note that @name of the directory with inode number @ino was deleted here / is the directory gone itself.
+ */
+int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name);
+void sl_whiteout_drop_dir(struct sl_store *s, uint64_t ino);
+
+/** Give the file @fd of @size bytes the extents of the cold file. -EOPNOTSUPP without reflinks. */
+int sl_armour(struct sl_store *s, int fd, uint64_t size);

@@ -1,0 +1,770 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "store/object.h"
+
+#include <assert.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <stdio.h>
+#include <sys/xattr.h>
+
+#include "base/log.h"
+#include "store/internal.h"
+
+/* ---- records at a path ---- */
+
+int sl_record_load_path(struct sl_store *s, const char *path, struct sl_record *r)
+{
+	uint8_t b[SL_RECORD_SIZE * 4];
+	ssize_t n = lgetxattr(path, s->xattr_record, b, sizeof(b));
+	if (n < 0)
+		/* The user namespace is not for symlinks and special files: they have no record there. */
+		return errno == EOPNOTSUPP || errno == EPERM ? -ENODATA : errno == ERANGE ? -EBADMSG : -errno;
+	return sl_record_decode(b, (size_t)n, r);
+}
+
+int sl_record_save_path(struct sl_store *s, const char *path, const struct sl_record *r)
+{
+	uint8_t b[SL_RECORD_SIZE];
+	sl_record_encode(r, b);
+	return lsetxattr(path, s->xattr_record, b, sizeof(b), 0) < 0 ? -errno : 0;
+}
+
+/* ---- where an object is ---- */
+
+static void fd_trim(struct sl_store *s) /* fd lock held */
+{
+	while (s->fd_count > s->fd_max && !sl_list_empty(&s->fd_lru)) {
+		struct sl_object *o = sl_list_entry(s->fd_lru.next, struct sl_object, fd_link);
+		sl_list_del(&o->fd_link);
+		close(o->dirfd);
+		o->dirfd = -EBADF;
+		s->fd_count--;
+	}
+}
+
+int sl_dirfd_pin(struct sl_object *o)
+{
+	struct sl_store *s = o->store;
+	pthread_mutex_lock(&s->fd_lock);
+	if (o->dirfd >= 0) {
+		if (o->dirfd_users++ == 0)
+			sl_list_del(&o->fd_link);
+		int fd = o->dirfd;
+		pthread_mutex_unlock(&s->fd_lock);
+		return fd;
+	}
+	pthread_mutex_unlock(&s->fd_lock);
+
+	_cleanup_close_ int fd = -EBADF;
+	if (o->fd >= 0) {
+		fd = openat(o->fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	} else if (!o->parent) {
+		fd = openat(s->tree_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	} else {
+		int pfd = sl_dirfd_pin(o->parent);
+		if (pfd < 0)
+			return pfd;
+		fd = openat(pfd, o->name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		int e = errno;
+		sl_dirfd_unpin(o->parent);
+		errno = e;
+	}
+	if (fd < 0)
+		return -errno;
+	pthread_mutex_lock(&s->fd_lock);
+	if (o->dirfd < 0) {
+		o->dirfd = sl_steal_fd(&fd);
+		s->fd_count++;
+	} else if (o->dirfd_users == 0) {
+		sl_list_del(&o->fd_link);
+	}
+	o->dirfd_users++;
+	int r = o->dirfd;
+	fd_trim(s);
+	pthread_mutex_unlock(&s->fd_lock);
+	return r;
+}
+
+void sl_dirfd_unpin(struct sl_object *o)
+{
+	struct sl_store *s = o->store;
+	pthread_mutex_lock(&s->fd_lock);
+	assert(o->dirfd_users > 0);
+	if (--o->dirfd_users == 0)
+		sl_list_add_tail(&s->fd_lru, &o->fd_link);
+	fd_trim(s);
+	pthread_mutex_unlock(&s->fd_lock);
+}
+
+int sl_at_begin(struct sl_object *o, struct sl_at *at)
+{
+	struct sl_store *s = o->store;
+	*at = (struct sl_at){.store = s, .fd = -EBADF, .name = ""};
+	pthread_rwlock_rdlock(&s->tree);
+	if (o->fd >= 0) {
+		at->fd = o->fd;
+	} else if (o == s->root) {
+		at->fd = s->tree_fd;
+	} else {
+		at->fd = sl_dirfd_pin(o->parent);
+		if (at->fd < 0) {
+			pthread_rwlock_unlock(&s->tree);
+			return at->fd;
+		}
+		at->dir = o->parent;
+		at->name = o->name;
+	}
+	return 0;
+}
+
+int sl_at_begin_dir(struct sl_object *o, struct sl_at *at)
+{
+	struct sl_store *s = o->store;
+	*at = (struct sl_at){.store = s, .name = ""};
+	pthread_rwlock_rdlock(&s->tree);
+	at->fd = sl_dirfd_pin(o);
+	if (at->fd < 0) {
+		pthread_rwlock_unlock(&s->tree);
+		return at->fd;
+	}
+	at->dir = o;
+	return 0;
+}
+
+void sl_at_end(struct sl_at *at)
+{
+	if (at->dir)
+		sl_dirfd_unpin(at->dir);
+	pthread_rwlock_unlock(&at->store->tree);
+}
+
+char *sl_at_path(const struct sl_at *at, char buf[SL_PROC_FD_MAX])
+{
+	/* Without a name the magic link itself must be followed: "/." does that for directories, which is
+	 * what lacks a name. */
+	return sl_proc_fd_path(buf, at->fd, *at->name ? at->name : NULL);
+}
+
+/* The l*xattr calls do not follow; of a descriptor's own magic link we want the object behind it. */
+static ssize_t at_getxattr(const struct sl_at *at, const char *name, void *buf, size_t n)
+{
+	char p[SL_PROC_FD_MAX];
+	sl_at_path(at, p);
+	ssize_t r = *at->name ? lgetxattr(p, name, buf, n) : getxattr(p, name, buf, n);
+	return r < 0 ? -errno : r;
+}
+
+int sl_at_setxattr(const struct sl_at *at, const char *name, const void *buf, size_t n)
+{
+	char p[SL_PROC_FD_MAX];
+	sl_at_path(at, p);
+	return (*at->name ? lsetxattr(p, name, buf, n, 0) : setxattr(p, name, buf, n, 0)) < 0 ? -errno : 0;
+}
+
+static int at_removexattr(const struct sl_at *at, const char *name)
+{
+	char p[SL_PROC_FD_MAX];
+	sl_at_path(at, p);
+	return (*at->name ? lremovexattr(p, name) : removexattr(p, name)) < 0 && errno != ENODATA ? -errno
+												  : 0;
+}
+
+/* ---- the table ---- */
+
+struct sl_object *sl_object_ref(struct sl_object *o)
+{
+	pthread_mutex_lock(&o->store->table_lock);
+	o->refs++;
+	pthread_mutex_unlock(&o->store->table_lock);
+	return o;
+}
+
+static void object_free(struct sl_object *o)
+{
+	struct sl_store *s = o->store;
+	pthread_mutex_lock(&s->fd_lock);
+	if (o->dirfd >= 0) {
+		assert(o->dirfd_users == 0);
+		sl_list_del(&o->fd_link);
+		close(o->dirfd);
+		s->fd_count--;
+	}
+	pthread_mutex_unlock(&s->fd_lock);
+	if (o->fd >= 0)
+		close(o->fd);
+	sl_chunkmap_fini(&o->map);
+	pthread_mutex_destroy(&o->lock);
+	pthread_rwlock_destroy(&o->io);
+	free(o->streak[0]);
+	free(o->streak[1]);
+	free(o->orphan_place);
+	free(o->name);
+	free(o);
+}
+
+void sl_object_put(struct sl_object *o)
+{
+	while (o) {
+		struct sl_store *s = o->store;
+		pthread_mutex_lock(&s->table_lock);
+		assert(o->refs > 0);
+		bool last = --o->refs == 0;
+		if (last)
+			sl_htab_del(&s->table, &o->node);
+		pthread_mutex_unlock(&s->table_lock);
+		if (!last)
+			return;
+		struct sl_object *parent = o->parent;
+		object_free(o);
+		o = parent; /* its child held a reference */
+	}
+}
+
+struct sl_object *sl_object_root(struct sl_store *s)
+{
+	return s->root;
+}
+
+struct sl_object *sl_object_find(struct sl_store *s, uint64_t ino)
+{
+	pthread_mutex_lock(&s->table_lock);
+	struct sl_hnode *h = sl_htab_find(&s->table, ino);
+	struct sl_object *o = h ? sl_container_of(h, struct sl_object, node) : NULL;
+	if (o)
+		o->refs++;
+	pthread_mutex_unlock(&s->table_lock);
+	return o;
+}
+
+static int map_load(struct sl_object *o, const struct sl_at *at)
+{
+	uint64_t size = o->rec.origin.size;
+	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL)) {
+		sl_chunkmap_init(&o->map, 0, true); /* complete, whatever size it has now */
+		return 0;
+	}
+	sl_chunkmap_init(&o->map, size, o->rec.state == SL_FULL);
+	if (o->rec.state != SL_PARTIAL)
+		return 0;
+	uint8_t buf[SL_MAP_MAX_BYTES];
+	ssize_t n = at_getxattr(at, o->store->xattr_map, buf, sizeof(buf));
+	int r = n < 0 ? (int)n : sl_chunkmap_load(&o->map, o->rec.chunk_shift, buf, (size_t)n);
+	if (r < 0) {
+		/* Nothing is lost with a map: what it said is fetched again. */
+		sl_warn("%s: the chunk map is unreadable (%s), its content will be fetched again",
+			o->name ? o->name : "/", strerror(-r));
+		sl_chunkmap_fini(&o->map);
+		sl_chunkmap_init(&o->map, size, false);
+	}
+	return 0;
+}
+
+/* A struct for what @at names and @st describes. The tree lock is held for reading. */
+static int object_new(struct sl_store *s, struct sl_object *parent, const char *name, const struct sl_at *at,
+		      const struct stat *st, struct sl_object **ret)
+{
+	struct sl_object *o = calloc(1, sizeof(*o));
+	if (!o)
+		return -ENOMEM;
+	o->store = s;
+	o->refs = 1;
+	o->fd = o->dirfd = -EBADF;
+	sl_list_init(&o->fd_link);
+	sl_list_init(&o->dirty_link);
+	pthread_mutex_init(&o->lock, NULL);
+	pthread_rwlock_init(&o->io, NULL);
+
+	uint8_t b[SL_RECORD_SIZE * 4];
+	ssize_t n = at_getxattr(at, s->xattr_record, b, sizeof(b));
+	int r = n == -EOPNOTSUPP || n == -EPERM || n == -ENODATA ? -ENODATA
+		: n == -ERANGE					 ? -EBADMSG
+		: n < 0						 ? (int)n
+								 : sl_record_decode(b, (size_t)n, &o->rec);
+	o->has_record = r == 0;
+	if (r == -ENODATA) {
+		/* Symlinks and special files of an unprivileged store have none; anything else was put there
+		 * by somebody else, or by a crash between its making and its record: it is local, and
+		 * complete. */
+		bool plain = S_ISREG(st->st_mode) || S_ISDIR(st->st_mode);
+		o->rec = (struct sl_record){
+		    .state = SL_FULL, .mode = st->st_mode, .flags = plain ? SL_LOCAL | SL_MODIFIED : 0};
+		r = 0;
+	}
+	/* Devices, and what the store's owner may not make, are stood in for by an empty file: the record has
+	 * the type. */
+	uint32_t want = o->rec.mode & S_IFMT, is = st->st_mode & S_IFMT;
+	if (r == 0 && want != is && !(is == S_IFREG && want != S_IFDIR && want != S_IFLNK))
+		r = -EBADMSG;
+	if (parent && (r == -EBADMSG || r == -EPROTONOSUPPORT)) {
+		sl_err("record of '%s' in '%s' (inode %llu of the store): %s; it can be removed, and not used", name,
+		       parent->name ? parent->name : "/", (unsigned long long)st->st_ino,
+		       r == -EBADMSG ? "it is damaged" : "it was written by a newer version of sluice");
+		o->damaged = r;
+		o->rec = (struct sl_record){.mode = st->st_mode & S_IFMT};
+		r = 0;
+	}
+	o->type = o->rec.mode & S_IFMT;
+	o->local = o->rec.flags & SL_LOCAL;
+	o->moved = o->rec.flags & SL_MOVED;
+	if (r == 0 && S_ISREG(o->type))
+		r = map_load(o, at);
+	if (r == 0 && parent) {
+		o->name = strdup(name);
+		r = o->name ? 0 : -ENOMEM;
+	}
+	if (r < 0) {
+		object_free(o);
+		return r;
+	}
+
+	pthread_mutex_lock(&s->table_lock);
+	struct sl_hnode *h = sl_htab_find(&s->table, st->st_ino);
+	if (h) { /* another thread was faster, or another name of the same object is known */
+		struct sl_object *old = sl_container_of(h, struct sl_object, node);
+		old->refs++;
+		pthread_mutex_unlock(&s->table_lock);
+		object_free(o);
+		*ret = old;
+		return 0;
+	}
+	r = sl_htab_add(&s->table, &o->node, st->st_ino);
+	if (r == 0 && parent) {
+		parent->refs++;
+		o->parent = parent;
+	}
+	pthread_mutex_unlock(&s->table_lock);
+	if (r < 0) {
+		object_free(o);
+		return r;
+	}
+	*ret = o;
+	return 0;
+}
+
+int sl_object_load_root(struct sl_store *s, struct sl_object **ret)
+{
+	struct sl_at at = {.store = s, .fd = s->tree_fd, .name = ""};
+	struct stat st;
+	if (fstat(s->tree_fd, &st) < 0)
+		return -errno;
+	return object_new(s, NULL, NULL, &at, &st, ret);
+}
+
+/* What users see of an object of which the store says @st. */
+static void attr_of(struct sl_object *o, const struct stat *st, struct sl_attr *a)
+{
+	sl_attr_from_stat(st, 0, a);
+	pthread_mutex_lock(&o->lock);
+	const struct sl_record *rec = &o->rec;
+	if (o->has_record) {
+		a->mode = rec->mode;
+		a->rdev = rec->rdev;
+		if (rec->flags & SL_LINKED)
+			a->nlink = rec->nlink;
+		if (!(rec->flags & (SL_MODIFIED | SL_META | SL_LOCAL))) {
+			a->mtime = rec->origin.mtime;
+			a->ctime = rec->origin.ctime;
+		}
+		if (S_ISREG(rec->mode) && !(rec->flags & (SL_MODIFIED | SL_LOCAL))) {
+			a->size = rec->origin.size;
+			/* A file of no blocks is zeros to tar and cp, who then do not read it. Sparse ones
+			 * are marked as such by one page less: those programs then ask for the holes, and the
+			 * gate answers that. */
+			a->blocks = SL_DIV_UP(a->size, 512);
+			if (rec->flags & SL_SPARSE && a->blocks > 8)
+				a->blocks -= 8;
+		} else if (!S_ISREG(rec->mode) && !S_ISDIR(rec->mode) && !S_ISLNK(rec->mode)) {
+			a->size = 0;
+			a->blocks = 0;
+		}
+	}
+	if (o->damaged) {
+		a->mode = o->type | 0777; /* so that who tries is told EIO */
+		a->size = a->blocks = 0;
+	}
+	if (S_ISDIR(a->mode)) {
+		/* What these say of the store's directory would change when names arrive: tar takes that for
+		 * a change of the origin. */
+		a->size = 4096;
+		a->blocks = 8;
+		a->nlink = 1; /* "not known": how many subdirectories it has may not be known yet */
+	}
+	pthread_mutex_unlock(&o->lock);
+}
+
+int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object **ret)
+{
+	return sl_object_lookup_attr(dir, name, ret, NULL);
+}
+
+int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_object **ret, struct sl_attr *a)
+{
+	struct sl_store *s = dir->store;
+	if (!sl_name_valid(name, strlen(name)))
+		return strlen(name) > 255 ? -ENAMETOOLONG : -EINVAL;
+	struct sl_at at;
+	int r = sl_at_begin_dir(dir, &at);
+	if (r < 0)
+		return r;
+	struct stat st;
+	at.name = name;
+	if (fstatat(at.fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+		r = -errno;
+	} else if (st.st_dev != s->dev) {
+		r = -EXDEV; /* somebody mounted something inside the store */
+	} else {
+		*ret = sl_object_find(s, st.st_ino);
+		if (!*ret)
+			r = object_new(s, dir, name, &at, &st, ret);
+		if (r == 0)
+			(*ret)->names = (uint32_t)st.st_nlink;
+	}
+	sl_at_end(&at);
+	if (r == 0 && a)
+		attr_of(*ret, &st, a);
+	return r;
+}
+
+/* ---- using one ---- */
+
+struct sl_object *sl_object_parent(struct sl_object *o)
+{
+	pthread_rwlock_rdlock(&o->store->tree);
+	struct sl_object *p = o->parent ? sl_object_ref(o->parent) : NULL;
+	pthread_rwlock_unlock(&o->store->tree);
+	return p;
+}
+
+/*
+ * An eviction holds a lease on the file, and an open waits for its end: not with the tree locked, which the
+ * eviction needs. So the open asks not to wait, and where it would have to, waits on a descriptor of the
+ * object.
+ */
+int sl_object_open(struct sl_object *o, int flags)
+{
+	struct sl_at at;
+	int r = o->damaged ? -EIO : sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	flags |= O_NOCTTY | O_NOFOLLOW | O_CLOEXEC;
+	if (*at.name) {
+		r = openat(at.fd, at.name, flags | O_NONBLOCK);
+		r = r < 0 ? -errno : r;
+	} else {
+		r = sl_reopen(at.fd, flags | O_NONBLOCK);
+	}
+	_cleanup_close_ int path = -EBADF;
+	if (r == -EWOULDBLOCK)
+		path = *at.name ? openat(at.fd, at.name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+				: fcntl(at.fd, F_DUPFD_CLOEXEC, 3);
+	sl_at_end(&at);
+	return path >= 0 ? sl_reopen(path, flags) : r;
+}
+
+int sl_object_open_dir(struct sl_object *o)
+{
+	struct sl_at at;
+	int r = o->damaged ? -EIO : sl_at_begin_dir(o, &at);
+	if (r < 0)
+		return r;
+	r = openat(at.fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	r = r < 0 ? -errno : r;
+	sl_at_end(&at);
+	return r;
+}
+
+int sl_object_attr(struct sl_object *o, struct sl_attr *a)
+{
+	struct sl_at at;
+	struct stat st;
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	if (fstatat(at.fd, at.name, &st, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) < 0)
+		r = -errno;
+	sl_at_end(&at);
+	if (r < 0)
+		return r;
+	attr_of(o, &st, a);
+	return 0;
+}
+
+ssize_t sl_object_readlink(struct sl_object *o, char *buf, size_t n)
+{
+	struct sl_at at;
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	ssize_t k = readlinkat(at.fd, at.name, buf, n);
+	k = k < 0 ? -errno : k;
+	sl_at_end(&at);
+	return k;
+}
+
+static int set_store_owner(struct sl_object *o, int mode, uid_t uid, gid_t gid)
+{
+	struct sl_store *s = o->store;
+	struct sl_at at;
+	struct stat st;
+	char p[SL_PROC_FD_MAX];
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	if (fstatat(at.fd, at.name, &st, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) < 0)
+		r = -errno;
+	bool other = (uid != (uid_t)-1 && uid != st.st_uid) || (gid != (gid_t)-1 && gid != st.st_gid);
+	if (r == 0 && other && fchownat(at.fd, at.name, uid, gid, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) < 0)
+		r = -errno;
+	if (r == 0 && mode >= 0) {
+		if (S_ISLNK(st.st_mode))
+			r = -EOPNOTSUPP;
+		else if (chmod(sl_at_path(&at, p),
+			       s->privileged
+				   ? (mode_t)mode
+				   : ((mode_t)mode & 01777) | (S_ISDIR(st.st_mode) ? 0700 : 0600)) < 0)
+			r = -errno;
+	}
+	sl_at_end(&at);
+	return r;
+}
+
+int sl_object_set_owner(struct sl_object *o, int mode, uid_t uid, gid_t gid)
+{
+	pthread_mutex_lock(&o->lock);
+	int r = o->damaged ? -EIO : sl_object_set_meta(o);
+	if (r == 0)
+		r = set_store_owner(o, mode, uid, gid);
+	if (r == 0 && mode >= 0 && o->has_record) {
+		o->rec.mode = (o->rec.mode & S_IFMT) | (uint32_t)mode;
+		r = sl_object_save(o);
+	}
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
+int sl_object_set_times(struct sl_object *o, const struct timespec ts[2])
+{
+	pthread_mutex_lock(&o->lock);
+	/* The time of the last access is not the origin's to begin with. */
+	int r = o->damaged ? -EIO : ts[1].tv_nsec == UTIME_OMIT ? 0 : sl_object_set_meta(o);
+	struct sl_at at;
+	if (r == 0)
+		r = sl_at_begin(o, &at);
+	if (r == 0) {
+		if (utimensat(at.fd, at.name, ts, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) < 0)
+			r = -errno;
+		sl_at_end(&at);
+	}
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
+void sl_objects_each(struct sl_store *s, int (*fn)(void *arg, const char *path, struct sl_object *o, int err),
+		     void *arg)
+{
+	pthread_mutex_lock(&s->table_lock);
+	struct sl_object **v = reallocarray(NULL, s->table.n + 1, sizeof(*v));
+	size_t n = 0, i;
+	for (struct sl_hnode *h = v ? sl_htab_first(&s->table, &i) : NULL; h;
+	     h = sl_htab_step(&s->table, &i, h)) {
+		v[n] = sl_container_of(h, struct sl_object, node);
+		v[n++]->refs++;
+	}
+	pthread_mutex_unlock(&s->table_lock);
+	for (i = 0; i < n; i++) {
+		fn(arg, NULL, v[i], 0);
+		sl_object_put(v[i]);
+	}
+	free(v);
+}
+
+char *sl_object_path(struct sl_object *o)
+{
+	char *path = strdup("");
+	pthread_rwlock_rdlock(&o->store->tree);
+	for (; o && o->parent && path; o = o->parent) {
+		char *p = *path ? sl_path_join(o->name, path) : strdup(o->name);
+		free(path);
+		path = p;
+	}
+	pthread_rwlock_unlock(&o->store->tree);
+	return path;
+}
+
+/* With the tree lock held. */
+static int place_locked(struct sl_object *o, char **ret)
+{
+	_cleanup_free_ char *below = strdup("");
+	struct sl_store *s = o->store;
+	if (!below)
+		return -ENOMEM;
+	for (; o != s->root; o = o->parent) {
+		if (o->local)
+			return -ENOENT;
+		if (o->moved) {
+			char place[4096 + 1];
+			struct sl_at at = {.store = s, .fd = o->fd, .name = ""};
+			if (o->fd < 0) {
+				at.fd = sl_dirfd_pin(o->parent);
+				if (at.fd < 0)
+					return at.fd;
+				at.name = o->name;
+			}
+			ssize_t n = at_getxattr(&at, s->xattr_place, place, sizeof(place) - 1);
+			if (o->fd < 0)
+				sl_dirfd_unpin(o->parent);
+			if (n < 0)
+				return (int)n;
+			place[n] = '\0';
+			*ret = *below ? sl_path_join(place, below) : strdup(place);
+			return *ret ? 0 : -ENOMEM;
+		}
+		if (o->orphan_place) {
+			*ret = *below ? sl_path_join(o->orphan_place, below) : strdup(o->orphan_place);
+			return *ret ? 0 : -ENOMEM;
+		}
+		if (!o->parent || !o->name)
+			return -ENOENT;
+		char *p = *below ? sl_path_join(o->name, below) : strdup(o->name);
+		if (!p)
+			return -ENOMEM;
+		free(below);
+		below = p;
+	}
+	*ret = sl_steal_ptr(&below);
+	return 0;
+}
+
+int sl_object_place(struct sl_object *o, char **ret)
+{
+	pthread_rwlock_rdlock(&o->store->tree);
+	int r = place_locked(o, ret);
+	pthread_rwlock_unlock(&o->store->tree);
+	return r;
+}
+
+int sl_object_save(struct sl_object *o)
+{
+	struct sl_at at;
+	uint8_t b[SL_RECORD_SIZE];
+	if (o->damaged)
+		return -EIO;
+	sl_record_encode(&o->rec, b);
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	r = sl_at_setxattr(&at, o->store->xattr_record, b, sizeof(b));
+	if (r == 0)
+		o->has_record = true;
+	else if ((r == -EPERM || r == -EOPNOTSUPP) && !S_ISREG(o->type) && !S_ISDIR(o->type))
+		r = 0; /* symlinks and special files of an unprivileged store go without */
+	sl_at_end(&at);
+	return r;
+}
+
+int sl_object_save_map(struct sl_object *o, bool drop)
+{
+	struct sl_at at;
+	uint8_t b[SL_MAP_MAX_BYTES];
+	size_t n = drop ? 0 : sl_chunkmap_save(&o->map, b);
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	r = drop ? at_removexattr(&at, o->store->xattr_map) : sl_at_setxattr(&at, o->store->xattr_map, b, n);
+	sl_at_end(&at);
+	return r;
+}
+
+int sl_object_put_map(struct sl_object *o, const void *map, size_t len)
+{
+	struct sl_at at;
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	r = sl_at_setxattr(&at, o->store->xattr_map, map, len);
+	sl_at_end(&at);
+	return r;
+}
+
+static int set_mtime(struct sl_object *o, struct timespec mtime)
+{
+	struct sl_at at;
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, mtime};
+	if (utimensat(at.fd, at.name, ts, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) < 0)
+		r = -errno;
+	sl_at_end(&at);
+	return r;
+}
+
+int sl_object_restore_mtime(struct sl_object *o, const struct timespec *own)
+{
+	bool ours = o->rec.flags & (SL_META | SL_MODIFIED | SL_LOCAL);
+	return !ours ? set_mtime(o, o->rec.origin.mtime) : own ? set_mtime(o, *own) : 0;
+}
+
+int sl_object_set_meta(struct sl_object *o)
+{
+	if (o->rec.flags & (SL_META | SL_MODIFIED | SL_LOCAL) || !o->has_record)
+		return 0;
+	int r = set_mtime(o, o->rec.origin.mtime);
+	if (r == 0) {
+		o->rec.flags |= SL_META;
+		r = sl_object_save(o);
+		if (r < 0)
+			o->rec.flags &= (uint16_t)~SL_META;
+	}
+	return r;
+}
+
+int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v)
+{
+	struct sl_record old = o->rec;
+	assert(!(o->rec.flags & (SL_MODIFIED | SL_LOCAL)));
+	o->rec.state = SL_COLD;
+	o->rec.origin = *v;
+	int r = sl_object_save(o);
+	if (r == 0 && fdatasync(fd) < 0)
+		r = -errno;
+	if (r < 0) {
+		o->rec = old;
+		return r;
+	}
+	return sl_object_drop(o, fd);
+}
+
+int sl_object_drop(struct sl_object *o, int fd)
+{
+	uint64_t size = o->rec.origin.size;
+	assert(o->rec.state == SL_COLD);
+	struct stat st;
+	struct timespec own = {.tv_nsec = UTIME_OMIT}; /* where the user has set it */
+	if (o->rec.flags & SL_META && fstat(fd, &st) == 0)
+		own = st.st_mtim;
+	(void)sl_object_save_map(o, true);
+	o->epoch++;
+	sl_chunkmap_fini(&o->map);
+	sl_chunkmap_init(&o->map, size, false);
+	if (ftruncate(fd, 0) < 0)
+		return -errno;
+	int r = sl_armour(o->store, fd, size);
+	if (r == -EOPNOTSUPP)
+		r = ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.flags & SL_META ? own : o->rec.origin.mtime};
+	(void)futimens(fd, ts);
+	return r;
+}
+
+int sl_object_new_pinned(struct sl_store *s, int fd, struct sl_object **ret)
+{
+	struct sl_at at = {.store = s, .fd = fd, .name = ""};
+	struct stat st;
+	int r = fstat(fd, &st) < 0 ? -errno : object_new(s, NULL, NULL, &at, &st, ret);
+	if (r < 0)
+		close(fd);
+	else
+		(*ret)->fd = fd;
+	return r;
+}

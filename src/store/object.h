@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Objects of the store that somebody uses now: found by inode number, one struct each, reference counted.
+ *
+ * A reference keeps the struct, not the object: it may be unlinked meanwhile, and stays usable through a
+ * descriptor. An object knows one name of it (parent and name); hard links have others. The fields below
+ * `lock` are protected by it; the place in the tree by the store's tree lock, which the functions here take
+ * themselves.
+ */
+#pragma once
+
+#include <pthread.h>
+
+#include "base/fd.h"
+#include "base/list.h"
+#include "origin/attr.h"
+#include "store/chunkmap.h"
+#include "store/record.h"
+#include "store/store.h"
+
+struct sl_streak;
+struct sl_flight; /* of src/fill: what is on its way for this object */
+
+struct sl_object {
+	struct sl_hnode node; /* key: inode number in the store */
+	struct sl_store *store;
+	unsigned refs;		  /* table lock */
+	_Atomic uint32_t names;	  /* how many it had in the store when it was last looked up */
+	uint32_t type;		  /* S_IF*, as users see it; fixed */
+	struct sl_object *parent; /* tree lock; a reference; NULL for the root and when unlinked */
+	char *name;
+	char *orphan_place; /* tree lock; where it was at the origin, once its last known name is gone */
+	bool local, moved;  /* tree lock: SL_LOCAL and SL_MOVED of the record, for finding its place */
+	int fd;		    /* tree lock; O_PATH, once the known name is gone; else negative */
+
+	/* fd lock: a directory's cached descriptor */
+	int dirfd;
+	unsigned dirfd_users;
+	struct sl_list fd_link;
+
+	/* readers of content hold it shared while they answer; who takes content away or replaces it holds it
+	 * exclusively */
+	pthread_rwlock_t io;
+
+	pthread_mutex_t lock;
+	struct sl_record rec; /* as on disk, except that the map below knows more than rec.state */
+	bool has_record;
+	int damaged; /* fixed; -EBADMSG or -EPROTONOSUPPORT: its record is unreadable; it can be removed, nothing else */
+	struct sl_chunkmap map; /* of regular files */
+	uint32_t epoch; /* grows when content is dropped: what was under way before no longer counts */
+	bool dirty; /* the map in memory says more than the one on disk; the committer holds a reference */
+	bool evicting;
+	uint64_t spared; /* sl_now() time until which it is not evicted: somebody is about to change it */
+	unsigned opens; /* by users of the gate */
+	uint64_t
+	    nlookup; /* the gate's: references the kernel holds; the object is referenced once while > 0 */
+	struct sl_flight *flight;
+	struct sl_list dirty_link; /* the committer's */
+
+	/* the gate's, for open files */
+	unsigned invalidating; /* the kernel is being told that its cache is out of date */
+	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the present one */
+	unsigned open_cached, open_passthrough;
+	int backing_id;
+	bool check_modified; /* opened for writing past us: compare at the last close */
+	struct timespec was_mtime, was_ctime;
+
+	/* the fill's, for guessing what comes next */
+	uint64_t ra_next; /* files: where a sequential reader would go on */
+	uint64_t ra_upto; /* and how far it was asked for ahead */
+	uint32_t ra_window;
+	struct sl_streak
+	    *streak[2]; /* directories: of files read, of subdirectories entered; allocated when one begins */
+};
+
+struct sl_object *sl_object_root(struct sl_store *s); /* not a new reference */
+struct sl_object *sl_object_ref(struct sl_object *o);
+void sl_object_put(struct sl_object *o); /* NULL is fine */
+
+static inline void sl_object_putp(struct sl_object **o)
+{
+	sl_object_put(*o);
+}
+#define _cleanup_object_ _cleanup_(sl_object_putp)
+
+/** A new reference to the object with inode number @ino if it is in memory, else NULL. */
+struct sl_object *sl_object_find(struct sl_store *s, uint64_t ino);
+/**
+ * The object called @name in @dir, as a new reference. -ENOENT. An object with an unreadable record is one with `damaged`
+ * set. @name is checked.
+ */
+int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object **ret);
+/** The same, with what users see of it. */
+int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_object **ret, struct sl_attr *a);
+/** Load the root; used by sl_store_open(). */
+int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
+
+static inline uint64_t sl_object_ino(const struct sl_object *o)
+{
+	return o->node.key;
+}
+static inline bool sl_object_is_dir(const struct sl_object *o)
+{
+	return S_ISDIR(o->type);
+}
+static inline bool sl_object_is_reg(const struct sl_object *o)
+{
+	return S_ISREG(o->type);
+}
+
+/** A new reference to the directory that holds the name we know of it; NULL for the root and what has no name
+ * left. */
+struct sl_object *sl_object_parent(struct sl_object *o);
+/** Open it with @flags. Returns a descriptor, -ENOENT, -errno. Never follows a symlink. */
+int sl_object_open(struct sl_object *o, int flags);
+/** A descriptor of the directory for the *at calls, to be closed. */
+int sl_object_open_dir(struct sl_object *o);
+ssize_t sl_object_readlink(struct sl_object *o, char *buf, size_t n);
+/** Change permissions, owner, group; -1 leaves one as it is. -EPERM for another owner in an unprivileged
+ * store. */
+int sl_object_set_owner(struct sl_object *o, int mode, uid_t uid, gid_t gid);
+int sl_object_set_times(struct sl_object *o, const struct timespec ts[2]); /* as utimensat(2) */
+/** Something is about to be made or removed in @dir: its own times count from now on. */
+int sl_object_touch(struct sl_object *dir);
+/** Call @fn for every object that is in memory now. */
+void sl_objects_each(struct sl_store *s, int (*fn)(void *arg, const char *path, struct sl_object *o, int err),
+		     void *arg);
+/** What users see of it. */
+int sl_object_attr(struct sl_object *o, struct sl_attr *a);
+/** Its place at the origin, "" for the root; the caller frees it. -ENOENT for what has no place (made here,
+ * or unlinked). */
+int sl_object_place(struct sl_object *o, char **ret);
+/** Its path in the clone, for messages. */
+char *sl_object_path(struct sl_object *o);
+
+/** Write the record (lock held). Gives the object one if it had none. */
+int sl_object_save(struct sl_object *o);
+/** The chunk map of a partial file as on disk now (lock held); with @drop the attribute is removed. */
+int sl_object_save_map(struct sl_object *o, bool drop);
+/** Write @map, an earlier sl_chunkmap_save(), as the map on disk (lock held). */
+int sl_object_put_map(struct sl_object *o, const void *map, size_t len);
+/** Filling changed the times: give it the origin's again, or @own (if not NULL) where the user has set them
+ * (lock held). */
+int sl_object_restore_mtime(struct sl_object *o, const struct timespec *own);
+/**
+ * The user changes attributes here (lock held): from now on the store's own times count. Called before the
+ * change.
+ */
+int sl_object_set_meta(struct sl_object *o);
+
+/* Names. All check nothing about rights; the gate's kernel did. Each marks the directory as changed here. */
+
+/** The new object @name was made in @dir's directory by the caller: give it its record and return it. */
+int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_t rdev,
+		    struct sl_object **ret);
+int sl_object_unlink(struct sl_object *dir, const char *name, bool rmdir);
+/** @flags as of renameat2. -EXDEV where the old place cannot be recorded. */
+int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *newdir, const char *newname,
+		     unsigned flags);
+int sl_object_link(struct sl_object *o, struct sl_object *newdir, const char *newname);
+/** An O_TMPFILE in @dir: @fd is its descriptor. */
+int sl_object_adopt_tmpfile(struct sl_object *dir, int fd, uint32_t mode, struct sl_object **ret);
+/** True if a whiteout says that @name of @dir was deleted or renamed away here. */
+bool sl_object_whiteout(struct sl_object *dir, const char *name);
+bool sl_object_has_whiteouts(struct sl_object *dir);
+
+/* Placeholders. */
+
+/**
+ * Make or refresh the placeholder of one listed name in the directory descriptor @dirfd of @dir, which is not
+ * yet shown. An object of that name that was changed here stays. @target: of a symlink. Returns 0, or -errno.
+ */
+int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
+			const char *target);
+/** Remove what an interrupted attempt left and the origin no longer has, unless it was changed here. */
+int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name);
+/**
+ * All names are there: write the directory's record as populated, with the times of @a, or with @mtime, which
+ * it had before, where the user has set that (lock not held).
+ */
+int sl_placeholder_populated(struct sl_object *dir, const struct sl_attr *a, struct timespec mtime);
+/** Take over what the origin says of the root at the first contact. */
+int sl_placeholder_root(struct sl_store *s, const struct sl_attr *a);
+
+/* Content. */
+
+/**
+ * Drop what is here of a file that was not modified here, and give it the version @v (lock and io held
+ * exclusively). The record on disk says so before any byte goes. @fd: open for writing.
+ */
+int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v);
+/** The second half of it alone, for who has already made a cold record durable. */
+int sl_object_drop(struct sl_object *o, int fd);

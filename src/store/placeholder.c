@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Placeholders: objects of which the names and attributes have arrived. Their directory is not shown before
+ * all of them are there. */
+#include <assert.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/xattr.h>
+
+#include "base/log.h"
+#include "store/internal.h"
+
+/* Permissions that the store's own file gets: its owner must always get at it, nobody gets privilege from it.
+ */
+static mode_t store_mode(const struct sl_store *s, uint32_t mode)
+{
+	if (s->privileged)
+		return mode & 07777;
+	return (mode & 0777) | (S_ISDIR(mode) ? 0700 : 0600);
+}
+
+static struct sl_record make_record(const struct sl_attr *a)
+{
+	struct sl_record r = {.state = S_ISREG(a->mode) && a->size ? SL_COLD : SL_FULL,
+			      .mode = a->mode,
+			      .nlink = a->nlink,
+			      .rdev = a->rdev,
+			      .origin = sl_attr_version(a)};
+	if (S_ISDIR(a->mode))
+		r.state = SL_COLD;
+	if (!a->no_xattrs && (S_ISREG(a->mode) || S_ISDIR(a->mode)))
+		r.flags |= SL_XATTRS;
+	if (S_ISREG(a->mode) && a->blocks < a->size / 512)
+		r.flags |= SL_SPARSE;
+	return r;
+}
+
+static int set_times(int dirfd, const char *name, const struct sl_attr *a)
+{
+	struct timespec ts[2] = {a->atime, a->mtime};
+	return utimensat(dirfd, name, ts, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+}
+
+/* A regular file, through a descriptor: every step is one system call. */
+static int make_file(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
+		     const struct sl_record *rec)
+{
+	uint8_t b[SL_RECORD_SIZE];
+	_cleanup_close_ int fd =
+	    openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, store_mode(s, a->mode));
+	if (fd < 0)
+		return -errno;
+	int r = 0;
+	bool reg = S_ISREG(a->mode); /* else an empty file that stands in for a special one */
+	if (reg && a->size) {
+		r = sl_armour(s, fd, a->size);
+		if (r == -EOPNOTSUPP)
+			r = ftruncate(fd, (off_t)a->size) < 0 ? -errno : 0;
+	}
+	if (r == 0 && s->privileged && fchown(fd, a->uid, a->gid) < 0)
+		r = -errno;
+	if (r == 0 && a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged &&
+	    fchmod(fd, a->mode & 07777) < 0)
+		r = -errno;
+	sl_record_encode(rec, b);
+	if (r == 0 && fsetxattr(fd, s->xattr_record, b, sizeof(b), 0) < 0)
+		r = -errno;
+	struct timespec ts[2] = {a->atime, a->mtime};
+	if (r == 0 && futimens(fd, ts) < 0)
+		r = -errno;
+	if (r < 0)
+		unlinkat(dirfd, name, 0);
+	return r;
+}
+
+static int make_other(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
+		      const char *target, const struct sl_record *rec)
+{
+	char p[SL_PROC_FD_MAX];
+	int r = 0;
+	if (S_ISLNK(a->mode)) {
+		if (symlinkat(target, dirfd, name) < 0)
+			return -errno;
+	} else if (S_ISDIR(a->mode)) {
+		if (mkdirat(dirfd, name, store_mode(s, a->mode)) < 0)
+			return -errno;
+	} else {
+		/* Devices are shown, not opened: they never need to be real. Unprivileged, special files have
+		 * no record: stand-ins do. */
+		if (!s->privileged || S_ISCHR(a->mode) || S_ISBLK(a->mode))
+			return make_file(s, dirfd, name, a, rec);
+		if (mknodat(dirfd, name, a->mode, 0) < 0)
+			return -errno;
+	}
+	if (s->privileged && fchownat(dirfd, name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW) < 0)
+		r = -errno;
+	if (r == 0 && a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged && !S_ISLNK(a->mode) &&
+	    fchmodat(dirfd, name, a->mode & 07777, 0) < 0)
+		r = -errno;
+	if (r == 0 && (s->privileged || S_ISDIR(a->mode)))
+		r = sl_record_save_path(s, sl_proc_fd_path(p, dirfd, name), rec);
+	if (r == 0)
+		r = set_times(dirfd, name, a);
+	if (r == 0 && S_ISDIR(a->mode)) {
+		struct stat st;
+		if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+			sl_whiteout_drop_dir(s, st.st_ino);
+	}
+	if (r < 0)
+		unlinkat(dirfd, name, S_ISDIR(a->mode) ? AT_REMOVEDIR : 0);
+	return r;
+}
+
+/*
+ * What stands where a placeholder is to be made was left by an interrupted attempt, or belongs to the user.
+ * Returns 1 to keep it, 0 when it was removed, or -errno.
+ */
+static int clear_place(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a)
+{
+	char p[SL_PROC_FD_MAX];
+	struct sl_record old;
+	struct stat st;
+	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	int r = sl_record_load_path(s, sl_proc_fd_path(p, dirfd, name), &old);
+	if (r == 0) {
+		struct sl_version v = sl_attr_version(a);
+		if (old.flags & (SL_LOCAL | SL_MODIFIED))
+			return 1;
+		if (sl_version_same_object(&old.origin, &v) && ((old.mode ^ a->mode) & S_IFMT) == 0 &&
+		    (S_ISDIR(a->mode) || sl_version_eq(&old.origin, &v)))
+			return 1;
+		if (S_ISDIR(old.mode) && old.state != SL_COLD)
+			return 1; /* what is below may have been changed here */
+	}
+	return unlinkat(dirfd, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
+}
+
+int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name)
+{
+	char p[SL_PROC_FD_MAX];
+	struct sl_record old;
+	struct stat st;
+	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	int r = sl_record_load_path(dir->store, sl_proc_fd_path(p, dirfd, name), &old);
+	if (r == 0 && (old.flags & (SL_LOCAL | SL_MODIFIED) || (S_ISDIR(old.mode) && old.state != SL_COLD)))
+		return 0;
+	return unlinkat(dirfd, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
+}
+
+int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
+			const char *target)
+{
+	struct sl_store *s = dir->store;
+	if (S_ISLNK(a->mode) && (!target || !*target))
+		return -EPROTO;
+	struct sl_record rec = make_record(a);
+	bool linked = S_ISREG(a->mode) && a->nlink > 1;
+	char key[SL_LINK_KEY_MAX];
+	if (linked)
+		rec.flags |= SL_LINKED;
+
+	for (int tries = 0; tries < 2; tries++) {
+		int r = -ENOENT;
+		if (linked) {
+			r = linkat(s->links_fd, sl_link_key(&rec.origin, key), dirfd, name, 0) < 0 ? -errno
+												   : 0;
+			if (r == 0)
+				return 0;
+		}
+		if (r != -EEXIST) {
+			r = S_ISREG(a->mode) ? make_file(s, dirfd, name, a, &rec)
+					     : make_other(s, dirfd, name, a, target, &rec);
+			if (r == 0 && linked && linkat(dirfd, name, s->links_fd, key, 0) < 0 &&
+			    errno != EEXIST)
+				return -errno;
+		}
+		if (r != -EEXIST)
+			return r;
+		r = clear_place(s, dirfd, name, a);
+		if (r < 0)
+			return r;
+		if (r == 1) {
+			if (linked && linkat(dirfd, name, s->links_fd, key, 0) < 0 && errno != EEXIST)
+				return -errno;
+			return 0;
+		}
+	}
+	return -EEXIST;
+}
+
+int sl_placeholder_populated(struct sl_object *dir, const struct sl_attr *a, struct timespec mtime)
+{
+	pthread_mutex_lock(&dir->lock);
+	struct sl_record old = dir->rec;
+	dir->rec.state = SL_FULL;
+	dir->rec.origin = sl_attr_version(a);
+	int r = 0;
+	r = sl_object_restore_mtime(dir, &mtime);
+	if (r == 0)
+		r = sl_object_save(dir);
+	if (r < 0)
+		dir->rec = old;
+	pthread_mutex_unlock(&dir->lock);
+	return r;
+}
+
+int sl_placeholder_root(struct sl_store *s, const struct sl_attr *a)
+{
+	struct sl_object *o = s->root;
+	int r = 0;
+	pthread_mutex_lock(&o->lock);
+	if (o->rec.origin.ino == 0) {
+		struct sl_record rec = make_record(a);
+		if (s->privileged &&
+		    (fchown(s->tree_fd, a->uid, a->gid) < 0 || fchmod(s->tree_fd, a->mode & 07777) < 0))
+			r = -errno;
+		if (r == 0) {
+			struct sl_record old = o->rec;
+			o->rec = rec;
+			r = sl_object_save(o);
+			if (r < 0)
+				o->rec = old;
+		}
+	}
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}

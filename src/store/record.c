@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "store/record.h"
+
+#include <errno.h>
+#include <sys/sysmacros.h>
+#include <xxhash.h>
+
+#include "base/macros.h"
+
+/* The 64 bytes, as they lie on disk. */
+struct disk {
+	uint8_t format, state;
+	uint16_t flags;
+	uint32_t nlink;
+	uint64_t ino, size;
+	int64_t mtime, ctime;
+	uint32_t mtime_ns, ctime_ns, generation;
+	uint8_t chunk_shift, reserved;
+	uint16_t mode;
+	uint64_t sum;
+};
+_Static_assert(sizeof(struct disk) == SL_RECORD_SIZE, "the record has no padding");
+
+void sl_record_encode(const struct sl_record *r, uint8_t out[SL_RECORD_SIZE])
+{
+	struct disk d = {.format = SL_RECORD_FORMAT,
+			 .state = (uint8_t)r->state,
+			 .flags = r->flags,
+			 .nlink = r->nlink,
+			 .ino = r->origin.ino,
+			 .size = S_ISCHR(r->mode) || S_ISBLK(r->mode) ? r->rdev : r->origin.size,
+			 .mtime = r->origin.mtime.tv_sec,
+			 .ctime = r->origin.ctime.tv_sec,
+			 .mtime_ns = (uint32_t)r->origin.mtime.tv_nsec,
+			 .ctime_ns = (uint32_t)r->origin.ctime.tv_nsec,
+			 .generation = r->origin.generation,
+			 .chunk_shift = r->chunk_shift,
+			 .mode = (uint16_t)r->mode};
+	d.sum = XXH3_64bits(&d, offsetof(struct disk, sum));
+	memcpy(out, &d, sizeof(d));
+}
+
+int sl_record_decode(const void *buf, size_t len, struct sl_record *r)
+{
+	struct disk d;
+	if (len < 1)
+		return -EBADMSG;
+	/* A newer format may have another size and another checksum: look at its number first. */
+	if (*(const uint8_t *)buf > SL_RECORD_FORMAT)
+		return -EPROTONOSUPPORT;
+	if (len != sizeof(d))
+		return -EBADMSG;
+	memcpy(&d, buf, sizeof(d));
+	if (d.format != SL_RECORD_FORMAT || d.sum != XXH3_64bits(&d, offsetof(struct disk, sum)) ||
+	    d.state > SL_FULL || d.mtime_ns >= 1000000000u || d.ctime_ns >= 1000000000u)
+		return -EBADMSG;
+	bool dev = S_ISCHR(d.mode) || S_ISBLK(d.mode);
+	*r = (struct sl_record){
+	    .state = d.state,
+	    .flags = d.flags,
+	    .chunk_shift = d.chunk_shift,
+	    .mode = d.mode,
+	    .nlink = d.nlink,
+	    .rdev = dev ? d.size : 0,
+	    .origin = {.ino = d.ino,
+		       .generation = d.generation,
+		       .size = dev ? 0 : d.size,
+		       .mtime = {.tv_sec = d.mtime, .tv_nsec = d.mtime_ns},
+		       .ctime = {.tv_sec = d.ctime, .tv_nsec = d.ctime_ns}},
+	};
+	return 0;
+}
+
+const char *sl_state_name(enum sl_state s, uint32_t mode)
+{
+	static const char *const file[] = {"cold", "partial", "full"};
+	static const char *const dir[] = {"unpopulated", "partial", "populated"};
+	return S_ISDIR(mode) ? dir[s] : file[s];
+}

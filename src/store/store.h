@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The store: a clone's own state on a local filesystem.
+ *
+ *   STORE/            0700: nobody but its owner gets below
+ *     sluice.json     what the clone is: origin, directory, options
+ *     lock            held by the service while it runs
+ *     control         the service's socket
+ *     log             the service's log, when it does not go to the journal
+ *     tree/           the clone: real directories, files and symlinks; each object's record is an xattr of it
+ *     links/          for files of which the origin has several names: a hard link per object, named by its
+ * identity whiteouts/      per directory (by inode number): the names that were deleted or renamed away here
+ *     cold            the extent that placeholders are made of, on filesystems with reflinks
+ *
+ * One process at a time has a store open. All functions may be called from any thread.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "store/record.h"
+
+struct sl_store;
+
+/* What sluice.json holds. Strings are owned by the struct. */
+struct sl_store_config {
+	char *origin;	     /* as the user named it, made absolute */
+	char *dir;	     /* absolute path of the mount point */
+	char *id;	     /* random, tells this clone from any other */
+	bool allow_other;    /* other users may use the mount */
+	bool insecure_plain; /* a tcp: origin was explicitly allowed */
+	uint64_t limit;	     /* bytes of content to keep at most; 0: no limit */
+	uint64_t reserve;    /* bytes to leave free on the store's filesystem */
+	uint64_t timeout;    /* seconds that an access waits for the origin */
+	uint64_t root_ino;   /* identity of the origin's root */
+	uint32_t root_generation;
+};
+
+#define SL_STORE_DEFAULT_RESERVE (256ull << 20)
+#define SL_STORE_DEFAULT_TIMEOUT 120
+
+void sl_store_config_fini(struct sl_store_config *c);
+/** Read STORE/sluice.json. -ENOENT where @path is no store; -EPROTONOSUPPORT for one of a newer version;
+ * -EBADMSG. */
+int sl_store_config_load(const char *path, struct sl_store_config *c, char **why);
+int sl_store_config_save(const char *path, const struct sl_store_config *c);
+
+/** Make a new store at @path, which must not exist or be an empty directory. Leaves nothing behind when it
+ * fails. */
+int sl_store_create(const char *path, const struct sl_store_config *c, char **why);
+/** Open and lock. -EBUSY where another process has it open. */
+int sl_store_open(const char *path, struct sl_store **ret, char **why);
+/** All objects must have been put back. */
+void sl_store_close(struct sl_store *s);
+/** Take a store apart: everything in @path that a store consists of, then @path itself if that leaves it
+ * empty. */
+int sl_store_remove(const char *path, char **why);
+
+const struct sl_store_config *sl_store_config(const struct sl_store *s);
+const char *sl_store_path(const struct sl_store *s);
+/** True where the store's filesystem has reflinks, so that placeholders are armoured. */
+bool sl_store_reflinks(const struct sl_store *s);
+/** True where owners are kept and records are out of users' reach (trusted xattrs). */
+bool sl_store_privileged(const struct sl_store *s);
+/** Make everything that was written to the store's filesystem durable. */
+int sl_store_sync(struct sl_store *s);
+int sl_store_root_fd(const struct sl_store *s);
+/** The xattr names that belong to the store and that users neither see nor change. */
+bool sl_store_xattr_private(const char *name);

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The server side of a FUSE connection: a loop of several threads that receives requests, answers INIT
+ * itself, and hands everything else to one handler. The handler answers at once, or keeps the request and
+ * answers later from any thread; every request gets exactly one answer.
+ */
+#pragma once
+
+#include "wire/msg.h"
+#include "wire/transport.h"
+
+struct sl_server;
+
+/* A request under way. Valid until it is answered. */
+struct sl_req {
+	struct sl_server *server;
+	struct sl_msg_in m;
+	void *kept; /* set by sl_req_keep(): its own copy of the message */
+};
+
+struct sl_server_config {
+	unsigned threads;
+	uint64_t want_flags;	/* INIT flags to switch on where the client offers them */
+	uint32_t max_data;	/* largest READ, WRITE and READDIR; at most SL_WIRE_MAX_DATA */
+	uint32_t max_readahead; /* bytes; what the kernel may read ahead */
+	uint16_t max_background;
+	uint32_t max_stack_depth; /* with FUSE_PASSTHROUGH */
+
+	/** Called once, before any other request, with what was agreed. May be NULL. */
+	void (*init)(void *arg, uint64_t flags);
+	/** Answer @rq, or sl_req_keep() it. Runs on the server's threads, several at a time. FORGETs come
+	 * here as well. */
+	void (*handle)(struct sl_req *rq, void *arg);
+	/** The client no longer waits for the request @unique, if that is still under way. May be NULL. */
+	void (*interrupt)(void *arg, uint64_t unique);
+	void *arg;
+};
+
+int sl_server_new(struct sl_transport *t, const struct sl_server_config *cfg, struct sl_server **ret);
+/**
+ * Serve until the client goes away or sl_server_stop(). Returns 0 at the end of the stream or after the
+ * unmount, a negative errno when the client broke the protocol (-EPROTO, -EMSGSIZE) or the transport failed.
+ * All handlers have returned then, but kept requests may still be unanswered; answering them is harmless
+ * until sl_server_free().
+ */
+int sl_server_run(struct sl_server *s);
+/** Make sl_server_run() return. Not on a thread of the server; with /dev/fuse, uses SIGUSR1 to wake the
+ * threads. */
+void sl_server_stop(struct sl_server *s);
+/** Does not free the transport. */
+void sl_server_free(struct sl_server *s);
+uint64_t sl_server_flags(const struct sl_server *s);
+
+/** Take the request over from the loop: a heap copy to be answered later, or NULL (then @rq was answered with
+ * ENOMEM). */
+struct sl_req *sl_req_keep(struct sl_req *rq);
+/** Answer. Each frees a kept request. @err is 0 or a negative errno. */
+void sl_reply_err(struct sl_req *rq, int err);
+void sl_reply(struct sl_req *rq, const void *out, size_t len);
+void sl_reply_data(struct sl_req *rq, const void *out, size_t len, const void *data, size_t data_len);
+/** For FORGET and its like: free without an answer. */
+void sl_reply_none(struct sl_req *rq);
+
+/** Send a notification. Returns 0, -ENOENT where the kernel does not have the object, or -errno. */
+int sl_server_notify(struct sl_server *s, enum fuse_notify_code code, struct iovec *body, int cnt);

@@ -1,0 +1,88 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# If this fails, the command line is not as its help, its man pages and programs that call it expect.
+. "$(dirname "$0")/lib.sh"
+. "$TOOLS/clone.sh"
+
+commands="clone serve start stop remove list status hydrate evict pin unpin verify doctor"
+
+ok "--version" "$SLUICE" --version
+like "$(cat "$T/.out")" '^sluice [0-9]+\.[0-9]+' "which is a version"
+ok "--help" "$SLUICE" --help
+help=$(cat "$T/.out")
+for c in $commands; do
+	like "$help" "  $c +[A-Z]" "--help lists $c"
+	ok "$c --help" "$SLUICE" "$c" --help
+	text=$(cat "$T/.out")
+	like "$text" "^Usage: sluice $c " "$c --help begins with its usage"
+	like "$text" "Example:" "$c --help has an example"
+	like "$text" "--json" "$c has --json"
+	"$SLUICE" "$c" --no-such-option >"$T/out" 2>"$T/err"
+	is $? 2 "$c: an unknown option is exit status 2"
+	isnt "$(cat "$T/err")" "" "and says something"
+	is "$(cat "$T/out")" "" "but not on standard output"
+	ok "$c has a man page" test -s "$TOP/docs/man/sluice-$c.1"
+done
+"$SLUICE" nonsense >"$T/out" 2>"$T/err"
+is $? 2 "an unknown command is exit status 2"
+like "$(cat "$T/err")" nonsense "which is named"
+
+is "$("$SLUICE" list --json)" "[]" "no clones: an empty list"
+is "$("$SLUICE" list)" "" "and nothing to say for people"
+
+make_tree "$T/o" 50
+json() { python3 -c 'import json, sys; [json.loads(l) for l in sys.stdin if l.strip()]'; }
+out=$("$SLUICE" clone --json "$T/o" "$T/c")
+is $? 0 "clone --json"
+at_exit "$SLUICE" remove --force --discard "$T/c"
+ok "prints JSON" json <<<"$out"
+cat "$T/c"/* >/dev/null 2>&1
+for c in status hydrate evict pin unpin verify; do
+	out=$("$SLUICE" "$c" --json "$T/c" 2>"$T/err")
+	is $? 0 "$c --json"
+	ok "$c prints JSON" json <<<"$out"
+	is "$(cat "$T/err")" "" "$c says nothing else"
+done
+ok "list --json prints JSON" json <<<"$("$SLUICE" list --json)"
+like "$("$SLUICE" list)" "running +$T/c" "list for people"
+out=$("$SLUICE" doctor --json)
+ok "doctor --json prints JSON" json <<<"$out"
+like "$out" '"name":"fuse","ok":true' "doctor has tried FUSE"
+out=$("$SLUICE" stop --json "$T/c")
+ok "stop --json prints JSON" json <<<"$out"
+like "$("$SLUICE" list)" "stopped +$T/c" "list says stopped"
+like "$("$SLUICE" status "$T/c")" "stopped" "status says stopped"
+out=$("$SLUICE" start --json "$T/c")
+ok "start --json prints JSON" json <<<"$out"
+nok "a second start fails" "$SLUICE" start "$T/c"
+like "$(cat "$T/.out")" "running already" "and says why"
+(cd "$T/c" && "$SLUICE" status >"$T/out")
+ok "status of the current directory" grep -q "$T/c" "$T/out"
+cd "$T/c" || bail "cd"
+nok "stop while it is in use fails" "$SLUICE" stop "$T/c"
+cd /
+like "$(cat "$T/.out")" "in use" "and says why"
+ok "but nothing has changed" ls "$T/c"
+nok "a path of no clone" "$SLUICE" status "$T/o"
+like "$(cat "$T/.out")" "belongs to no clone" "says so"
+out=$("$SLUICE" remove --json "$T/c")
+ok "remove --json prints JSON" json <<<"$out"
+nok "the directory that clone made is gone" test -e "$T/c"
+is "$("$SLUICE" list --json)" "[]" "and the clone is"
+
+# Completion.
+bash -c '. "$1"; complete -p sluice' complete "$TOP/packaging/completions/sluice" >"$T/out" 2>&1
+is $? 0 "bash completion loads"
+
+# What is installed.
+if [ -f "$BUILD/build.ninja" ] && [ -w "$BUILD" ]; then
+	ok "install" env DESTDIR="$T/root" meson install -C "$BUILD" --no-rebuild --quiet
+	ok "the program" test -x "$(find "$T/root" -path '*/bin/sluice')"
+	for f in sluice.1 sluice-clone.1 'sluice@.service'; do
+		ok "$f is installed" test -n "$(find "$T/root" -name "$f*" -print -quit)"
+	done
+	ok "the completion is installed" test -n "$(find "$T/root" -path '*bash-completion*' -name sluice -print -quit)"
+else
+	skip "no build directory to install from" 6
+fi
+done_testing

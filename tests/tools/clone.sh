@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# shellcheck shell=bash
+# For system tests that use clones; sourced after lib.sh.
+
+need_fuse
+[ "$(id -u)" = 0 ] || command -v fusermount3 >/dev/null || skip_all "fusermount3 is not installed"
+# udev makes it so; without udev, as in containers, nobody has.
+[ "$(id -u)" != 0 ] || chmod 666 /dev/fuse
+
+# clone [OPTION...] ORIGIN DIR: `sluice clone`, without which the test cannot go on. Removed at the end, however that comes.
+clone() {
+	local out
+	out=$("$SLUICE" clone "$@" 2>&1) || bail "sluice clone $*: $out"
+	at_exit timeout 60 "$SLUICE" remove --force --discard "${!#}"
+}
+
+# serve NAME TREE [OPTION...]: an export on the unix socket $T/NAME; its number is in $BG.
+serve() {
+	local sock=$T/$1 tree=$2
+	shift 2
+	background "$SLUICE" serve --unix "$sock" "$@" "$tree" >"$sock.log" 2>&1
+	wait_for 30 grep -q . "$sock.log" || bail "no export on $sock: $(cat "$sock.log")"
+}
+
+# jget JSON NAME: the first value of that name.
+jget() {
+	[[ $1 =~ \"$2\":(\"([^\"]*)\"|[^],}]*) ]] || return 1
+	printf '%s\n' "${BASH_REMATCH[2]:-${BASH_REMATCH[1]}}"
+}
+# field NAME PATH...: of `sluice status --json`.
+field() {
+	local j
+	j=$("$SLUICE" status --json "${@:2}" 2>&1) || { echo "status failed: $j"; return 1; }
+	jget "$j" "$1"
+}
+# state_of PATH: cold, partial, full; unpopulated, populated.
+state_of() {
+	local j
+	stat "$1" >"$T/.stat" || return # or its name may not have arrived
+	j=$("$SLUICE" status --json "$1" 2>&1) || { echo "status failed: $j"; return 1; }
+	jget "${j#*\"paths\":}" state
+}
+flags_of() {
+	local j
+	stat "$1" >"$T/.stat" || return
+	j=$("$SLUICE" status --json "$1" 2>&1) || { echo "status failed: $j"; return 1; }
+	[[ $j =~ \"flags\":\[([^]]*)\] ]] && echo "${BASH_REMATCH[1]//\"/}"
+}
+store_of() { field store "$1"; }
+
+# all_gone PID: gone, and so are its other threads.
+all_gone() {
+	local tasks
+	gone "$1" || return
+	tasks=(/proc/"$1"/task/*)
+	[ ${#tasks[@]} = 1 ]
+}
+# kill_service DIR: as a crash would; returns when it is gone.
+kill_service() {
+	local pid
+	pid=$(field service_pid "$1") || return
+	kill -9 "$pid" && wait_for 30 all_gone "$pid"
+}
+
+# attributes DIR: one line (ended by NUL) per object: name, type, mode, links, size, mtime, owner, target; sorted.
+attributes() {
+	(cd "$1" && find . \( -type d -printf '%P|d|%m|%T@|%U:%G\0' \) -o \( -type f -printf '%P|f|%m|%n|%s|%T@|%U:%G\0' \) -o \
+		-printf '%P|%y|%m|%n|%T@|%U:%G|%l\0') | sort -z
+}
+# same_attributes A B: prints the first differences.
+same_attributes() {
+	attributes "$1" >"$T/.attr1"
+	attributes "$2" >"$T/.attr2"
+	[ -s "$T/.attr1" ] || return 1
+	cmp -s "$T/.attr1" "$T/.attr2" && return
+	diff <(tr '\n\0' '?\n' <"$T/.attr1") <(tr '\n\0' '?\n' <"$T/.attr2") | head -n 20
+	return 1
+}
+# checksum DIR: of all names, attributes and bytes.
+checksum() {
+	(attributes "$1"
+		cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum) | sha256sum
+}
+
+# import_tap PREFIX COMMAND...: its points are points of this file.
+import_tap() {
+	local prefix=$1 line plan='' status=none n=0
+	shift
+	while IFS= read -r line; do
+		case $line in
+		ok\ *SKIP*) n=$((n + 1)) && skip "$prefix${line#*SKIP }" ;;
+		ok\ *) n=$((n + 1)) && pass "$prefix${line#* - }" ;;
+		not\ ok\ *) n=$((n + 1)) && fail "$prefix${line#* - }" ;;
+		1..*) plan=${line#1..} ;;
+		"ended with "*) status=${line#ended with } ;;
+		*) echo "# ${line#\# }" ;;
+		esac
+	done < <("$@" </dev/null 2>&1
+		echo "ended with $?")
+	case $plan in
+	0*SKIP*) skip "$prefix${plan#*SKIP }" ;;
+	"$n") ;;
+	*) fail "${prefix}all points are reached (planned '$plan', seen $n, status $status)" ;;
+	esac
+}
+
+# also_as_user [NAME=VALUE...]: the points of this file once more, as somebody without privilege, when we are root.
+also_as_user() {
+	[ "$(id -u)" = 0 ] || return 0
+	if as_user test -r "$0" && as_user test -x "$SLUICE"; then
+		import_tap "as a user: " as_user env TMPDIR="$(user_dir)" "$@" "$0"
+	else
+		skip "other users cannot read the source tree"
+	fi
+}
+
+# lib.sh's takes the capabilities that fusermount3 needs, and finds programs that the user cannot run.
+as_user() {
+	[ "$(id -u)" = 0 ] || { "$@"; return; }
+	local uid=65534 d=$T/user
+	if [ ! -d "$d" ]; then
+		mkdir -p "$d/share" "$d/config" "$d/state" "$d/cache" "$d/run"
+		chown -R $uid:$uid "$d"
+		chmod 700 "$d/run"
+	fi
+	setpriv --reuid=$uid --regid=$uid --clear-groups --inh-caps=-all env HOME="$d" XDG_DATA_HOME="$d/share" \
+		XDG_CONFIG_HOME="$d/config" XDG_STATE_HOME="$d/state" XDG_CACHE_HOME="$d/cache" XDG_RUNTIME_DIR="$d/run" \
+		USER=nobody LOGNAME=nobody "$@"
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What of XFS's own ioctls we use, after the kernel's fs/xfs/libxfs/xfs_fs.h: <xfs/xfs_fs.h> is in a package
+ * that building should not need. All are part of the kernel's stable interface, for 64-bit machines.
+ */
+#pragma once
+
+#include <linux/ioctl.h>
+#include <stdint.h>
+
+#ifndef XFS_SUPER_MAGIC
+#define XFS_SUPER_MAGIC 0x58465342
+#endif
+
+/* xfs_fsop_geom_v1: what every version of the ioctl begins with. */
+struct xfs_geometry {
+	uint32_t blocksize, rtextsize, agblocks, agcount, logblocks, sectsize, inodesize, imaxpct;
+	uint64_t datablocks, rtblocks, rtextents, logstart;
+	uint8_t uuid[16];
+	uint32_t sunit, swidth;
+	int32_t version;
+	uint32_t flags, logsectsize, rtsectsize, dirblocksize;
+};
+
+struct xfs_growfs_data {
+	uint64_t newblocks;
+	uint32_t imaxpct, pad;
+};
+
+struct xfs_handle {
+	uint64_t fsid; /* not looked at */
+	uint16_t fid_len, fid_pad;
+	uint32_t gen;
+	uint64_t ino;
+};
+
+struct xfs_fsop_handlereq {
+	uint32_t fd;
+	void *path;
+	uint32_t oflags;
+	void *ihandle;
+	uint32_t ihandlen;
+	void *ohandle;
+	uint32_t *ohandlen;
+};
+
+#define XFS_IOC_FSGEOMETRY_V1  _IOR('X', 100, struct xfs_geometry)
+#define XFS_IOC_OPEN_BY_HANDLE _IOWR('X', 107, struct xfs_fsop_handlereq)
+#define XFS_IOC_FSGROWFSDATA   _IOW('X', 110, struct xfs_growfs_data)
+#define XFS_IOC_GOINGDOWN      _IOR('X', 125, uint32_t)
+
+_Static_assert(sizeof(struct xfs_geometry) == 112, "xfs_fsop_geom_v1");
+_Static_assert(sizeof(struct xfs_growfs_data) == 16, "xfs_growfs_data_t");
+_Static_assert(sizeof(struct xfs_handle) == 24, "xfs_handle_t");

@@ -75,6 +75,8 @@ static int write_down(struct snapshot *s)
 		if (!s->full)
 			r = sl_object_put_map(o, s->map, s->len);
 		if (r == 0) {
+			if (s->full && o->rec.flags & SL_WRITTEN)
+				o->rec.flags = (uint16_t)((o->rec.flags | SL_MODIFIED) & ~SL_WRITTEN);
 			o->rec.state = s->full ? SL_FULL : SL_PARTIAL;
 			o->rec.chunk_shift = o->map.chunk_shift;
 			r = sl_object_save(o);
@@ -83,7 +85,7 @@ static int write_down(struct snapshot *s)
 		}
 		if (r == 0 && s->full && was == SL_PARTIAL)
 			(void)sl_object_save_map(o, true);
-		if (r == 0)
+		if (r == 0 && !sl_store_native(o->store))
 			(void)sl_object_restore_mtime(o, NULL);
 	}
 	pthread_mutex_unlock(&o->lock);

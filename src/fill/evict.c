@@ -7,15 +7,14 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <stdlib.h>
-#include <sys/statvfs.h>
 
 #include "base/log.h"
 #include "fill/internal.h"
 #include "store/walk.h"
 
 #define BATCH		 512
-#define SPACE_TRIES    8
-#define SPACE_WAIT_US  50000
+#define SPACE_TRIES	 8
+#define SPACE_WAIT_US	 50000
 #define SPACE_CHECK_NS	 SL_NS_PER_SEC
 #define LOW_WATER(limit) ((limit) - (limit) / 8) /* evicting goes on down to here */
 
@@ -28,15 +27,16 @@ struct victim {
 	uint64_t blocks;
 };
 
-static int begin(struct victim *x)
+static int begin(struct sl_fill *f, struct victim *x)
 {
 	struct sl_object *o = x->o;
+	bool native = sl_store_native(f->store), invisible;
 	x->fd = -EBADF;
 	if (!sl_object_is_reg(o) || o->damaged)
 		return -EINVAL;
 	pthread_mutex_lock(&o->lock);
 	int r = 0;
-	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL))
+	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN))
 		r = -EEXIST;
 	else if (o->rec.flags & SL_PINNED)
 		r = -EPERM;
@@ -49,7 +49,9 @@ static int begin(struct victim *x)
 	pthread_mutex_unlock(&o->lock);
 	if (r != 0)
 		return r;
-	x->fd = sl_object_open(o, O_RDWR);
+	if (f->cfg.guard)
+		f->cfg.guard(f->cfg.arg, o);
+	x->fd = sl_object_open_fill(o, &invisible);
 	struct stat st;
 	if (x->fd < 0)
 		r = x->fd;
@@ -58,16 +60,32 @@ static int begin(struct victim *x)
 	/* Filesystems without leases are left to our own count of who has it open. */
 	else if (fcntl(x->fd, F_SETLEASE, F_WRLCK) < 0 && errno == EAGAIN)
 		r = -EBUSY;
-	if (r == 0) {
+	/* Under the lease, these tell it of most changes; of the others, the gate will. */
+	if (r == 0 && native &&
+	    ((uint64_t)st.st_size != o->rec.origin.size || st.st_mtim.tv_sec != o->rec.origin.mtime.tv_sec ||
+	     st.st_mtim.tv_nsec != o->rec.origin.mtime.tv_nsec)) {
+		sl_fill_written(f, o);
+		r = -EEXIST;
+	}
+	if (r == 0)
 		x->blocks = (uint64_t)st.st_blocks * 512;
-		pthread_mutex_lock(&o->lock);
-		enum sl_state was = o->rec.state;
+	return r;
+}
+
+/* Nobody has it open: the record says that nothing is here. */
+static int disclaim(struct victim *x)
+{
+	struct sl_object *o = x->o;
+	pthread_mutex_lock(&o->lock);
+	enum sl_state was = o->rec.state;
+	int r = o->rec.flags & (SL_MODIFIED | SL_WRITTEN) ? -EEXIST : 0;
+	if (r == 0) {
 		o->rec.state = SL_COLD;
 		r = sl_object_save(o);
 		if (r < 0)
 			o->rec.state = was;
-		pthread_mutex_unlock(&o->lock);
 	}
+	pthread_mutex_unlock(&o->lock);
 	return r;
 }
 
@@ -120,10 +138,15 @@ int sl_fill_evict(struct sl_fill *f, struct sl_object **o, int *results, size_t 
 		bool any = false;
 		for (size_t i = 0; i < k; i++) {
 			v[i] = (struct victim){.o = o[at + i]};
-			v[i].result = begin(&v[i]);
+			v[i].result = begin(f, &v[i]);
 			any |= v[i].result == 0;
 		}
-		int r = any ? sl_store_sync(f->store) : 0;
+		int r = any && f->cfg.settle ? f->cfg.settle(f->cfg.arg) : 0;
+		for (size_t i = 0; i < k && r == 0; i++)
+			if (v[i].result == 0)
+				v[i].result = disclaim(&v[i]);
+		if (any && r == 0)
+			r = sl_store_sync(f->store);
 		for (size_t i = 0; i < k; i++) {
 			end(f, &v[i], r, freed);
 			results[at + i] = v[i].result;
@@ -221,6 +244,8 @@ int sl_fill_reclaim(struct sl_fill *f, struct sl_object *dir, struct sl_fill_rec
 	for (size_t i = 0; i < c.n; i++)
 		sl_object_put(c.v[i].o);
 	free(c.v);
+	if (rc->bytes)
+		sl_store_trim(f->store);
 	return r;
 }
 
@@ -269,9 +294,7 @@ static uint64_t excess(struct sl_fill *f, uint64_t bytes, uint64_t limit)
 	const struct sl_store_config *cfg = sl_store_config(f->store);
 	uint64_t over = 0, low = 0;
 	if (sl_now() - f->space_checked > SPACE_CHECK_NS || f->space_free < cfg->reserve + bytes) {
-		struct statvfs v;
-		if (fstatvfs(sl_store_root_fd(f->store), &v) == 0)
-			f->space_free = v.f_bavail * v.f_frsize;
+		f->space_free = sl_store_free_bytes(f->store);
 		f->space_checked = sl_now();
 	}
 	if (limit && f->content + f->admitted + bytes > limit)
@@ -322,11 +345,19 @@ int sl_space_admit(struct sl_fill *f, uint64_t bytes)
 		if (too_much == 0)
 			admit(f, bytes);
 		else
-			rc.to_free = too_much + (cfg->limit ? cfg->limit - LOW_WATER(cfg->limit) : cfg->reserve / 8);
+			rc.to_free =
+			    too_much + (cfg->limit ? cfg->limit - LOW_WATER(cfg->limit) : cfg->reserve / 8);
 		pthread_mutex_unlock(&f->space_lock);
 		if (too_much == 0)
 			return 0;
-		/* What is just on its way to others cannot be evicted now, and soon can: wait a little before giving up. */
+		if (f->cfg.grow && f->cfg.grow(f->cfg.arg, too_much) == 0) {
+			pthread_mutex_lock(&f->space_lock);
+			f->space_checked = 0;
+			pthread_mutex_unlock(&f->space_lock);
+			continue;
+		}
+		/* What is just on its way to others cannot be evicted now, and soon can: wait a little before
+		 * giving up. */
 		if (tries == SPACE_TRIES)
 			return -ENOSPC;
 		if (tries)

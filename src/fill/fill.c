@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <assert.h>
 #include <fcntl.h>
+#include <linux/falloc.h>
 
 #include "base/log.h"
 #include "fill/internal.h"
@@ -425,36 +426,148 @@ static void fetch_end(struct sl_fill *f, uint64_t len)
 	pthread_mutex_unlock(&f->lock);
 }
 
+enum landing { LANDED = 0, STALE = 1, OTHER_VERSION = 2, CUT_OFF = 3 };
+
 static bool all_zero(const char *p, size_t n)
 {
 	return n == 0 || (p[0] == 0 && !memcmp(p, p + 1, n - 1));
 }
 
+/* What is zero needs no room: a hole, where the filesystem can make one, whatever was there before. */
+static int write_sparse(int fd, const char *data, uint64_t len, uint64_t off, bool punch)
+{
+	for (uint64_t at = 0, n; at < len; at += n) {
+		n = SL_MIN(4096u, len - at);
+		bool zero = all_zero(data + at, (size_t)n);
+		while (at + n < len && all_zero(data + at + n, (size_t)SL_MIN(4096u, len - at - n)) == zero)
+			n += SL_MIN(4096u, len - at - n);
+		if (zero && (!punch || fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+						 (off_t)(off + at), (off_t)n) == 0))
+			continue;
+		int r = sl_pwrite_full(fd, data + at, (size_t)n, (off_t)(off + at));
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
 /* Write what arrived. The io lock is held shared: nobody resets the file meanwhile. */
 static int fetch_write(struct fetch *x, bool sparse, bool keep_times)
 {
-	_cleanup_close_ int fd = sl_object_open(x->o, O_WRONLY | O_NOATIME);
-	if (fd == -EPERM)
-		fd = sl_object_open(x->o, O_WRONLY);
+	bool native = sl_store_native(x->f->store), invisible;
+	_cleanup_close_ int fd = sl_object_open_fill(x->o, &invisible);
 	if (fd < 0)
 		return fd;
 	struct stat st;
-	if (keep_times && fstat(fd, &st) < 0)
+	keep_times = !invisible && (keep_times || native);
+	if ((keep_times || native) && fstat(fd, &st) < 0)
 		return -errno;
-	int r = 0;
-	if (!sparse)
-		r = sl_pwrite_full(fd, x->req.data, x->len, (off_t)x->off);
-	/* Holes of the origin need no room here: a placeholder reads as zeros where nothing was written. */
-	for (uint64_t at = 0; sparse && at < x->len && r == 0; at += 4096) {
-		size_t n = (size_t)SL_MIN(4096u, x->len - at);
-		if (!all_zero(x->req.data + at, n))
-			r = sl_pwrite_full(fd, x->req.data + at, n, (off_t)(x->off + at));
-	}
+	if (native && (uint64_t)st.st_size < x->o->map.size)
+		return CUT_OFF;
+	/* A placeholder reads as zeros where nothing was written, unless it was of another version before. */
+	int r = sparse ? write_sparse(fd, x->req.data, x->len, x->off, native)
+		       : sl_pwrite_full(fd, x->req.data, x->len, (off_t)x->off);
 	if (keep_times) {
 		struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, st.st_mtim};
 		(void)futimens(fd, ts);
 	}
 	return r;
+}
+
+/* ---- native: users change files behind our back ---- */
+
+static bool open_for_write(struct sl_object *o)
+{
+	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY);
+	if (fd < 0 || fcntl(fd, F_SETLEASE, F_RDLCK) == 0)
+		return false;
+	return errno == EAGAIN;
+}
+
+/*
+ * With the io lock held shared. open(O_TRUNC) asks before it opens, and cuts the file off a moment later
+ * without asking again; what was written in between would make it long again. No open is let through while
+ * the io lock is held; one that was let through just now, and is for writing, gets time to be done.
+ */
+static void settle_opens(struct sl_object *o)
+{
+	while (o->opened && sl_now() - o->opened < OPEN_NS && open_for_write(o)) {
+		pthread_rwlock_unlock(&o->io);
+		usleep(OPEN_NS / 10000);
+		pthread_rwlock_rdlock(&o->io);
+	}
+}
+
+void sl_own(struct sl_fill *f, struct sl_object *o)
+{
+	o->rec.flags = (uint16_t)((o->rec.flags | SL_MODIFIED) & ~SL_WRITTEN);
+	o->rec.state = SL_FULL;
+	int r = sl_object_save(o);
+	if (r < 0)
+		sl_err("cannot note that inode %llu was changed here: %s",
+		       (unsigned long long)sl_object_ino(o), strerror(-r));
+	(void)sl_object_save_map(o, true);
+	sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+	o->epoch++;
+	sl_chunkmap_fini(&o->map);
+	sl_chunkmap_init(&o->map, 0, true);
+}
+
+static void rest_done(struct sl_want *w, int err)
+{
+	if (err)
+		sl_warn("inode %llu was changed here, and its missing parts cannot be fetched: %s",
+			(unsigned long long)sl_object_ino(w->o), strerror(-err));
+	sl_object_put(w->o);
+	free(w);
+}
+
+void sl_fill_written(struct sl_fill *f, struct sl_object *o)
+{
+	bool rest = false, here = false;
+	struct sl_attr a;
+	if (!sl_object_is_reg(o) || o->damaged)
+		return;
+	int r = sl_object_attr(o, &a);
+	pthread_mutex_lock(&o->lock);
+	uint64_t size = o->map.size;
+	if (!(o->rec.flags & (SL_MODIFIED | SL_LOCAL))) {
+		/* Who cuts it off otherwise than by open(O_TRUNC) has all of it fetched first. */
+		here = sl_chunkmap_full(&o->map) || (r == 0 && a.size < size);
+		if (here) {
+			sl_own(f, o);
+		} else if (!(o->rec.flags & SL_WRITTEN)) {
+			o->rec.flags |= SL_WRITTEN;
+			r = sl_object_save(o);
+			if (r < 0)
+				sl_err("cannot note that inode %llu was changed here: %s",
+				       (unsigned long long)sl_object_ino(o), strerror(-r));
+			rest = true;
+		}
+	}
+	pthread_mutex_unlock(&o->lock);
+	if (here)
+		sl_fill_kick(f, o);
+	struct sl_want *w = rest ? calloc(1, sizeof(*w)) : NULL;
+	if (!w)
+		return;
+	*w = (struct sl_want){.o = sl_object_ref(o), .len = size, .done = rest_done};
+	r = sl_fill_want(f, SL_WANT_RANGE, w);
+	if (r != 0)
+		rest_done(w, SL_MIN(r, 0));
+}
+
+/* The origin moved on: may the file here follow? Locks held. */
+static bool changed_here(struct sl_object *o, int fd)
+{
+	struct stat st;
+	if (o->rec.flags & SL_WRITTEN)
+		return true;
+	if (!sl_store_native(o->store))
+		return false;
+	return fstat(fd, &st) < 0 || (uint64_t)st.st_size != o->map.size ||
+	       st.st_mtim.tv_sec != o->rec.origin.mtime.tv_sec ||
+	       st.st_mtim.tv_nsec != o->rec.origin.mtime.tv_nsec;
 }
 
 /*
@@ -468,9 +581,13 @@ static int moved_on(struct fetch *x)
 	int r = 0;
 	bool changed = false;
 	uint64_t old_size = 0;
-	_cleanup_close_ int fd = sl_object_open(o, O_RDWR);
+	bool invisible;
+	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
 	if (fd < 0)
 		return fd;
+	/* Changes that were made here, and not noted yet, must be. */
+	if (x->f->cfg.settle && (r = x->f->cfg.settle(x->f->cfg.arg)) < 0)
+		return r;
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
 	if (o->epoch == x->epoch && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
@@ -481,12 +598,19 @@ static int moved_on(struct fetch *x)
 			/* One of several names was replaced at the origin: the others here must not get that
 			 * content. */
 			r = -ESTALE;
+		} else if (changed_here(o, fd)) {
+			/* What is missing of it here is nowhere any more. */
+			o->rec.flags |= SL_WRITTEN | SL_CONFLICT;
+			(void)sl_object_save(o);
+			r = -ESTALE;
 		} else {
 			old_size = o->map.size;
 			sl_space_add(x->f, -(int64_t)sl_chunkmap_bytes(&o->map));
-			if (!(o->rec.flags & SL_META))
+			/* In a native store nobody tells whether the user has changed these. */
+			bool follow = !(o->rec.flags & SL_META) && !sl_store_native(o->store);
+			if (follow)
 				o->rec.mode = x->req.attr.mode;
-			if (!(o->rec.flags & SL_META) && sl_store_privileged(o->store) &&
+			if (follow && sl_store_privileged(o->store) &&
 			    (fchown(fd, x->req.attr.uid, x->req.attr.gid) < 0 ||
 			     fchmod(fd, x->req.attr.mode & 07777) < 0))
 				r = -errno;
@@ -518,22 +642,25 @@ static int moved_on(struct fetch *x)
 	return r;
 }
 
-enum landing { LANDED = 0, STALE = 1, OTHER_VERSION = 2 };
-
-/* Put what arrived into the store, if the object is still what it was asked for. Returns a landing, or -errno. */
+/* Put what arrived into the store, if the object is still what it was asked for. Returns a landing, or
+ * -errno. */
 static int land(struct fetch *x)
 {
 	struct sl_fill *f = x->f;
 	struct sl_object *o = x->o;
 	int r = 0;
 	pthread_rwlock_rdlock(&o->io);
+	/* Others that are just landing have seen to it, and none was let through since: the lock was not
+	 * free. */
+	if (sl_store_native(f->store) && o->landing++ == 0)
+		settle_opens(o);
 	pthread_mutex_lock(&o->lock);
 	struct sl_version v = sl_attr_version(&x->req.attr);
 	bool stale = o->epoch != x->epoch || o->rec.flags & (SL_MODIFIED | SL_LOCAL);
 	bool same = sl_version_eq(&v, &o->rec.origin);
 	bool sparse = o->rec.flags & SL_SPARSE, meta = o->rec.flags & SL_META;
-	/* Times that the user has set are kept over the write: one at a time, or one would keep what another has
-	 * made. */
+	/* Times that the user has set are kept over the write: one at a time, or one would keep what another
+	 * has made. */
 	if (!meta)
 		pthread_mutex_unlock(&o->lock);
 	if (!stale && same)
@@ -549,6 +676,8 @@ static int land(struct fetch *x)
 		sl_commit_mark(f, o);
 		pthread_mutex_unlock(&o->lock);
 	}
+	if (sl_store_native(f->store))
+		o->landing--;
 	pthread_rwlock_unlock(&o->io);
 	return stale ? STALE : !same ? OTHER_VERSION : r;
 }
@@ -568,8 +697,8 @@ static void fetch_run(struct sl_work *work)
 	}
 	if (r == 0) {
 		r = land(x);
-		/* The filesystem needs room for more than our bytes, and gives back what was evicted only with its
-		 * next commit. */
+		/* The filesystem needs room for more than our bytes, and gives back what was evicted only
+		 * with its next commit. */
 		for (int tries = 0; (r == -ENOSPC || r == -EDQUOT) && tries < ENOSPC_TRIES; tries++) {
 			struct sl_fill_reclaim rc = {.to_free = x->len * 8};
 			if (sl_fill_reclaim(f, sl_object_root(f->store), &rc) < 0)
@@ -577,7 +706,9 @@ static void fetch_run(struct sl_work *work)
 			(void)sl_store_sync(f->store);
 			r = land(x);
 		}
-		again = r == STALE;
+		again = r == STALE || r == CUT_OFF;
+		if (r == CUT_OFF)
+			sl_fill_written(f, o);
 		r = r == OTHER_VERSION ? moved_on(x) : SL_MIN(r, 0);
 	} else if (r == -ENOENT || r == -ESTALE || r == -ENOTDIR) {
 		_cleanup_free_ char *path = sl_object_path(o);

@@ -18,10 +18,18 @@ struct sl_fill_config {
 	struct sl_store *store;
 	struct sl_origin *origin;
 	/**
-	 * The content or the attributes of @o changed under its readers: drop what they have cached, then count
-	 * o->invalidating down, which was counted up. On any thread; must not block on them.
+	 * The content or the attributes of @o changed under its readers: drop what they have cached, then
+	 * count o->invalidating down, which was counted up. On any thread; must not block on them.
 	 */
 	void (*changed)(void *arg, struct sl_object *o);
+	/*
+	 * Of the native gate; NULL without. guard(): opens of @o, which is about to be evicted, must be asked
+	 * about again. settle(): returns 0 when every change made to a file before the call was told by
+	 * sl_fill_written(). grow(): make the filesystem larger, by @bytes if that is possible; 0 if it was.
+	 */
+	void (*guard)(void *arg, struct sl_object *o);
+	int (*settle)(void *arg);
+	int (*grow)(void *arg, uint64_t bytes);
 	void *arg;
 };
 
@@ -74,6 +82,12 @@ int sl_fill_commit(struct sl_fill *f);
  * be held.
  */
 int sl_fill_modify(struct sl_fill *f, struct sl_object *o, bool truncate);
+
+/**
+ * Native: somebody has changed content of @o, or made it shorter than it was. From now on it is nobody
+ * else's: what is here is never taken away, and what is missing is fetched while the origin still has it.
+ */
+void sl_fill_written(struct sl_fill *f, struct sl_object *o);
 
 /**
  * Evict @n files. @results[i]: 0 evicted (also what was cold); -EBUSY open, mapped or under way; -EPERM

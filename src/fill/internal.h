@@ -16,8 +16,10 @@
 #define SPECULATION_MAX (32ull << 20) /* what was not asked for stops here */
 #define BLOCK_SHIFT_MAX 23	      /* files beyond 128 TiB are not filled */
 #define ENOSPC_TRIES	4
-#define RESTARTS_MAX	16	      /* of a want whose file keeps changing */
+#define RESTARTS_MAX	16 /* of a want whose file keeps changing */
 #define WORKERS		4
+#define OPEN_NS                                                                                              \
+	(50 * SL_NS_PER_MS) /* native: between the permission to open and the end of open(2), generously */
 
 struct sl_fill {
 	struct sl_fill_config cfg;
@@ -91,6 +93,9 @@ bool sl_fill_idle_enough(struct sl_fill *f);
 int sl_populate_start(struct sl_fill *f,
 		      struct sl_object *dir); /* flight->listing was just set; no lock held */
 int sl_xattrs_start(struct sl_fill *f, struct sl_object *o);
+
+/** Native: all of @o is here or nobody's, and was changed here (lock held). */
+void sl_own(struct sl_fill *f, struct sl_object *o);
 
 /** The object's map grew in memory (lock held): have it committed. */
 void sl_commit_mark(struct sl_fill *f, struct sl_object *o);

@@ -110,6 +110,39 @@ static int remove_leftovers(struct sl_object *dir, int dirfd, const struct sl_or
 	return r;
 }
 
+static void xattrs_ignored(struct sl_want *w, int err)
+{
+	if (err)
+		sl_warn("cannot fetch the extended attributes of '%s': %s", w->o->place, strerror(-err));
+	sl_object_put(w->o);
+	free(w);
+}
+
+/* Native: nobody asks before extended attributes are read. */
+static int want_all_xattrs(struct sl_fill *f, struct sl_object *dir, const struct sl_oreq *q)
+{
+	int r = 0;
+	for (size_t i = 0; r >= 0 && i < q->nentries; i++) {
+		const struct sl_oentry *e = &q->entries[i];
+		struct sl_object *o;
+		if (e->attr.no_xattrs || !(S_ISREG(e->attr.mode) || S_ISDIR(e->attr.mode)))
+			continue;
+		r = sl_object_lookup(dir, e->name, &o);
+		struct sl_want *w = r == 0 ? calloc(1, sizeof(*w)) : NULL;
+		if (r == 0 && !w) {
+			sl_object_put(o);
+			r = -ENOMEM;
+		}
+		if (r < 0)
+			break;
+		*w = (struct sl_want){.o = o, .done = xattrs_ignored};
+		r = sl_fill_want(f, SL_WANT_XATTRS, w);
+		if (r != 0)
+			xattrs_ignored(w, SL_MIN(r, 0));
+	}
+	return SL_MIN(r, 0);
+}
+
 static void populate_run(struct sl_work *work)
 {
 	struct job *j = sl_container_of(work, struct job, work);
@@ -139,6 +172,8 @@ static void populate_run(struct sl_work *work)
 			       strerror(-r));
 		}
 	}
+	if (r == 0 && sl_store_native(f->store))
+		r = want_all_xattrs(f, dir, &j->req);
 	if (r == 0)
 		r = sl_placeholder_populated(dir, &j->req.attr, before.st_mtim);
 	if (fd >= 0 && (r == -ENOSPC || r == -EDQUOT)) {

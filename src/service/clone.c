@@ -191,7 +191,7 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 {
 	int r = sl_fuse_available(why);
 	if (r == 0)
-		r = sl_store_open(path, &c->store, why);
+		r = sl_store_open(path, -1, &c->store, why);
 	if (r < 0)
 		return r;
 	const struct sl_store_config *cfg = sl_store_config(c->store);

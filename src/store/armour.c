@@ -38,20 +38,55 @@ static int cold_grow(struct sl_store *s, uint64_t want)
 	return r;
 }
 
-int sl_armour(struct sl_store *s, int fd, uint64_t size)
+static int clone_cold(struct sl_store *s, int fd, uint64_t from, uint64_t to)
 {
-	if (!s->reflinks)
-		return -EOPNOTSUPP;
-	int r = size > COLD_FIRST || s->cold_size == 0 ? cold_grow(s, size) : 0;
-	if (r < 0)
-		return r;
-	for (uint64_t off = 0; off < size;) {
-		uint64_t n = SL_MIN(SL_ALIGN_UP(size - off, (uint64_t)s->block), s->cold_size);
+	uint64_t most = s->cold_size;
+	for (uint64_t off = from; off < to;) {
+		uint64_t n = SL_MIN(to - off, most);
 		struct file_clone_range c = {.src_fd = s->cold_fd, .src_length = n, .dest_offset = off};
 		if (ioctl(fd, FICLONERANGE, &c) < 0)
 			return -errno;
 		off += n;
 	}
+	return 0;
+}
+
+static int prepare(struct sl_store *s, uint64_t size)
+{
+	if (!s->reflinks)
+		return -EOPNOTSUPP;
+	return size > COLD_FIRST || s->cold_size == 0 ? cold_grow(s, size) : 0;
+}
+
+int sl_armour(struct sl_store *s, int fd, uint64_t size)
+{
+	int r = prepare(s, size);
+	if (r == 0)
+		r = clone_cold(s, fd, 0, SL_ALIGN_UP(size, (uint64_t)s->block));
 	/* Whole blocks were cloned; the file ends where the origin's does. */
-	return ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
+	return r < 0 ? r : ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
+}
+
+int sl_armour_range(struct sl_store *s, int fd, uint64_t from, uint64_t size)
+{
+	uint64_t whole = SL_ALIGN_DOWN(size, (uint64_t)s->block), tail = size - whole;
+	int r = prepare(s, size - from);
+	if (r == 0 && from < whole)
+		r = clone_cold(s, fd, from, whole);
+	if (r < 0 || tail == 0)
+		return r;
+	/* Less than a block can be cloned where both files end in it. */
+	struct file_clone_range c = {.src_fd = s->tail_fd, .src_length = tail, .dest_offset = whole};
+	pthread_mutex_lock(&s->cold_lock);
+	if (ftruncate(s->tail_fd, (off_t)tail) < 0 || ioctl(fd, FICLONERANGE, &c) < 0)
+		r = -errno;
+	pthread_mutex_unlock(&s->cold_lock);
+	return r;
+}
+
+/* A block of written zeros under any tail: extending a file over its end would show a hole there. */
+int sl_armour_init_tail(struct sl_store *s)
+{
+	_cleanup_free_ char *z = calloc(1, s->block);
+	return !z ? -ENOMEM : sl_pwrite_full(s->tail_fd, z, s->block, 0);
 }

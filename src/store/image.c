@@ -25,7 +25,8 @@
 static int run_mkfs(const char *path, uint64_t bytes, char **why)
 {
 	char data[64];
-	snprintf(data, sizeof(data), "size=%llu,sunit=0,swidth=0", (unsigned long long)bytes);
+	snprintf(data, sizeof(data), bytes ? "sunit=0,swidth=0,size=%llu" : "sunit=0,swidth=0",
+		 (unsigned long long)bytes);
 	const char *argv[] = {MKFS,
 			      "-q",
 			      "-K",
@@ -80,6 +81,16 @@ static int run_mkfs(const char *path, uint64_t bytes, char **why)
 	msg[strcspn(msg, "\n")] = '\0';
 	r = strstr(msg, "No space left") ? -ENOSPC : -EIO;
 	return sl_fail(why, r, MKFS " failed on %s: %s", path, *msg ? msg : "it said nothing");
+}
+
+int sl_device_format(const char *dev, char **why)
+{
+	struct stat st;
+	if (stat(dev, &st) < 0)
+		return sl_fail(why, -errno, "%s: %s", dev, strerror(errno));
+	if (!S_ISBLK(st.st_mode))
+		return sl_fail(why, -ENOTBLK, "%s is not a block device", dev);
+	return run_mkfs(dev, 0, why);
 }
 
 int sl_image_create(const char *path, uint64_t bytes, char **why)

@@ -24,6 +24,9 @@
  */
 int sl_image_create(const char *path, uint64_t bytes, char **why);
 
+/** The same filesystem on the whole of a block device. Refuses one that seems to contain something. */
+int sl_device_format(const char *dev, char **why);
+
 /**
  * Put a loop device on @path; its name goes into @dev. It lives as long as @ret_loop_fd or a mount of it is
  * open. Direct I/O is used where the host can, so that content is not cached twice.

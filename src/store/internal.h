@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include "base/handle.h"
 #include "base/list.h"
 #include "store/object.h"
 #include "store/store.h"
@@ -11,8 +12,15 @@
 struct sl_store {
 	char *path;
 	struct sl_store_config cfg;
-	int root_fd, tree_fd, links_fd, whiteouts_fd, cold_fd, lock_fd;
+	int root_fd, lock_fd;
+	int base_fd; /* what holds tree, links, whiteouts and cold: root_fd again, or the root of a native
+			clone's filesystem */
+	int tree_fd, links_fd, whiteouts_fd, cold_fd;
+	int work_fd; /* native: the mount behind base_fd, which no user sees */
+	int tail_fd; /* native: a cold extent of less than a block, for the last one of a file */
+	bool native; /* users change names, attributes and content behind our back: see object.h */
 	bool privileged, reflinks;
+	bool invisible; /* can be written to without a trace in the times (XFS) */
 	const char *xattr_record, *xattr_map, *xattr_place;
 	dev_t dev;
 	pthread_mutex_t cold_lock; /* cold_size, and growing the cold extent */
@@ -35,6 +43,7 @@ struct sl_at {
 	struct sl_object *dir; /* whose cached descriptor is pinned, or NULL */
 	int fd;
 	const char *name;
+	bool own; /* fd is closed at the end */
 };
 
 int sl_at_begin(struct sl_object *o, struct sl_at *at);
@@ -53,9 +62,14 @@ void sl_dirfd_unpin(struct sl_object *dir);
  * with -errno. */
 int sl_at_setxattr(const struct sl_at *at, const char *name, const void *buf, size_t n);
 
-/** Read the record at an xattr path. -ENODATA where there is none. */
-int sl_record_load_path(struct sl_store *s, const char *path, struct sl_record *r);
-int sl_record_save_path(struct sl_store *s, const char *path, const struct sl_record *r);
+/**
+ * The record of @name in @dirfd, or of what @dirfd denotes for "". -ENODATA where there is none, or a copy of
+ * another file's. In native stores *@place is allocated, and *@h set; both may be NULL.
+ */
+int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl_record *r,
+		      struct sl_handle *h, char **place);
+int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const struct sl_record *r,
+		      const char *place);
 
 /** An object without a name; takes over @fd, an O_PATH descriptor of it. */
 int sl_object_new_pinned(struct sl_store *s, int fd, struct sl_object **ret);
@@ -67,5 +81,9 @@ char *sl_link_key(const struct sl_version *v, char buf[SL_LINK_KEY_MAX]);
 int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name);
 void sl_whiteout_drop_dir(struct sl_store *s, uint64_t ino);
 
-/** Give the file @fd of @size bytes the extents of the cold file. -EOPNOTSUPP without reflinks. */
+/** Give the empty file @fd @size bytes, of the extents of the cold file. -EOPNOTSUPP without reflinks. */
 int sl_armour(struct sl_store *s, int fd, uint64_t size);
+/** The same for [from, size) of a file of @size bytes or less, which is never shorter nor longer meanwhile
+ * than it is before or after. @from is on a block boundary. */
+int sl_armour_range(struct sl_store *s, int fd, uint64_t from, uint64_t size);
+int sl_armour_init_tail(struct sl_store *s);

@@ -343,12 +343,11 @@ int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_
 {
 	struct sl_record rec = local_record(mode, rdev);
 	struct sl_at at;
-	char p[SL_PROC_FD_MAX];
 	int r = sl_at_begin_dir(dir, &at);
 	if (r < 0)
 		return r;
 	at.name = name;
-	r = sl_record_save_path(dir->store, sl_at_path(&at, p), &rec);
+	r = sl_record_save_at(dir->store, at.fd, name, &rec, NULL);
 	sl_at_end(&at);
 	if (r == -EPERM || r == -EOPNOTSUPP)
 		r = 0; /* a symlink or special file in an unprivileged store */

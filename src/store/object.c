@@ -8,25 +8,57 @@
 #include <sys/xattr.h>
 
 #include "base/log.h"
+#include "store/fs.h"
 #include "store/internal.h"
 
-/* ---- records at a path ---- */
+/* ---- records ---- */
 
-int sl_record_load_path(struct sl_store *s, const char *path, struct sl_record *r)
+int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl_record *r,
+		      struct sl_handle *h, char **place)
 {
-	uint8_t b[SL_RECORD_SIZE * 4];
-	ssize_t n = lgetxattr(path, s->xattr_record, b, sizeof(b));
+	char p[SL_PROC_FD_MAX];
+	uint8_t b[SL_PLACED_MAX + 1];
+	sl_proc_fd_path(p, dirfd, *name ? name : NULL);
+	/* The l*xattr calls do not follow; of a descriptor's own magic link we want the object behind it. */
+	ssize_t n =
+	    *name ? lgetxattr(p, s->xattr_record, b, sizeof(b)) : getxattr(p, s->xattr_record, b, sizeof(b));
 	if (n < 0)
 		/* The user namespace is not for symlinks and special files: they have no record there. */
-		return errno == EOPNOTSUPP || errno == EPERM ? -ENODATA : errno == ERANGE ? -EBADMSG : -errno;
-	return sl_record_decode(b, (size_t)n, r);
+		n = errno == EOPNOTSUPP || errno == EPERM ? -ENODATA : errno == ERANGE ? -EBADMSG : -errno;
+	if (!s->native)
+		return n < 0 ? (int)n : sl_record_decode(b, (size_t)n, r);
+	struct sl_handle own;
+	_cleanup_free_ char *at = NULL;
+	int q = sl_handle_get(dirfd, name, &own);
+	if (q == 0 && h)
+		*h = own;
+	if (q < 0 || n < 0)
+		return q < 0 ? q : (int)n;
+	q = sl_record_decode_placed(b, (size_t)n, sl_handle_hash(&own), r, &at);
+	if (q == 0 && place)
+		*place = sl_steal_ptr(&at);
+	return q;
 }
 
-int sl_record_save_path(struct sl_store *s, const char *path, const struct sl_record *r)
+int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const struct sl_record *r,
+		      const char *place)
 {
-	uint8_t b[SL_RECORD_SIZE];
-	sl_record_encode(r, b);
-	return lsetxattr(path, s->xattr_record, b, sizeof(b), 0) < 0 ? -errno : 0;
+	uint8_t b[SL_PLACED_MAX];
+	char p[SL_PROC_FD_MAX];
+	size_t n = SL_RECORD_SIZE;
+	struct sl_handle h;
+	if (s->native) {
+		int q = sl_handle_get(dirfd, name, &h);
+		n = q < 0 ? 0 : sl_record_encode_placed(r, sl_handle_hash(&h), place, b);
+		if (n == 0)
+			return q < 0 ? q : -ENAMETOOLONG;
+	} else {
+		sl_record_encode(r, b);
+	}
+	sl_proc_fd_path(p, dirfd, *name ? name : NULL);
+	return (*name ? lsetxattr(p, s->xattr_record, b, n, 0) : setxattr(p, s->xattr_record, b, n, 0)) < 0
+		   ? -errno
+		   : 0;
 }
 
 /* ---- where an object is ---- */
@@ -100,6 +132,11 @@ int sl_at_begin(struct sl_object *o, struct sl_at *at)
 {
 	struct sl_store *s = o->store;
 	*at = (struct sl_at){.store = s, .fd = -EBADF, .name = ""};
+	if (s->native) {
+		at->own = true;
+		at->fd = sl_handle_open(s->tree_fd, &o->handle, O_PATH);
+		return SL_MIN(at->fd, 0);
+	}
 	pthread_rwlock_rdlock(&s->tree);
 	if (o->fd >= 0) {
 		at->fd = o->fd;
@@ -121,6 +158,8 @@ int sl_at_begin_dir(struct sl_object *o, struct sl_at *at)
 {
 	struct sl_store *s = o->store;
 	*at = (struct sl_at){.store = s, .name = ""};
+	if (s->native)
+		return sl_at_begin(o, at);
 	pthread_rwlock_rdlock(&s->tree);
 	at->fd = sl_dirfd_pin(o);
 	if (at->fd < 0) {
@@ -133,6 +172,12 @@ int sl_at_begin_dir(struct sl_object *o, struct sl_at *at)
 
 void sl_at_end(struct sl_at *at)
 {
+	if (at->own) {
+		int e = errno;
+		close(at->fd);
+		errno = e;
+		return;
+	}
 	if (at->dir)
 		sl_dirfd_unpin(at->dir);
 	pthread_rwlock_unlock(&at->store->tree);
@@ -198,6 +243,7 @@ static void object_free(struct sl_object *o)
 	free(o->streak[0]);
 	free(o->streak[1]);
 	free(o->orphan_place);
+	free(o->place);
 	free(o->name);
 	free(o);
 }
@@ -209,7 +255,7 @@ void sl_object_put(struct sl_object *o)
 		pthread_mutex_lock(&s->table_lock);
 		assert(o->refs > 0);
 		bool last = --o->refs == 0;
-		if (last)
+		if (last && !o->replaced)
 			sl_htab_del(&s->table, &o->node);
 		pthread_mutex_unlock(&s->table_lock);
 		if (!last)
@@ -230,6 +276,26 @@ struct sl_object *sl_object_find(struct sl_store *s, uint64_t ino)
 	pthread_mutex_lock(&s->table_lock);
 	struct sl_hnode *h = sl_htab_find(&s->table, ino);
 	struct sl_object *o = h ? sl_container_of(h, struct sl_object, node) : NULL;
+	if (o)
+		o->refs++;
+	pthread_mutex_unlock(&s->table_lock);
+	return o;
+}
+
+/*
+ * Native: as sl_object_find(), for what has the handle @h. An object that is still in use although its file
+ * is gone, and its inode number belongs to another one, is found no more.
+ */
+static struct sl_object *find_handle(struct sl_store *s, uint64_t ino, const struct sl_handle *h)
+{
+	pthread_mutex_lock(&s->table_lock);
+	struct sl_hnode *n = sl_htab_find(&s->table, ino);
+	struct sl_object *o = n ? sl_container_of(n, struct sl_object, node) : NULL;
+	if (o && (o->handle.len != h->len || memcmp(o->handle.b, h->b, h->len))) {
+		sl_htab_del(&s->table, &o->node);
+		o->replaced = true;
+		o = NULL;
+	}
 	if (o)
 		o->refs++;
 	pthread_mutex_unlock(&s->table_lock);
@@ -274,13 +340,10 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	pthread_mutex_init(&o->lock, NULL);
 	pthread_rwlock_init(&o->io, NULL);
 
-	uint8_t b[SL_RECORD_SIZE * 4];
-	ssize_t n = at_getxattr(at, s->xattr_record, b, sizeof(b));
-	int r = n == -EOPNOTSUPP || n == -EPERM || n == -ENODATA ? -ENODATA
-		: n == -ERANGE					 ? -EBADMSG
-		: n < 0						 ? (int)n
-								 : sl_record_decode(b, (size_t)n, &o->rec);
+	int r = sl_record_load_at(s, at->fd, at->name, &o->rec, &o->handle, &o->place);
 	o->has_record = r == 0;
+	if (s->native)
+		parent = NULL; /* it may have another one any time */
 	if (r == -ENODATA) {
 		/* Symlinks and special files of an unprivileged store have none; anything else was put there
 		 * by somebody else, or by a crash between its making and its record: it is local, and
@@ -295,10 +358,12 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	uint32_t want = o->rec.mode & S_IFMT, is = st->st_mode & S_IFMT;
 	if (r == 0 && want != is && !(is == S_IFREG && want != S_IFDIR && want != S_IFLNK))
 		r = -EBADMSG;
-	if (parent && (r == -EBADMSG || r == -EPROTONOSUPPORT)) {
-		sl_err("record of '%s' in '%s' (inode %llu of the store): %s; it can be removed, and not used", name,
-		       parent->name ? parent->name : "/", (unsigned long long)st->st_ino,
-		       r == -EBADMSG ? "it is damaged" : "it was written by a newer version of sluice");
+	if (s->root && (r == -EBADMSG || r == -EPROTONOSUPPORT)) {
+		sl_err(
+		    "record of '%s' in '%s' (inode %llu of the store): %s; it can be removed, and not used",
+		    name ? name : "?", parent && parent->name ? parent->name : "/",
+		    (unsigned long long)st->st_ino,
+		    r == -EBADMSG ? "it is damaged" : "it was written by a newer version of sluice");
 		o->damaged = r;
 		o->rec = (struct sl_record){.mode = st->st_mode & S_IFMT};
 		r = 0;
@@ -354,6 +419,8 @@ int sl_object_load_root(struct sl_store *s, struct sl_object **ret)
 static void attr_of(struct sl_object *o, const struct stat *st, struct sl_attr *a)
 {
 	sl_attr_from_stat(st, 0, a);
+	if (o->store->native)
+		return; /* what users see is the file itself */
 	pthread_mutex_lock(&o->lock);
 	const struct sl_record *rec = &o->rec;
 	if (o->has_record) {
@@ -392,6 +459,22 @@ static void attr_of(struct sl_object *o, const struct stat *st, struct sl_attr *
 	pthread_mutex_unlock(&o->lock);
 }
 
+int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret)
+{
+	struct sl_at at = {.store = s, .fd = fd, .name = ""};
+	struct stat st;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (st.st_dev != s->dev)
+		return -EXDEV;
+	struct sl_handle h;
+	int r = sl_handle_get(fd, "", &h);
+	if (r < 0)
+		return r;
+	*ret = find_handle(s, st.st_ino, &h);
+	return *ret ? 0 : object_new(s, NULL, NULL, &at, &st, ret);
+}
+
 int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object **ret)
 {
 	return sl_object_lookup_attr(dir, name, ret, NULL);
@@ -413,8 +496,12 @@ int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_obj
 	} else if (st.st_dev != s->dev) {
 		r = -EXDEV; /* somebody mounted something inside the store */
 	} else {
-		*ret = sl_object_find(s, st.st_ino);
-		if (!*ret)
+		struct sl_handle h;
+		if (s->native)
+			r = sl_handle_get(at.fd, name, &h);
+		if (r == 0)
+			*ret = s->native ? find_handle(s, st.st_ino, &h) : sl_object_find(s, st.st_ino);
+		if (r == 0 && !*ret)
 			r = object_new(s, dir, name, &at, &st, ret);
 		if (r == 0)
 			(*ret)->names = (uint32_t)st.st_nlink;
@@ -427,8 +514,23 @@ int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_obj
 
 /* ---- using one ---- */
 
+static struct sl_object *native_parent(struct sl_object *o)
+{
+	struct sl_handle h;
+	struct sl_at at;
+	struct sl_object *p = NULL;
+	if (o == o->store->root || sl_at_begin(o, &at) < 0)
+		return NULL;
+	int r = sl_handle_parent(at.fd, &h);
+	sl_at_end(&at);
+	_cleanup_close_ int fd = r == 0 ? sl_handle_open(o->store->tree_fd, &h, O_PATH | O_DIRECTORY) : r;
+	return fd >= 0 && sl_object_of_fd(o->store, fd, &p) == 0 ? p : NULL;
+}
+
 struct sl_object *sl_object_parent(struct sl_object *o)
 {
+	if (o->store->native)
+		return native_parent(o);
 	pthread_rwlock_rdlock(&o->store->tree);
 	struct sl_object *p = o->parent ? sl_object_ref(o->parent) : NULL;
 	pthread_rwlock_unlock(&o->store->tree);
@@ -471,6 +573,16 @@ int sl_object_open_dir(struct sl_object *o)
 	r = r < 0 ? -errno : r;
 	sl_at_end(&at);
 	return r;
+}
+
+int sl_object_open_fill(struct sl_object *o, bool *invisible)
+{
+	*invisible = o->store->invisible && !o->damaged;
+	_Alignas(struct file_handle) char room[SL_HANDLE_ROOM];
+	if (*invisible)
+		return sl_xfs_open_invisible(o->store->tree_fd, sl_handle_raw(&o->handle, room), O_RDWR);
+	int fd = sl_object_open(o, O_RDWR | O_NOATIME);
+	return fd == -EPERM ? sl_object_open(o, O_RDWR) : fd;
 }
 
 int sl_object_attr(struct sl_object *o, struct sl_attr *a)
@@ -580,6 +692,8 @@ void sl_objects_each(struct sl_store *s, int (*fn)(void *arg, const char *path, 
 
 char *sl_object_path(struct sl_object *o)
 {
+	if (o->store->native)
+		return strdup(o->place ? o->place : "a file made here");
 	char *path = strdup("");
 	pthread_rwlock_rdlock(&o->store->tree);
 	for (; o && o->parent && path; o = o->parent) {
@@ -637,6 +751,10 @@ static int place_locked(struct sl_object *o, char **ret)
 
 int sl_object_place(struct sl_object *o, char **ret)
 {
+	if (o->store->native) {
+		*ret = o->place ? strdup(o->place) : NULL;
+		return *ret ? 0 : o->place ? -ENOMEM : -ENOENT;
+	}
 	pthread_rwlock_rdlock(&o->store->tree);
 	int r = place_locked(o, ret);
 	pthread_rwlock_unlock(&o->store->tree);
@@ -646,14 +764,14 @@ int sl_object_place(struct sl_object *o, char **ret)
 int sl_object_save(struct sl_object *o)
 {
 	struct sl_at at;
-	uint8_t b[SL_RECORD_SIZE];
 	if (o->damaged)
 		return -EIO;
-	sl_record_encode(&o->rec, b);
+	if (o->store->native && !o->place)
+		return 0; /* made here: it needs none, and must not look like an object of the origin */
 	int r = sl_at_begin(o, &at);
 	if (r < 0)
 		return r;
-	r = sl_at_setxattr(&at, o->store->xattr_record, b, sizeof(b));
+	r = sl_record_save_at(o->store, at.fd, at.name, &o->rec, o->place);
 	if (r == 0)
 		o->has_record = true;
 	else if ((r == -EPERM || r == -EOPNOTSUPP) && !S_ISREG(o->type) && !S_ISDIR(o->type))
@@ -719,6 +837,51 @@ int sl_object_set_meta(struct sl_object *o)
 	return r;
 }
 
+static void empty_map(struct sl_object *o)
+{
+	(void)sl_object_save_map(o, true);
+	o->epoch++;
+	sl_chunkmap_fini(&o->map);
+	sl_chunkmap_init(&o->map, o->rec.origin.size, false);
+}
+
+/*
+ * Native: nothing is here of the new version, and others may have the file open. What it held stays until it
+ * is overwritten: who was let through to it a moment ago reads that, and not what a placeholder is made of.
+ */
+static int renew(struct sl_object *o, int fd)
+{
+	uint64_t size = o->rec.origin.size, block = o->store->block;
+	struct stat st;
+	empty_map(o);
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	int r = 0;
+	if (size > SL_ALIGN_UP((uint64_t)st.st_size, block))
+		r = sl_armour_range(o->store, fd, SL_ALIGN_UP((uint64_t)st.st_size, block), size);
+	if (r == -EOPNOTSUPP)
+		r = 0;
+	if (r == 0 && ftruncate(fd, (off_t)size) < 0)
+		r = -errno;
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.origin.mtime};
+	return r < 0 ? r : futimens(fd, ts) < 0 ? -errno : 0;
+}
+
+/* Native: give the bytes back, under a lease; the file keeps its size at every moment, and its times. */
+static int disarm(struct sl_object *o, int fd)
+{
+	uint64_t size = o->rec.origin.size;
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.origin.mtime};
+	empty_map(o);
+	int r = sl_armour_range(o->store, fd, 0, size);
+	if (r == -EOPNOTSUPP)
+		r = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)size) < 0 ? -errno
+												  : 0;
+	if (!o->store->invisible)
+		(void)futimens(fd, ts);
+	return r;
+}
+
 int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v)
 {
 	struct sl_record old = o->rec;
@@ -732,13 +895,15 @@ int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v)
 		o->rec = old;
 		return r;
 	}
-	return sl_object_drop(o, fd);
+	return o->store->native ? renew(o, fd) : sl_object_drop(o, fd);
 }
 
 int sl_object_drop(struct sl_object *o, int fd)
 {
 	uint64_t size = o->rec.origin.size;
 	assert(o->rec.state == SL_COLD);
+	if (o->store->native)
+		return disarm(o, fd);
 	struct stat st;
 	struct timespec own = {.tv_nsec = UTIME_OMIT}; /* where the user has set it */
 	if (o->rec.flags & SL_META && fstat(fd, &st) == 0)

@@ -6,12 +6,17 @@
  * descriptor. An object knows one name of it (parent and name); hard links have others. The fields below
  * `lock` are protected by it; the place in the tree by the store's tree lock, which the functions here take
  * themselves.
+ *
+ * In a **native** store users work on the very files: they rename, write, change attributes and copy without
+ * our knowing. There an object is known by its file handle alone, has neither parent nor name, and carries
+ * its place at the origin in its record.
  */
 #pragma once
 
 #include <pthread.h>
 
 #include "base/fd.h"
+#include "base/handle.h"
 #include "base/list.h"
 #include "origin/attr.h"
 #include "store/chunkmap.h"
@@ -29,9 +34,12 @@ struct sl_object {
 	uint32_t type;		  /* S_IF*, as users see it; fixed */
 	struct sl_object *parent; /* tree lock; a reference; NULL for the root and when unlinked */
 	char *name;
-	char *orphan_place; /* tree lock; where it was at the origin, once its last known name is gone */
-	bool local, moved;  /* tree lock: SL_LOCAL and SL_MOVED of the record, for finding its place */
-	int fd;		    /* tree lock; O_PATH, once the known name is gone; else negative */
+	struct sl_handle handle; /* native; fixed */
+	bool replaced;		 /* table lock; native: the file is gone, and another has its inode number */
+	char *place;		 /* native: at the origin; NULL for what was made here; fixed */
+	char *orphan_place;	 /* tree lock; where it was at the origin, once its last known name is gone */
+	bool local, moved;	 /* tree lock: SL_LOCAL and SL_MOVED of the record, for finding its place */
+	int fd;			 /* tree lock; O_PATH, once the known name is gone; else negative */
 
 	/* fd lock: a directory's cached descriptor */
 	int dirfd;
@@ -45,13 +53,14 @@ struct sl_object {
 	pthread_mutex_t lock;
 	struct sl_record rec; /* as on disk, except that the map below knows more than rec.state */
 	bool has_record;
-	int damaged; /* fixed; -EBADMSG or -EPROTONOSUPPORT: its record is unreadable; it can be removed, nothing else */
+	int damaged; /* fixed; -EBADMSG or -EPROTONOSUPPORT: its record is unreadable; it can be removed,
+			nothing else */
 	struct sl_chunkmap map; /* of regular files */
 	uint32_t epoch; /* grows when content is dropped: what was under way before no longer counts */
 	bool dirty; /* the map in memory says more than the one on disk; the committer holds a reference */
 	bool evicting;
 	uint64_t spared; /* sl_now() time until which it is not evicted: somebody is about to change it */
-	unsigned opens; /* by users of the gate */
+	unsigned opens;	 /* by users of the gate */
 	uint64_t
 	    nlookup; /* the gate's: references the kernel holds; the object is referenced once while > 0 */
 	struct sl_flight *flight;
@@ -59,11 +68,16 @@ struct sl_object {
 
 	/* the gate's, for open files */
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
-	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the present one */
+	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
+				  present one */
 	unsigned open_cached, open_passthrough;
 	int backing_id;
 	bool check_modified; /* opened for writing past us: compare at the last close */
 	struct timespec was_mtime, was_ctime;
+
+	/* the native gate's */
+	_Atomic unsigned landing; /* bytes of the origin are being written to it */
+	uint64_t opened;	  /* io lock: sl_now() when somebody was last let through to open it */
 
 	/* the fill's, for guessing what comes next */
 	uint64_t ra_next; /* files: where a sequential reader would go on */
@@ -86,12 +100,14 @@ static inline void sl_object_putp(struct sl_object **o)
 /** A new reference to the object with inode number @ino if it is in memory, else NULL. */
 struct sl_object *sl_object_find(struct sl_store *s, uint64_t ino);
 /**
- * The object called @name in @dir, as a new reference. -ENOENT. An object with an unreadable record is one with `damaged`
- * set. @name is checked.
+ * The object called @name in @dir, as a new reference. -ENOENT. An object with an unreadable record is one
+ * with `damaged` set. @name is checked.
  */
 int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object **ret);
 /** The same, with what users see of it. */
 int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_object **ret, struct sl_attr *a);
+/** Native: the object that is open as @fd, on whatever mount, as a new reference. As sl_object_lookup(). */
+int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret);
 /** Load the root; used by sl_store_open(). */
 int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
 
@@ -109,10 +125,14 @@ static inline bool sl_object_is_reg(const struct sl_object *o)
 }
 
 /** A new reference to the directory that holds the name we know of it; NULL for the root and what has no name
- * left. */
+ * left. Native: a directory in which it was found lately: good for guesses only. */
 struct sl_object *sl_object_parent(struct sl_object *o);
 /** Open it with @flags. Returns a descriptor, -ENOENT, -errno. Never follows a symlink. */
 int sl_object_open(struct sl_object *o, int flags);
+/** For the origin's bytes: on XFS what is written through it leaves no trace in the times; else as
+ * sl_object_open(), and false in
+ * *@invisible. */
+int sl_object_open_fill(struct sl_object *o, bool *invisible);
 /** A descriptor of the directory for the *at calls, to be closed. */
 int sl_object_open_dir(struct sl_object *o);
 ssize_t sl_object_readlink(struct sl_object *o, char *buf, size_t n);
@@ -186,7 +206,8 @@ int sl_placeholder_root(struct sl_store *s, const struct sl_attr *a);
 
 /**
  * Drop what is here of a file that was not modified here, and give it the version @v (lock and io held
- * exclusively). The record on disk says so before any byte goes. @fd: open for writing.
+ * exclusively). The record on disk says so before any byte goes. @fd: open for writing. Native: the bytes
+ * stay where they are until they are overwritten, because others may have the file open.
  */
 int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v);
 /** The second half of it alone, for who has already made a cold record durable. */

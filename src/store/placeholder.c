@@ -42,9 +42,8 @@ static int set_times(int dirfd, const char *name, const struct sl_attr *a)
 
 /* A regular file, through a descriptor: every step is one system call. */
 static int make_file(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
-		     const struct sl_record *rec)
+		     const struct sl_record *rec, const char *place)
 {
-	uint8_t b[SL_RECORD_SIZE];
 	_cleanup_close_ int fd =
 	    openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, store_mode(s, a->mode));
 	if (fd < 0)
@@ -61,9 +60,8 @@ static int make_file(struct sl_store *s, int dirfd, const char *name, const stru
 	if (r == 0 && a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged &&
 	    fchmod(fd, a->mode & 07777) < 0)
 		r = -errno;
-	sl_record_encode(rec, b);
-	if (r == 0 && fsetxattr(fd, s->xattr_record, b, sizeof(b), 0) < 0)
-		r = -errno;
+	if (r == 0)
+		r = sl_record_save_at(s, fd, "", rec, place);
 	struct timespec ts[2] = {a->atime, a->mtime};
 	if (r == 0 && futimens(fd, ts) < 0)
 		r = -errno;
@@ -73,9 +71,8 @@ static int make_file(struct sl_store *s, int dirfd, const char *name, const stru
 }
 
 static int make_other(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
-		      const char *target, const struct sl_record *rec)
+		      const char *target, const struct sl_record *rec, const char *place)
 {
-	char p[SL_PROC_FD_MAX];
 	int r = 0;
 	if (S_ISLNK(a->mode)) {
 		if (symlinkat(target, dirfd, name) < 0)
@@ -86,9 +83,11 @@ static int make_other(struct sl_store *s, int dirfd, const char *name, const str
 	} else {
 		/* Devices are shown, not opened: they never need to be real. Unprivileged, special files have
 		 * no record: stand-ins do. */
-		if (!s->privileged || S_ISCHR(a->mode) || S_ISBLK(a->mode))
-			return make_file(s, dirfd, name, a, rec);
-		if (mknodat(dirfd, name, a->mode, 0) < 0)
+		bool device = S_ISCHR(a->mode) || S_ISBLK(a->mode);
+		if (!s->privileged || (device && !s->native))
+			return make_file(s, dirfd, name, a, rec, place);
+		/* In a native store it is what users see; the mount has `nodev`. */
+		if (mknodat(dirfd, name, a->mode, device ? a->rdev : 0) < 0)
 			return -errno;
 	}
 	if (s->privileged && fchownat(dirfd, name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW) < 0)
@@ -97,7 +96,7 @@ static int make_other(struct sl_store *s, int dirfd, const char *name, const str
 	    fchmodat(dirfd, name, a->mode & 07777, 0) < 0)
 		r = -errno;
 	if (r == 0 && (s->privileged || S_ISDIR(a->mode)))
-		r = sl_record_save_path(s, sl_proc_fd_path(p, dirfd, name), rec);
+		r = sl_record_save_at(s, dirfd, name, rec, place);
 	if (r == 0)
 		r = set_times(dirfd, name, a);
 	if (r == 0 && S_ISDIR(a->mode)) {
@@ -116,12 +115,11 @@ static int make_other(struct sl_store *s, int dirfd, const char *name, const str
  */
 static int clear_place(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a)
 {
-	char p[SL_PROC_FD_MAX];
 	struct sl_record old;
 	struct stat st;
 	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? 0 : -errno;
-	int r = sl_record_load_path(s, sl_proc_fd_path(p, dirfd, name), &old);
+	int r = sl_record_load_at(s, dirfd, name, &old, NULL, NULL);
 	if (r == 0) {
 		struct sl_version v = sl_attr_version(a);
 		if (old.flags & (SL_LOCAL | SL_MODIFIED))
@@ -137,12 +135,11 @@ static int clear_place(struct sl_store *s, int dirfd, const char *name, const st
 
 int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name)
 {
-	char p[SL_PROC_FD_MAX];
 	struct sl_record old;
 	struct stat st;
 	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? 0 : -errno;
-	int r = sl_record_load_path(dir->store, sl_proc_fd_path(p, dirfd, name), &old);
+	int r = sl_record_load_at(dir->store, dirfd, name, &old, NULL, NULL);
 	if (r == 0 && (old.flags & (SL_LOCAL | SL_MODIFIED) || (S_ISDIR(old.mode) && old.state != SL_COLD)))
 		return 0;
 	return unlinkat(dirfd, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
@@ -159,6 +156,9 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 	char key[SL_LINK_KEY_MAX];
 	if (linked)
 		rec.flags |= SL_LINKED;
+	_cleanup_free_ char *place = s->native ? sl_path_join(dir->place, name) : NULL;
+	if (s->native && !place)
+		return -ENOMEM;
 
 	for (int tries = 0; tries < 2; tries++) {
 		int r = -ENOENT;
@@ -169,8 +169,8 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 				return 0;
 		}
 		if (r != -EEXIST) {
-			r = S_ISREG(a->mode) ? make_file(s, dirfd, name, a, &rec)
-					     : make_other(s, dirfd, name, a, target, &rec);
+			r = S_ISREG(a->mode) ? make_file(s, dirfd, name, a, &rec, place)
+					     : make_other(s, dirfd, name, a, target, &rec, place);
 			if (r == 0 && linked && linkat(dirfd, name, s->links_fd, key, 0) < 0 &&
 			    errno != EEXIST)
 				return -errno;

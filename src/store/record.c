@@ -2,6 +2,8 @@
 #include "store/record.h"
 
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/sysmacros.h>
 #include <xxhash.h>
 
@@ -69,6 +71,49 @@ int sl_record_decode(const void *buf, size_t len, struct sl_record *r)
 		       .ctime = {.tv_sec = d.ctime, .tv_nsec = d.ctime_ns}},
 	};
 	return 0;
+}
+
+/* What follows the record in a native store; the place after that. */
+struct tail {
+	uint64_t self, sum;
+};
+
+static uint64_t tail_sum(uint64_t self, const void *place, size_t n)
+{
+	return XXH3_64bits_withSeed(place, n, self);
+}
+
+size_t sl_record_encode_placed(const struct sl_record *r, uint64_t self, const char *place,
+			       uint8_t out[SL_PLACED_MAX])
+{
+	size_t n = strlen(place);
+	if (n > SL_PLACED_MAX - SL_RECORD_SIZE - sizeof(struct tail))
+		return 0;
+	struct tail t = {.self = self, .sum = tail_sum(self, place, n)};
+	sl_record_encode(r, out);
+	memcpy(out + SL_RECORD_SIZE, &t, sizeof(t));
+	memcpy(out + SL_RECORD_SIZE + sizeof(t), place, n);
+	return SL_RECORD_SIZE + sizeof(t) + n;
+}
+
+int sl_record_decode_placed(const void *buf, size_t len, uint64_t self, struct sl_record *r, char **place)
+{
+	const uint8_t *b = buf;
+	struct tail t;
+	int q = sl_record_decode(b, SL_MIN(len, (size_t)SL_RECORD_SIZE), r);
+	if (q < 0)
+		return q;
+	if (len < SL_RECORD_SIZE + sizeof(t) || len > SL_PLACED_MAX)
+		return -EBADMSG;
+	memcpy(&t, b + SL_RECORD_SIZE, sizeof(t));
+	const uint8_t *p = b + SL_RECORD_SIZE + sizeof(t);
+	size_t n = len - SL_RECORD_SIZE - sizeof(t);
+	if (t.sum != tail_sum(t.self, p, n) || memchr(p, 0, n))
+		return -EBADMSG;
+	if (t.self != self)
+		return -ENODATA;
+	*place = strndup((const char *)p, n);
+	return *place ? 0 : -ENOMEM;
 }
 
 const char *sl_state_name(enum sl_state s, uint32_t mode)

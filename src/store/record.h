@@ -33,6 +33,9 @@ enum sl_record_flag {
 	SL_XATTRS = 1 << 6,   /* may have extended attributes at the origin that are not here yet */
 	SL_SPARSE = 1 << 7,   /* has holes at the origin */
 	SL_MOVED = 1 << 8,    /* its place at the origin is in an attribute of its own */
+	SL_WRITTEN =
+	    1 << 9, /* native stores: content was changed here while parts of it are still missing: as
+		     * SL_MODIFIED, but what is missing is fetched, as long as the origin has this version */
 };
 
 struct sl_record {
@@ -49,5 +52,20 @@ void sl_record_encode(const struct sl_record *r, uint8_t out[SL_RECORD_SIZE]);
 /** Returns 0; -EBADMSG where size, checksum or a field is wrong; -EPROTONOSUPPORT for the format of a newer
  * version. */
 int sl_record_decode(const void *buf, size_t len, struct sl_record *r);
+
+/*
+ * In a native store users rename as they like and copy extended attributes with their files, so the record is
+ * followed by
+ *
+ *   64  u64 whose it is: sl_handle_hash() of the file      72  u64 XXH3 checksum of that and of the place
+ *   80  the place at the origin, not terminated
+ */
+#define SL_PLACED_MAX (SL_RECORD_SIZE + 16 + 4096)
+/** Returns the length. @place is at most 4096 bytes long; otherwise 0. */
+size_t sl_record_encode_placed(const struct sl_record *r, uint64_t self, const char *place,
+			       uint8_t out[SL_PLACED_MAX]);
+/** As sl_record_decode(); -ENODATA where the record is another file's. *@place is allocated. */
+int sl_record_decode_placed(const void *buf, size_t len, uint64_t self, struct sl_record *r, char **place);
+
 /** "cold", "partial", "full", or the directory's words for them. */
 const char *sl_state_name(enum sl_state s, uint32_t mode);

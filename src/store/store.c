@@ -1,29 +1,37 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "store/store.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <linux/mount.h>
 #include <stdio.h>
 #include <sys/file.h>
+#include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <sys/xattr.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/why.h"
+#include "store/fs.h"
+#include "store/image.h"
 #include "store/internal.h"
+#include "store/xfs.h"
 
 #define CONFIG_NAME   "sluice.json"
 #define CONFIG_FORMAT 1
 
 static const char *const parts[] = {"tree", "links", "whiteouts"};
-static const char *const files[] = {"clean", "cold", "control", "log", "pid", CONFIG_NAME, "lock"};
+static const char *const files[] = {"clean", "cold", "tail",  "complete",  "control",
+				    "log",   "pid",  "image", CONFIG_NAME, "lock"};
 
 void sl_store_config_fini(struct sl_store_config *c)
 {
 	free(c->origin);
 	free(c->dir);
 	free(c->id);
+	free(c->device);
 	*c = (struct sl_store_config){0};
 }
 
@@ -70,6 +78,10 @@ int sl_store_config_load(const char *path, struct sl_store_config *c, char **why
 	c->timeout = get_u64(j, "timeout", SL_STORE_DEFAULT_TIMEOUT);
 	c->root_ino = get_u64(j, "root_ino", 0);
 	c->root_generation = (uint32_t)get_u64(j, "root_generation", 0);
+	c->native = json_is_true(json_object_get(j, "native"));
+	c->image = json_is_true(json_object_get(j, "image"));
+	c->device = get_str(j, "device");
+	c->capacity = get_u64(j, "capacity", 0);
 	json_decref(j);
 	if (format > CONFIG_FORMAT)
 		r = sl_fail(why, -EPROTONOSUPPORT,
@@ -92,6 +104,13 @@ int sl_store_config_save(const char *path, const struct sl_store_config *c)
 		      c->insecure_plain, "limit", (json_int_t)c->limit, "reserve", (json_int_t)c->reserve,
 		      "timeout", (json_int_t)c->timeout, "root_ino", (json_int_t)(c->root_ino & INT64_MAX),
 		      "root_generation", (json_int_t)c->root_generation);
+	if (j && c->native) {
+		json_object_set_new(j, "native", json_true());
+		json_object_set_new(j, "image", json_boolean(c->image));
+		json_object_set_new(j, "capacity", json_integer((json_int_t)c->capacity));
+		if (c->device)
+			json_object_set_new(j, "device", json_string(c->device));
+	}
 	/* Fails for a path that is not UTF-8: JSON cannot hold it. */
 	_cleanup_free_ char *text = j ? json_dumps(j, JSON_INDENT(2)) : NULL;
 	json_decref(j);
@@ -115,7 +134,8 @@ bool sl_store_xattr_private(const char *name)
 	return !strncmp(name, "user.sluice", 11) || !strncmp(name, "trusted.", 8);
 }
 
-static int make_parts(int fd, const char *path, char **why)
+/* What the tree and all that belongs to it is made in: the store's directory, or its filesystem. */
+static int make_base(int fd, const char *path, bool native, char **why)
 {
 	for (size_t i = 0; i < SL_ARRAY_SIZE(parts); i++)
 		if (mkdirat(fd, parts[i], 0700) < 0)
@@ -123,23 +143,91 @@ static int make_parts(int fd, const char *path, char **why)
 	_cleanup_close_ int tree = openat(fd, "tree", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (tree < 0)
 		return sl_fail(why, -errno, "%s/tree: %s", path, strerror(errno));
-	/* No service has run yet: that counts as one that ended in good order. */
-	_cleanup_close_ int clean = openat(fd, "clean", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-	if (clean < 0)
-		return sl_fail(why, -errno, "%s: %s", path, strerror(errno));
 	/* The root's record is written here for the first time; its content comes with the first contact to
 	 * the origin. */
 	struct sl_record r = {.state = SL_COLD, .mode = S_IFDIR | 0755};
-	uint8_t b[SL_RECORD_SIZE];
+	uint8_t b[SL_PLACED_MAX];
+	struct sl_handle h;
+	size_t n = SL_RECORD_SIZE;
 	sl_record_encode(&r, b);
-	if (fsetxattr(tree, "trusted.sluice", b, sizeof(b), 0) == 0)
+	if (native) {
+		int q = sl_handle_get(tree, "", &h);
+		if (q < 0)
+			return sl_fail(why, q,
+				       "%s: the filesystem has no file handles that a native clone can go by",
+				       path);
+		n = sl_record_encode_placed(&r, sl_handle_hash(&h), "", b);
+	}
+	if (fsetxattr(tree, "trusted.sluice", b, n, 0) == 0)
 		return 0;
-	if (fsetxattr(tree, "user.sluice", b, sizeof(b), 0) == 0)
+	if (!native && fsetxattr(tree, "user.sluice", b, n, 0) == 0)
 		return 0;
 	return sl_fail(why, errno == EOPNOTSUPP ? -EOPNOTSUPP : -errno,
 		       "%s: the filesystem keeps no extended attributes, which a store needs (%s): choose "
 		       "another with --store",
 		       path, strerror(errno));
+}
+
+/* The filesystem of a native store, as a mount that nobody sees. */
+static int mount_fs(const char *path, const struct sl_store_config *c, int *ret, char **why)
+{
+	_cleanup_close_ int loop = -EBADF;
+	_cleanup_free_ char *image = NULL;
+	char dev[SL_LOOP_DEV_MAX];
+	if (!c->image && !c->device) {
+		_cleanup_close_ int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+		int r = fd < 0 ? -errno : sl_mount_clone(fd, "", ret);
+		return r < 0 ? sl_fail(why, r, "store %s: %s", path, strerror(-r)) : 0;
+	}
+	if (c->image) {
+		image = sl_path_join(path, "image");
+		int r = image ? sl_image_attach(image, &loop, dev, why) : -ENOMEM;
+		if (r < 0)
+			return r;
+	}
+	return sl_fs_mount(c->image ? dev : c->device, "xfs", c->image ? SL_IMAGE_OPTIONS : NULL, 0, ret,
+			   why);
+}
+
+static int make_fs(const char *path, const struct sl_store_config *c, char **why)
+{
+	_cleanup_close_ int mnt = -EBADF;
+	_cleanup_free_ char *image = sl_path_join(path, "image");
+	int r = image ? 0 : -ENOMEM;
+	if (r == 0 && c->image)
+		r = sl_image_create(image, c->capacity, why);
+	else if (r == 0 && c->device)
+		r = sl_device_format(c->device, why);
+	if (r == 0)
+		r = mount_fs(path, c, &mnt, why);
+	_cleanup_close_ int fd = r == 0 ? openat(mnt, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -EBADF;
+	if (r == 0)
+		r = fd < 0 ? -errno : make_base(fd, path, true, why);
+	return r;
+}
+
+static int make_parts(int fd, const char *path, const struct sl_store_config *c, char **why)
+{
+	/* No service has run yet: that counts as one that ended in good order. */
+	_cleanup_close_ int clean = openat(fd, "clean", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (clean < 0)
+		return sl_fail(why, -errno, "%s: %s", path, strerror(errno));
+	return c->native ? make_fs(path, c, why) : make_base(fd, path, false, why);
+}
+
+/* A filesystem that was just made may have this in its root. */
+static bool is_empty(int fd)
+{
+	int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = copy < 0 ? NULL : fdopendir(copy);
+	struct dirent *e;
+	bool empty = d;
+	while (empty && (e = readdir(d)))
+		empty =
+		    !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || !strcmp(e->d_name, "lost+found");
+	if (d)
+		closedir(d);
+	return empty;
 }
 
 int sl_store_create(const char *path, const struct sl_store_config *c, char **why)
@@ -157,7 +245,11 @@ int sl_store_create(const char *path, const struct sl_store_config *c, char **wh
 			       path);
 	if (fstat(fd, &st) < 0)
 		return sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
-	if (!made) {
+	if (!made && c->native && !c->image && !c->device) {
+		/* The root of a filesystem: it cannot be removed and made again. */
+		if (!is_empty(fd))
+			return sl_fail(why, -ENOTEMPTY, "store %s: the filesystem is not empty", path);
+	} else if (!made) {
 		/* rmdir tells whether it is empty, without a race: then it is ours. */
 		if (rmdir(path) < 0 || mkdir(path, 0700) < 0)
 			return sl_fail(why, errno == EEXIST ? -ENOTEMPTY : -errno, "store %s: %s", path,
@@ -168,7 +260,7 @@ int sl_store_create(const char *path, const struct sl_store_config *c, char **wh
 		if (fd < 0)
 			return sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
 	}
-	int r = make_parts(fd, path, why);
+	int r = make_parts(fd, path, c, why);
 	if (r == 0) {
 		r = sl_store_config_save(path, c);
 		if (r == -EILSEQ)
@@ -202,7 +294,8 @@ int sl_store_remove(const char *path, char **why)
 
 static void store_free(struct sl_store *s)
 {
-	int fds[] = {s->root_fd, s->tree_fd, s->links_fd, s->whiteouts_fd, s->cold_fd, s->lock_fd};
+	int fds[] = {s->root_fd,  s->base_fd,	   s->work_fd, s->tail_fd, s->tree_fd,
+		     s->links_fd, s->whiteouts_fd, s->cold_fd, s->lock_fd};
 	for (size_t i = 0; i < SL_ARRAY_SIZE(fds); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -214,19 +307,39 @@ static void store_free(struct sl_store *s)
 
 static void probe_reflinks(struct sl_store *s)
 {
-	s->cold_fd = openat(s->root_fd, "cold", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	_cleanup_close_ int probe = openat(s->root_fd, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+	s->cold_fd = openat(s->base_fd, "cold", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	_cleanup_close_ int probe = openat(s->base_fd, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
 	s->reflinks = true; /* or sl_armour() would not try */
 	s->reflinks = s->cold_fd >= 0 && probe >= 0 && sl_armour(s, probe, s->block) == 0;
 	if (!s->reflinks && s->cold_fd >= 0)
 		(void)!ftruncate(s->cold_fd, 0);
+	if (!s->reflinks || !s->native)
+		return;
+	s->tail_fd = openat(s->base_fd, "tail", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	s->reflinks = s->tail_fd >= 0 && sl_armour_init_tail(s) == 0;
 }
 
-int sl_store_open(const char *path, struct sl_store **ret, char **why)
+static int open_base(struct sl_store *s, int work, char **why)
+{
+	if (!s->cfg.native) {
+		s->base_fd = fcntl(s->root_fd, F_DUPFD_CLOEXEC, 3);
+		return s->base_fd < 0 ? -errno : 0;
+	}
+	s->native = true;
+	s->work_fd = work;
+	int r = work >= 0 ? 0 : mount_fs(s->path, &s->cfg, &s->work_fd, why);
+	if (r < 0)
+		return r;
+	s->base_fd = openat(s->work_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return s->base_fd < 0 ? -errno : 0;
+}
+
+int sl_store_open(const char *path, int work, struct sl_store **ret, char **why)
 {
 	struct sl_store *s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
+	s->base_fd = s->work_fd = s->tail_fd = -EBADF;
 	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = s->lock_fd = -EBADF;
 	s->path = strdup(path);
 	int r = sl_store_config_load(path, &s->cfg, why);
@@ -244,9 +357,12 @@ int sl_store_open(const char *path, struct sl_store **ret, char **why)
 			    "store %s is in use by a running service", path);
 		goto fail;
 	}
+	r = open_base(s, work, why);
+	if (r < 0)
+		goto fail;
 	int *part_fds[] = {&s->tree_fd, &s->links_fd, &s->whiteouts_fd};
 	for (size_t i = 0; i < SL_ARRAY_SIZE(parts); i++) {
-		*part_fds[i] = openat(s->root_fd, parts[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+		*part_fds[i] = openat(s->base_fd, parts[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 		if (*part_fds[i] < 0) {
 			r = sl_fail(why, -errno, "store %s/%s: %s", path, parts[i], strerror(errno));
 			goto fail;
@@ -260,7 +376,7 @@ int sl_store_open(const char *path, struct sl_store **ret, char **why)
 	}
 	s->dev = st.st_dev;
 	s->block = (unsigned)sf.f_bsize;
-	char b[SL_RECORD_SIZE + 1];
+	char b[SL_PLACED_MAX];
 	s->privileged = fgetxattr(s->tree_fd, "trusted.sluice", b, sizeof(b)) >= 0;
 	if (!s->privileged && geteuid() != st.st_uid) {
 		r = sl_fail(why, -EPERM, "store %s belongs to another user (uid %u)", path,
@@ -285,6 +401,7 @@ int sl_store_open(const char *path, struct sl_store **ret, char **why)
 	pthread_rwlockattr_destroy(&ra);
 	sl_list_init(&s->fd_lru);
 	s->fd_max = (unsigned)SL_MIN(sl_raise_nofile() / 4, (size_t)4096);
+	s->invisible = s->native && sf.f_type == XFS_SUPER_MAGIC;
 
 	probe_reflinks(s);
 	r = sl_object_load_root(s, &s->root);
@@ -338,7 +455,65 @@ int sl_store_root_fd(const struct sl_store *s)
 	return s->root_fd;
 }
 
+uint64_t sl_store_free_bytes(const struct sl_store *s)
+{
+	struct statvfs v;
+	uint64_t n = UINT64_MAX;
+	if (fstatvfs(s->base_fd, &v) == 0)
+		n = v.f_bavail * v.f_frsize;
+	if (s->cfg.image && fstatvfs(s->root_fd, &v) == 0)
+		n = SL_MIN(n, v.f_bavail * v.f_frsize);
+	return n;
+}
+
+void sl_store_trim(struct sl_store *s)
+{
+	uint64_t bytes;
+	if (!s->cfg.image)
+		return;
+	int r = sl_fs_trim(s->base_fd, &bytes);
+	if (r < 0)
+		sl_notice("store %s: what was evicted cannot be given back to the host: %s", s->path,
+			  strerror(-r));
+}
+
+int sl_store_work_fd(const struct sl_store *s)
+{
+	return s->work_fd;
+}
+
+bool sl_store_native(const struct sl_store *s)
+{
+	return s->native;
+}
+
+int sl_store_fs_fd(const struct sl_store *s)
+{
+	return s->base_fd;
+}
+
+int sl_store_tree_fd(const struct sl_store *s)
+{
+	return s->tree_fd;
+}
+
+bool sl_store_is_complete(struct sl_store *s)
+{
+	return faccessat(s->base_fd, "complete", F_OK, 0) == 0;
+}
+
+int sl_store_complete(struct sl_store *s)
+{
+	/* Every entry of the index is one more name of its file, and users would see that. */
+	int r = sl_remove_tree(s->base_fd, "links");
+	if (r == 0 && mkdirat(s->base_fd, "links", 0700) < 0)
+		r = -errno;
+	if (r == 0)
+		r = sl_store_sync(s);
+	return r < 0 ? r : sl_write_file(s->base_fd, "complete", "", 0, 0600);
+}
+
 int sl_store_sync(struct sl_store *s)
 {
-	return syncfs(s->root_fd) < 0 ? -errno : 0;
+	return syncfs(s->base_fd) < 0 ? -errno : 0;
 }

@@ -11,6 +11,11 @@
  *     links/          for files of which the origin has several names: a hard link per object, named by its
  * identity whiteouts/      per directory (by inode number): the names that were deleted or renamed away here
  *     cold            the extent that placeholders are made of, on filesystems with reflinks
+ *     image           of a native clone: the filesystem on which the parts from tree/ on are then, instead of
+ * here
+ *
+ * A **native** clone's tree is itself what users work on, behind the fanotify gate. It has a filesystem of
+ * its own: an image, a device, or a mounted filesystem on whose root directory the store was made.
  *
  * One process at a time has a store open. All functions may be called from any thread.
  */
@@ -35,6 +40,10 @@ struct sl_store_config {
 	uint64_t timeout;    /* seconds that an access waits for the origin */
 	uint64_t root_ino;   /* identity of the origin's root */
 	uint32_t root_generation;
+	bool native;  /* behind the fanotify gate */
+	char *device; /* native: a block device; NULL: see image */
+	bool image;   /* native: STORE/image; neither: the store's directory is the root of a filesystem */
+	uint64_t capacity; /* bytes the image has room for in the beginning */
 };
 
 #define SL_STORE_DEFAULT_RESERVE (256ull << 20)
@@ -49,8 +58,15 @@ int sl_store_config_save(const char *path, const struct sl_store_config *c);
 /** Make a new store at @path, which must not exist or be an empty directory. Leaves nothing behind when it
  * fails. */
 int sl_store_create(const char *path, const struct sl_store_config *c, char **why);
-/** Open and lock. -EBUSY where another process has it open. */
-int sl_store_open(const char *path, struct sl_store **ret, char **why);
+/**
+ * Open and lock. -EBUSY where another process has it open. A native store's filesystem is mounted where
+ * nobody sees it, unless
+ * @work is (not negative, taken over) such a mount already.
+ */
+int sl_store_open(const char *path, int work, struct sl_store **ret, char **why);
+/** Native: the mount that the store itself works through; the store's own. Else negative. */
+int sl_store_work_fd(const struct sl_store *s);
+bool sl_store_native(const struct sl_store *s);
 /** All objects must have been put back. */
 void sl_store_close(struct sl_store *s);
 /** Take a store apart: everything in @path that a store consists of, then @path itself if that leaves it
@@ -66,5 +82,16 @@ bool sl_store_privileged(const struct sl_store *s);
 /** Make everything that was written to the store's filesystem durable. */
 int sl_store_sync(struct sl_store *s);
 int sl_store_root_fd(const struct sl_store *s);
+/** A descriptor on the filesystem that the tree is on. */
+int sl_store_fs_fd(const struct sl_store *s);
+/** A directory descriptor of the tree itself. */
+int sl_store_tree_fd(const struct sl_store *s);
+/** Native: names are there, all of them: what only their making needed goes. */
+int sl_store_complete(struct sl_store *s);
+bool sl_store_is_complete(struct sl_store *s);
+/** Bytes that can still be written: to the tree's filesystem, and to what an image lies on. */
+uint64_t sl_store_free_bytes(const struct sl_store *s);
+/** Native: what was evicted goes back to what lies below the filesystem. */
+void sl_store_trim(struct sl_store *s);
 /** The xattr names that belong to the store and that users neither see nor change. */
 bool sl_store_xattr_private(const char *name);

@@ -317,7 +317,7 @@ static void on_changed(void *arg, struct sl_object *o)
 static void open_at(struct fx *x, const char *path)
 {
 	_cleanup_free_ char *why = NULL;
-	int r = sl_store_open(path, &x->s, &why);
+	int r = sl_store_open(path, -1, &x->s, &why);
 	if (r < 0)
 		print_error("%s\n", why);
 	assert_int_equal(r, 0);
@@ -452,11 +452,10 @@ static uint64_t here(struct sl_object *o)
 /* What the record in the store says now. */
 static struct sl_record on_disk(struct fx *x, struct sl_object *o)
 {
-	char p[SL_PROC_FD_MAX];
 	struct sl_at at;
 	struct sl_record r = {0};
 	assert_int_equal(sl_at_begin(o, &at), 0);
-	assert_int_equal(sl_record_load_path(x->s, sl_at_path(&at, p), &r), 0);
+	assert_int_equal(sl_record_load_at(x->s, at.fd, at.name, &r, NULL, NULL), 0);
 	sl_at_end(&at);
 	return r;
 }
@@ -1229,7 +1228,7 @@ static uint64_t check_copy(struct fx *x)
 	assert_int_equal(system(cmd), 0);
 	struct sl_store *s;
 	_cleanup_free_ char *why = NULL;
-	assert_int_equal(sl_store_open(path, &s, &why), 0);
+	assert_int_equal(sl_store_open(path, -1, &s, &why), 0);
 	assert_int_equal(sl_walk(sl_object_root(s), check_claims, x), 0);
 	uint64_t bytes = 0;
 	struct sl_name *v;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -14,7 +15,7 @@
 #include "origin/origin.h"
 
 struct request {
-	const char *origin, *dir, *store;
+	const char *origin, *dir, *store, *gate, *device;
 	bool json, start;
 	struct sl_store_config cfg;
 	char *store_path;
@@ -106,6 +107,17 @@ static int choose_store(struct request *q, char **why)
 	return asprintf(&q->store_path, "%s/%.64s-%.8s", data, base, hex) < 0 ? -ENOMEM : 0;
 }
 
+/* The image has room for the origin, as far as that tells; it grows when it must. */
+static void choose_capacity(struct request *q, const struct sl_oreq *fs)
+{
+	const uint64_t least = 4ull << 30, most = 1ull << 40;
+	uint64_t used = (fs->fs.blocks - SL_MIN(fs->fs.bfree, fs->fs.blocks)) * fs->fs.bsize;
+	if (q->cfg.image && !q->cfg.capacity) {
+		used += used / 4 + least;
+		q->cfg.capacity = SL_MIN(used, most);
+	}
+}
+
 /* Is the origin there, and what is at its root? Also tells an origin that is none before anything is made. */
 static int meet_origin(struct request *q, char **why)
 {
@@ -122,6 +134,11 @@ static int meet_origin(struct request *q, char **why)
 		sl_fail(why, r, "the origin %s: %s", q->origin, strerror(-r));
 	else if (!S_ISDIR(s.attr.mode))
 		r = sl_fail(why, -ENOTDIR, "the origin %s is not a directory", q->origin);
+	struct sl_oreq fs = {.op = SL_OREQ_STATFS, .place = ""};
+	if (r == 0)
+		(void)sl_origin_call(o, &fs); /* without an answer it is zeros */
+	choose_capacity(q, &fs);
+	sl_oreq_fini(&fs);
 	q->cfg.root_ino = s.attr.ino;
 	q->cfg.root_generation = (uint32_t)s.attr.generation;
 	sl_oreq_fini(&s);
@@ -129,9 +146,39 @@ static int meet_origin(struct request *q, char **why)
 	return r;
 }
 
+/* Is @path the root of a filesystem of its own? */
+static bool is_mount_root(const char *path)
+{
+	struct statx sx;
+	return statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &sx) == 0 &&
+	       sx.stx_attributes & STATX_ATTR_MOUNT_ROOT;
+}
+
+static int choose_gate(struct request *q, char **why)
+{
+	q->cfg.native = q->gate && !strcmp(q->gate, "fanotify");
+	if (!q->cfg.native && (q->device || q->cfg.capacity))
+		return sl_fail(why, -EINVAL, "--%s is for --gate fanotify",
+			       q->device ? "device" : "capacity");
+	if (!q->cfg.native)
+		return sl_fuse_available(why);
+	if (geteuid() != 0)
+		return sl_fail(why, -EPERM, "the fanotify gate needs root: use --gate fuse");
+	if (q->device) {
+		q->cfg.device = realpath(q->device, NULL);
+		if (!q->cfg.device)
+			return sl_fail(why, -errno, "%s: %s", q->device, strerror(errno));
+		if (q->cfg.capacity)
+			return sl_fail(why, -EINVAL, "--capacity is for an image, and a device has its size");
+	} else {
+		q->cfg.image = !q->store || !is_mount_root(q->store);
+	}
+	return 0;
+}
+
 static int make(struct request *q, char **why)
 {
-	int r = sl_fuse_available(why);
+	int r = choose_gate(q, why);
 	if (r == 0)
 		r = sl_origin_normalize(q->origin, &q->cfg.origin, why);
 	if (r == 0)
@@ -178,6 +225,8 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct req
 					     {"allow-other", no_argument, NULL, 'a'},
 					     {"insecure-plain", no_argument, NULL, 'i'},
 					     {"gate", required_argument, NULL, 'g'},
+					     {"capacity", required_argument, NULL, 'c'},
+					     {"device", required_argument, NULL, 'd'},
 					     {"no-start", no_argument, NULL, 'n'},
 					     {"json", no_argument, NULL, 'j'},
 					     {"help", no_argument, NULL, 'h'},
@@ -208,8 +257,19 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct req
 			q->cfg.insecure_plain = true;
 			break;
 		case 'g':
-			if (strcmp(optarg, "fuse") && strcmp(optarg, "auto"))
-				return sl_cli_usage(cmd, "--gate: there is no gate '%s', only fuse", optarg);
+			if (strcmp(optarg, "fuse") && strcmp(optarg, "fanotify") && strcmp(optarg, "auto"))
+				return sl_cli_usage(
+				    cmd, "--gate: there is no gate '%s', only auto, fuse and fanotify",
+				    optarg);
+			q->gate = optarg;
+			break;
+		case 'c':
+			if (sl_parse_size(optarg, &q->cfg.capacity) < 0)
+				return sl_cli_usage(cmd, "--capacity: '%s' is not a size (like 100G)",
+						    optarg);
+			break;
+		case 'd':
+			q->device = optarg;
 			break;
 		case 'n':
 			q->start = false;
@@ -284,7 +344,12 @@ const struct sl_command sl_cmd_clone = {
 	"      --timeout TIME    how long an access waits for the origin before it fails with EIO (default "
 	"2m)\n"
 	"      --allow-other     let other users use DIR, as far as its permissions do\n"
-	"      --gate GATE       auto or fuse\n"
+	"      --gate GATE       auto, fuse, or fanotify: DIR is then a real local filesystem (root, Linux "
+	"6.15; all "
+	"names are fetched first)\n"
+	"      --capacity SIZE   of the filesystem of a fanotify clone, to begin with (default: by the "
+	"origin's)\n"
+	"      --device DEV      put it on a block device, which must be empty\n"
 	"      --insecure-plain  allow tcp: origins, which are neither encrypted nor authenticated\n"
 	"      --no-start        make the clone, but do not start it\n"
 	"  -j, --json            print the result as JSON\n"

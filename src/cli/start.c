@@ -82,6 +82,10 @@ int sl_service_start(const char *store, bool need_origin, char **why)
 		n += k > 0 ? (size_t)k : 0;
 	close(p[0]);
 	text[n] = '\0';
+	char *last = text;
+	for (char *nl; !strncmp(last, "names ", 6) && (nl = strchr(last, '\n')); last = nl + 1)
+		;
+	memmove(text, last, strlen(last) + 1);
 	if (!strcmp(text, "ready\n"))
 		return 0;
 	sl_service_gone(store, 30);

@@ -103,9 +103,13 @@ static void end(struct sl_fill *f, struct victim *x, int sync_err, uint64_t *fre
 			x->result = -EBUSY;
 			sl_commit_mark(f, o);
 		} else {
-			sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+			uint64_t had = sl_chunkmap_bytes(&o->map);
+			sl_space_add(f, -(int64_t)had);
 			x->result = sl_object_drop(o, x->fd);
-			if (fstat(x->fd, &st) == 0 && (uint64_t)st.st_blocks * 512 < x->blocks)
+			if (sl_store_native(f->store))
+				*freed +=
+				    x->result == 0 ? had : 0; /* what it is made of now counts as well */
+			else if (fstat(x->fd, &st) == 0 && (uint64_t)st.st_blocks * 512 < x->blocks)
 				*freed += x->blocks - (uint64_t)st.st_blocks * 512;
 		}
 		pthread_mutex_unlock(&o->lock);

@@ -66,6 +66,16 @@ bool sl_fill_cancel(struct sl_fill *f, struct sl_want *w);
 /** Want, and wait. 0 or the error. Not on a worker. */
 int sl_fill_wait(struct sl_fill *f, enum sl_want_kind kind, struct sl_object *o, uint64_t off, uint64_t len);
 
+struct sl_fill_progress {
+	uint64_t objects, directories; /* whose names are there */
+	uint64_t left;		       /* directories that are known and not listed yet */
+};
+/**
+ * Native: bring all names below the root, with their extended attributes. Goes on where an interrupted
+ * attempt ended. @progress is called about five times a second, and at the end; false ends it with -EINTR.
+ */
+int sl_fill_tree(struct sl_fill *f, bool (*progress)(void *arg, const struct sl_fill_progress *p), void *arg);
+
 /** A file or directory was opened: continues or begins a streak by which siblings are fetched ahead. Cheap.
  */
 void sl_fill_note_open(struct sl_fill *f, struct sl_object *o);

@@ -20,6 +20,7 @@
 #include "base/time.h"
 #include "gate/fuse/mount.h"
 #include "service/control.h"
+#include "service/native.h"
 #include "store/walk.h"
 
 #define CLEAN "clean" /* in the store while no service runs, if the last one ended in good order */
@@ -29,6 +30,21 @@ static void on_changed(void *arg, struct sl_object *o)
 	struct sl_clone *c = arg;
 	if (c->gate)
 		sl_gate_changed(c->gate, o);
+	if (c->fan)
+		sl_fan_changed(c->fan, o);
+}
+
+static void on_guard(void *arg, struct sl_object *o)
+{
+	struct sl_clone *c = arg;
+	if (c->fan)
+		sl_fan_guard(c->fan, o);
+}
+
+static int on_settle(void *arg)
+{
+	struct sl_clone *c = arg;
+	return c->fan ? sl_fan_settle(c->fan) : 0;
 }
 
 /*
@@ -187,9 +203,19 @@ static void wait_for_end(struct sl_clone *c, int sig_fd)
 		sl_info("ending on signal %u", si.ssi_signo);
 }
 
+static int prepare(const char *path, char **why)
+{
+	struct sl_store_config cfg = {0};
+	int r = sl_store_config_load(path, &cfg, why);
+	if (r == 0)
+		r = cfg.native ? sl_native_clear(path, &cfg, why) : sl_fuse_available(why);
+	sl_store_config_fini(&cfg);
+	return r;
+}
+
 static int open_parts(struct sl_clone *c, const char *path, bool need_origin, char **why)
 {
-	int r = sl_fuse_available(why);
+	int r = prepare(path, why);
 	if (r == 0)
 		r = sl_store_open(path, -1, &c->store, why);
 	if (r < 0)
@@ -212,12 +238,45 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 	if (r < 0)
 		return r;
 	struct sl_fill_config fc = {.store = c->store, .origin = c->origin, .changed = on_changed, .arg = c};
+	if (cfg->native) {
+		fc.guard = on_guard;
+		fc.settle = on_settle;
+		fc.grow = sl_native_grow;
+	}
 	return sl_fill_new(&fc, &c->fill);
 }
 
-static int open_gate(struct sl_clone *c, char **why)
+struct teller {
+	struct sl_clone *c;
+	int ready_fd, sig_fd;
+};
+
+static bool tell_progress(void *arg, const struct sl_fill_progress *p)
+{
+	struct teller *t = arg;
+	char text[96];
+	struct pollfd pf[2] = {{.fd = t->sig_fd, .events = POLLIN}, {.fd = t->c->stop_fd, .events = POLLIN}};
+	int n = snprintf(text, sizeof(text), "names %llu %llu %llu\n", (unsigned long long)p->objects,
+			 (unsigned long long)p->directories, (unsigned long long)p->left);
+	if (t->ready_fd >= 0)
+		(void)sl_write_full(t->ready_fd, text, (size_t)n);
+	return poll(pf, 2, 0) == 0;
+}
+
+int sl_clone_hide(struct sl_clone *c, bool force, char **why)
+{
+	const char *dir = sl_store_config(c->store)->dir;
+	if (c->fan)
+		return sl_native_hide(c, force, why);
+	return sl_fuse_mounted(dir) == SL_MOUNTED_OURS ? sl_fuse_unmount(dir, force, why) : 0;
+}
+
+static int open_gate(struct sl_clone *c, int ready_fd, int sig_fd, char **why)
 {
 	const struct sl_store_config *cfg = sl_store_config(c->store);
+	struct teller t = {c, ready_fd, sig_fd};
+	if (cfg->native)
+		return sl_native_open(c, tell_progress, &t, why);
 	struct sl_mount_options mo = {.allow_other = cfg->allow_other};
 	int fd = sl_fuse_mount(cfg->dir, &mo, why);
 	if (fd < 0)
@@ -240,6 +299,11 @@ static void close_parts(struct sl_clone *c, bool clean)
 	clean = clean && sl_fill_commit(c->fill) == 0;
 	sl_fill_free(c->fill);
 	sl_gate_free(c->gate);
+	if (c->fan) {
+		close(sl_fan_group(c->fan));
+		close(sl_fan_notify(c->fan));
+	}
+	sl_fan_free(c->fan);
 	sl_origin_free(c->origin);
 	if (clean) {
 		_cleanup_close_ int fd =
@@ -255,17 +319,22 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 	pthread_t gate, recovery;
 	c->unclean = faccessat(sl_store_root_fd(c->store), CLEAN, F_OK, 0) < 0;
 	c->forgotten_known = !c->unclean;
-	int r = open_gate(c, why);
-	if (r < 0)
+	int r = open_gate(c, *ready_fd, sig_fd, why);
+	if (r < 0) {
+		if (c->fan)
+			sl_native_stop(c);
 		return r;
+	}
 	/* First, because on a full filesystem the socket needs just this room. */
 	(void)unlinkat(sl_store_root_fd(c->store), CLEAN, 0);
 	r = sl_control_start(c, &control, why);
-	if (r == 0)
+	if (r == 0 && c->gate)
 		r = -pthread_create(&gate, NULL, gate_thread, c);
 	if (r < 0) {
-		sl_fuse_unmount(sl_store_config(c->store)->dir, true, NULL);
+		sl_clone_hide(c, true, NULL);
 		sl_control_stop(control);
+		if (c->fan)
+			sl_native_stop(c);
 		return r;
 	}
 	bool recovering = c->unclean && pthread_create(&recovery, NULL, recovery_thread, c) == 0;
@@ -273,19 +342,24 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 	sl_info("clone of %s is up on %s (store %s, %s%s)", cfg->origin, cfg->dir, sl_store_path(c->store),
 		sl_store_privileged(c->store) ? "privileged" : "unprivileged",
 		sl_store_reflinks(c->store) ? ", armoured" : "");
-	larger_readahead(cfg->dir);
+	if (c->gate)
+		larger_readahead(cfg->dir);
 	say_ready(sl_steal_fd(ready_fd), "ready\n");
 	notify_manager("READY=1");
 
 	wait_for_end(c, sig_fd);
 	c->ending = true;
 	notify_manager("STOPPING=1");
-	if (sl_fuse_mounted(cfg->dir) == SL_MOUNTED_OURS && sl_fuse_unmount(cfg->dir, false, NULL) < 0) {
+	if (sl_clone_hide(c, false, NULL) < 0) {
 		sl_notice("%s is still in use: what is open there gets errors from now on", cfg->dir);
-		sl_fuse_unmount(cfg->dir, true, NULL);
+		sl_clone_hide(c, true, NULL);
 	}
-	sl_gate_stop(c->gate);
-	pthread_join(gate, NULL);
+	if (c->gate) {
+		sl_gate_stop(c->gate);
+		pthread_join(gate, NULL);
+	} else {
+		sl_native_stop(c);
+	}
 	sl_origin_stop(c->origin);
 	sl_control_stop(control);
 	if (recovering)

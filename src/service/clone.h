@@ -3,15 +3,17 @@
 #pragma once
 
 #include "fill/fill.h"
+#include "gate/fanotify/gate.h"
 #include "gate/fuse/gate.h"
 
 struct sl_clone {
 	struct sl_store *store;
 	struct sl_origin *origin;
 	struct sl_fill *fill;
-	struct sl_gate *gate;
-	uint64_t started; /* seconds since the epoch */
-	int stop_fd;	  /* an eventfd; written to when the service shall end */
+	struct sl_gate *gate; /* the fuse gate, or NULL */
+	struct sl_fan *fan;   /* the fanotify gate, or NULL */
+	uint64_t started;     /* seconds since the epoch */
+	int stop_fd;	      /* an eventfd; written to when the service shall end */
 	/* what the last crash made us forget; counted in the background after an unclean start */
 	bool unclean;
 	_Atomic uint64_t forgotten_files, forgotten_bytes;
@@ -19,10 +21,14 @@ struct sl_clone {
 	_Atomic bool ending; /* commands that take long stop early */
 };
 
+/** Take the clone's mount away, if it is there. -EBUSY while it is in use; with @force it goes all the same.
+ */
+int sl_clone_hide(struct sl_clone *c, bool force, char **why);
+
 /**
  * Run the service of the clone whose store is at @path, until it is told to stop, gets SIGTERM or SIGINT, or
  * its mount is unmounted. Call with one thread only. When the clone is up, "ready\n" is written to @ready_fd
- * (if not negative), otherwise the reason why not; then it is closed. @need_origin: fail when the origin
- * cannot be reached.
+ * (if not negative), otherwise the reason why not; then it is closed. Before that, lines "names OBJECTS
+ * DIRECTORIES LEFT\n" may come. @need_origin: fail when the origin cannot be reached.
  */
 int sl_clone_run(const char *path, int ready_fd, bool need_origin, char **why);

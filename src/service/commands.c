@@ -6,7 +6,6 @@
 
 #include "base/fd.h"
 #include "base/human.h"
-#include "gate/fuse/mount.h"
 #include "service/commands.h"
 #include "store/walk.h"
 
@@ -127,10 +126,10 @@ static json_t *service_json(struct sl_clone *c)
 			      sl_command_name(cfg->origin), "dir", sl_command_name(cfg->dir), "store",
 			      sl_command_name(sl_store_path(c->store)), "service_pid", (int)getpid(),
 			      "started", (json_int_t)c->started, "connected", sl_origin_connected(c->origin),
-			      "passthrough", sl_gate_passthrough(c->gate), "armoured",
+			      "passthrough", c->gate && sl_gate_passthrough(c->gate), "armoured",
 			      sl_store_reflinks(c->store), "privileged", sl_store_privileged(c->store),
 			      "limit", (json_int_t)cfg->limit, "unclean_start", c->unclean);
-	json_object_set_new(j, "gate", json_string("fuse"));
+	json_object_set_new(j, "gate", json_string(c->fan ? "fanotify" : "fuse"));
 	json_object_set_new(j, "fetches", json_integer((json_int_t)fs.fetches));
 	json_object_set_new(j, "fetched_bytes", json_integer((json_int_t)fs.fetched_bytes));
 	json_object_set_new(j, "listings", json_integer((json_int_t)fs.listings));
@@ -311,7 +310,7 @@ static json_t *cmd_stop(struct sl_command_call *c)
 	bool force = json_is_true(json_object_get(c->request, "force"));
 	/* The unmount is what ends the service: it fails while something is in use, and then nothing has
 	 * happened. */
-	int r = sl_fuse_mounted(dir) == SL_MOUNTED_OURS ? sl_fuse_unmount(dir, force, &why) : 0;
+	int r = sl_clone_hide(c->clone, force, &why);
 	if (r < 0)
 		return sl_command_error("%s is in use (%s): close what is open there, or use --force", dir,
 					why ? why : strerror(-r));

@@ -76,6 +76,7 @@ struct sl_object {
 	struct timespec was_mtime, was_ctime;
 
 	/* the native gate's */
+	bool recent;		  /* gate lock */
 	_Atomic unsigned landing; /* bytes of the origin are being written to it */
 	uint64_t opened;	  /* io lock: sl_now() when somebody was last let through to open it */
 

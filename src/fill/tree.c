@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * All names of a tree at once, breadth first: what a native clone needs before it is shown, where the kernel
+ * does not ask before a name is looked up.
+ */
+#include <dirent.h>
+
+#include "base/log.h"
+#include "fill/internal.h"
+#include "store/walk.h"
+
+#define LISTINGS 64 /* under way at once */
+
+struct tree {
+	struct sl_fill *f;
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	struct sl_list todo; /* of struct dir */
+	size_t ntodo, busy;
+
+	int err;
+	struct sl_fill_progress p;
+};
+
+struct dir {
+	struct sl_list link;
+	struct sl_work work;
+	struct tree *t;
+	struct sl_want want; /* want.o is a reference */
+	bool listed;	     /* by us */
+	int err;
+};
+
+/* Take over @o. */
+static int add_dir(struct tree *t, struct sl_object *o)
+{
+	struct dir *d = calloc(1, sizeof(*d));
+	if (!d) {
+		sl_object_put(o);
+		return -ENOMEM;
+	}
+	d->t = t;
+	d->want.o = o;
+	pthread_mutex_lock(&t->lock);
+	sl_list_add_tail(&t->todo, &d->link);
+	t->ntodo++;
+	pthread_mutex_unlock(&t->lock);
+	return 0;
+}
+
+static void xattrs_done(struct sl_want *w, int err)
+{
+	struct dir *d = sl_container_of(w, struct dir, want);
+	struct tree *t = d->t;
+	if (err)
+		sl_warn("cannot fetch the extended attributes of '%s': %s", w->o->place, strerror(-err));
+	sl_object_put(w->o);
+	free(d);
+	pthread_mutex_lock(&t->lock);
+	t->busy--;
+	pthread_cond_signal(&t->cond);
+	pthread_mutex_unlock(&t->lock);
+}
+
+/* Extended attributes that an interrupted attempt did not come to, or the root's. Takes over @o. */
+static int want_xattrs(struct tree *t, struct sl_object *o)
+{
+	struct dir *d = calloc(1, sizeof(*d));
+	if (!d) {
+		sl_object_put(o);
+		return -ENOMEM;
+	}
+	d->t = t;
+	d->want = (struct sl_want){.o = o, .done = xattrs_done};
+	pthread_mutex_lock(&t->lock);
+	t->busy++;
+	pthread_mutex_unlock(&t->lock);
+	int r = sl_fill_want(t->f, SL_WANT_XATTRS, &d->want);
+	if (r != 0)
+		xattrs_done(&d->want, SL_MIN(r, 0));
+	return 0;
+}
+
+/* The names of @d are there: its subdirectories are next. */
+static int descend(struct tree *t, struct dir *d)
+{
+	struct sl_name *v = NULL;
+	size_t n = 0;
+	int r = sl_names_read(d->want.o, &v, &n);
+	for (size_t i = 0; i < n && r == 0; i++) {
+		struct sl_object *o;
+		bool maybe = v[i].type == DT_DIR || v[i].type == DT_UNKNOWN;
+		if (!maybe && (d->listed || v[i].type != DT_REG))
+			continue;
+		r = sl_object_lookup(d->want.o, v[i].name, &o);
+		if (r == 0 && !d->listed && (sl_object_is_reg(o) || sl_object_is_dir(o)) &&
+		    o->rec.flags & SL_XATTRS)
+			r = want_xattrs(t, sl_object_ref(o));
+		if (r == 0 && sl_object_is_dir(o))
+			r = add_dir(t, o);
+		else if (r == 0)
+			sl_object_put(o);
+	}
+	sl_names_free(v, n);
+	pthread_mutex_lock(&t->lock);
+	t->p.objects += n;
+	t->p.directories++;
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+static void dir_run(struct sl_work *work)
+{
+	struct dir *d = sl_container_of(work, struct dir, work);
+	struct tree *t = d->t;
+	int r = d->err ? d->err : descend(t, d);
+	/* What cannot be read at the origin cannot be read here either; but a name too few would be wrong. */
+	if (r < 0)
+		sl_err("cannot list '%s': %s", d->want.o->place, strerror(-r));
+	sl_object_put(d->want.o);
+	free(d);
+	pthread_mutex_lock(&t->lock);
+	if (r < 0 && !t->err)
+		t->err = r;
+	t->busy--;
+	pthread_cond_signal(&t->cond);
+	pthread_mutex_unlock(&t->lock);
+}
+
+static void names_done(struct sl_want *w, int err)
+{
+	struct dir *d = sl_container_of(w, struct dir, want);
+	d->err = err;
+	d->work.run = dir_run;
+	sl_pool_push(d->t->f->workers, &d->work);
+}
+
+static void start_dir(struct tree *t, struct dir *d)
+{
+	d->want.done = names_done;
+	d->listed = true;
+	int r = sl_fill_want(t->f, SL_WANT_NAMES, &d->want);
+	if (r == 0)
+		return;
+	d->listed = false;
+	names_done(&d->want, SL_MIN(r, 0));
+}
+
+int sl_fill_tree(struct sl_fill *f, bool (*progress)(void *arg, const struct sl_fill_progress *p), void *arg)
+{
+	struct tree t = {.f = f};
+	pthread_condattr_t ca;
+	pthread_condattr_init(&ca);
+	pthread_condattr_setclock(&ca, CLOCK_MONOTONIC);
+	pthread_cond_init(&t.cond, &ca);
+	pthread_condattr_destroy(&ca);
+	pthread_mutex_init(&t.lock, NULL);
+	sl_list_init(&t.todo);
+	struct sl_object *root = sl_object_root(f->store);
+	int r = root->rec.flags & SL_XATTRS ? want_xattrs(&t, sl_object_ref(root)) : 0;
+	if (r == 0)
+		r = add_dir(&t, sl_object_ref(root));
+	pthread_mutex_lock(&t.lock);
+	if (r < 0)
+		t.err = r;
+	uint64_t next = 0;
+	while (t.busy || (!sl_list_empty(&t.todo) && !t.err)) {
+		if (!t.err && t.busy < LISTINGS && !sl_list_empty(&t.todo)) {
+			struct dir *d = sl_list_entry(t.todo.next, struct dir, link);
+			sl_list_del(&d->link);
+			t.ntodo--;
+			t.busy++;
+			pthread_mutex_unlock(&t.lock);
+			start_dir(&t, d);
+			pthread_mutex_lock(&t.lock);
+			continue;
+		}
+		uint64_t now = sl_now();
+		if (now >= next) {
+			struct sl_fill_progress p = t.p;
+			p.left = t.ntodo + t.busy;
+			next = now + 200 * SL_NS_PER_MS;
+			pthread_mutex_unlock(&t.lock);
+			bool go = progress(arg, &p);
+			pthread_mutex_lock(&t.lock);
+			if (!go && !t.err)
+				t.err = -EINTR;
+			continue;
+		}
+		struct timespec ts = sl_ns_to_timespec(next);
+		pthread_cond_timedwait(&t.cond, &t.lock, &ts);
+	}
+	r = t.err;
+	pthread_mutex_unlock(&t.lock);
+	while (!sl_list_empty(&t.todo)) {
+		struct dir *d = sl_list_entry(t.todo.next, struct dir, link);
+		sl_list_del(&d->link);
+		sl_object_put(d->want.o);
+		free(d);
+	}
+	/* Extended attributes may still be on their way. */
+	pthread_mutex_lock(&f->lock);
+	while (f->requests)
+		pthread_cond_wait(&f->cond, &f->lock);
+	pthread_mutex_unlock(&f->lock);
+	pthread_cond_destroy(&t.cond);
+	pthread_mutex_destroy(&t.lock);
+	if (r == 0)
+		progress(arg, &t.p);
+	return r;
+}

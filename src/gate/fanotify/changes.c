@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Changes of content: the kernel tells of them after the fact, and of each before whoever made it can close
+ * the file. */
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/fanotify.h>
+#include <sys/ioctl.h>
+
+#include "base/log.h"
+#include "gate/fanotify/internal.h"
+
+static bool ours(struct sl_fan *g, int32_t pid)
+{
+	for (size_t i = 0; i < SL_ARRAY_SIZE(g->area->pids); i++)
+		if (g->area->pids[i] == pid)
+			return true;
+	return false;
+}
+
+static void changed(struct sl_fan *g, const struct fanotify_event_metadata *m)
+{
+	const struct fanotify_event_info_fid *x = (const void *)((const char *)m + m->metadata_len);
+	const struct file_handle *raw = (const void *)x->handle;
+	struct sl_handle h;
+	if (ours(g, m->pid) || m->event_len < m->metadata_len + sizeof(*x) + sizeof(*raw) ||
+	    x->hdr.info_type != FAN_EVENT_INFO_TYPE_FID || raw->handle_bytes > sizeof(h.b) ||
+	    m->event_len < m->metadata_len + sizeof(*x) + sizeof(*raw) + raw->handle_bytes)
+		return;
+	h = (struct sl_handle){.len = raw->handle_bytes, .type = raw->handle_type};
+	memcpy(h.b, raw->f_handle, h.len);
+	_cleanup_close_ int fd = sl_handle_open(sl_store_fs_fd(g->store), &h, O_PATH);
+	_cleanup_object_ struct sl_object *o = NULL;
+	if (fd < 0 || sl_object_of_fd(g->store, fd, &o) < 0)
+		return; /* it is gone */
+	sl_fill_written(g->fill, o);
+	pthread_mutex_lock(&o->lock);
+	bool known = o->rec.flags & (SL_MODIFIED | SL_LOCAL);
+	pthread_mutex_unlock(&o->lock);
+	char p[SL_PROC_FD_MAX];
+	/* Once is enough. */
+	if (known)
+		(void)fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_EVICTABLE | SL_FAN_IGNORE, FAN_MODIFY,
+				    AT_FDCWD, sl_proc_fd_path(p, fd, NULL));
+}
+
+static void handle(struct sl_fan *g, size_t n)
+{
+	char *buf = g->area->changes;
+	for (struct fanotify_event_metadata *m = (void *)buf; FAN_EVENT_OK(m, n); m = FAN_EVENT_NEXT(m, n))
+		if (m->mask & FAN_MODIFY)
+			changed(g, m);
+		else if (m->mask & FAN_Q_OVERFLOW)
+			sl_err("the kernel's queue of changes overflowed, although it has no limit");
+}
+
+void *fan_changes(void *arg)
+{
+	struct sl_fan *g = arg;
+	struct pollfd p[2] = {{.fd = g->notify, .events = POLLIN}, {.fd = g->stop_fd, .events = POLLIN}};
+	handle(g, READ_BYTES); /* what an earlier service had read, and maybe not got to */
+	for (;;) {
+		pthread_mutex_lock(&g->lock);
+		memset(g->area->changes, 0, READ_BYTES);
+		ssize_t n = read(g->notify, g->area->changes, READ_BYTES);
+		int e = errno;
+		if (n > 0)
+			g->told += (uint64_t)n;
+		pthread_mutex_unlock(&g->lock);
+		if (n > 0) {
+			handle(g, (size_t)n);
+			pthread_mutex_lock(&g->lock);
+			g->handled = g->told;
+			pthread_cond_broadcast(&g->cond);
+			pthread_mutex_unlock(&g->lock);
+		} else if (e == EAGAIN) {
+			if (poll(p, 2, -1) > 0 && p[1].revents && !p[0].revents)
+				return NULL;
+		} else if (e != EINTR) {
+			sl_err("cannot read what was changed: %s", strerror(e));
+			return NULL;
+		}
+	}
+}
+
+int sl_fan_settle(struct sl_fan *g)
+{
+	int left = 0, r = 0;
+	pthread_mutex_lock(&g->lock);
+	if (ioctl(g->notify, FIONREAD, &left) < 0)
+		r = -errno;
+	uint64_t until = g->told + (uint64_t)left;
+	while (r == 0 && g->handled < until && g->started)
+		pthread_cond_wait(&g->cond, &g->lock);
+	pthread_mutex_unlock(&g->lock);
+	return r;
+}

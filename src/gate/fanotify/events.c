@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Accesses: read from the group, looked at, answered at once or when what they want is here. */
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/time.h"
+#include "gate/fanotify/internal.h"
+
+#define EVICT_WAIT_US 1000
+
+/* ---- answers ---- */
+
+static struct slot *slot_of(struct sl_fan *g, int fd)
+{
+	return (unsigned)fd < g->area->nslots ? &g->area->slot[fd] : NULL;
+}
+
+/* What fanotify(7) lets us say; anything else it takes for no answer. */
+static uint32_t refusal(int err)
+{
+	switch (err) {
+	case -ENOSPC:
+	case -EDQUOT:
+	case -EPERM:
+	case -EBUSY:
+		return SL_FAN_DENY_ERRNO(-err);
+	case -EACCES:
+		return SL_FAN_DENY_ERRNO(EPERM);
+	default:
+		return SL_FAN_DENY_ERRNO(EIO);
+	}
+}
+
+static void respond(struct sl_fan *g, int fd, uint32_t response)
+{
+	struct fanotify_response r = {.fd = fd, .response = response};
+	if (write(g->group, &r, sizeof(r)) == sizeof(r) || errno == ENOENT) /* who waited was killed */
+		return;
+	r.response = FAN_DENY;
+	if (response == FAN_ALLOW || write(g->group, &r, sizeof(r)) != sizeof(r))
+		sl_err("an access cannot be answered: %s", strerror(errno));
+}
+
+/* Only after the answer: a service that dies in between leaves an event that is answered twice, and not one
+ * that is not. */
+static void settled(struct sl_fan *g, int fd)
+{
+	struct slot *s = slot_of(g, fd);
+	if (s)
+		s->mask = 0;
+	close(fd);
+}
+
+/* ---- looking at one ---- */
+
+enum { ANSWERED = 0, WANTS = 1, LATER = 2 };
+
+static int io_lock(struct sl_object *o, bool exclusive, bool may_wait)
+{
+	if (may_wait)
+		return exclusive ? pthread_rwlock_wrlock(&o->io) : pthread_rwlock_rdlock(&o->io);
+	return exclusive ? pthread_rwlock_trywrlock(&o->io) : pthread_rwlock_tryrdlock(&o->io);
+}
+
+/* A file that is partly here is opened. What was asked of the file itself is asked when it is read. */
+static int look_open(struct sl_fan *g, int fd, struct sl_object *o, bool may_wait)
+{
+	/* Not while bytes of the origin are written to it: it may be open(O_TRUNC), see settle_opens(). */
+	if (io_lock(o, true, may_wait) != 0)
+		return LATER;
+	o->opened = sl_now();
+	respond(g, fd, FAN_ALLOW);
+	pthread_rwlock_unlock(&o->io);
+	sl_fill_note_open(g->fill, o);
+	return ANSWERED;
+}
+
+static int look_range(struct sl_fan *g, int fd, struct sl_object *o, uint64_t off, uint64_t len,
+		      bool may_wait)
+{
+	/* Nothing that is here goes until the reader has been let through; after that the descriptor that it
+	 * reads by keeps evictions away. */
+	if (io_lock(o, false, may_wait) != 0)
+		return LATER;
+	pthread_mutex_lock(&o->lock);
+	bool here = sl_chunkmap_test(&o->map, off, len), full = sl_chunkmap_full(&o->map);
+	pthread_mutex_unlock(&o->lock);
+	if (here)
+		respond(g, fd, FAN_ALLOW);
+	pthread_rwlock_unlock(&o->io);
+	if (here && !full)
+		sl_fill_note_read(g->fill, o, off, len);
+	return here ? ANSWERED : WANTS;
+}
+
+/*
+ * Answer the access @s by descriptor @fd if that is possible now. WANTS: not before [*off, +*len) of *@ret is
+ * here. LATER: not without waiting for a lock. Or -errno, to be told to who waits.
+ */
+static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, struct sl_object **ret,
+		uint64_t *off, uint64_t *len)
+{
+	struct sl_object *o;
+	struct stat st;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode)) {
+		respond(g, fd, FAN_ALLOW);
+		return ANSWERED;
+	}
+	int r = sl_object_of_fd(g->store, fd, &o);
+	if (r < 0)
+		return r;
+	*ret = o;
+	if (o->damaged)
+		return -EIO;
+	pthread_mutex_lock(&o->lock);
+	bool cut = !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && (uint64_t)st.st_size < o->map.size;
+	bool evicting = o->evicting;
+	bool full = sl_chunkmap_full(&o->map) && !evicting && !cut;
+	if (full) {
+		/* With the lock: whoever evicts it takes the mark away after this. */
+		respond(g, fd, FAN_ALLOW);
+		fan_ignore(g, fd);
+	}
+	*len = o->map.size;
+	pthread_mutex_unlock(&o->lock);
+	if (full)
+		return ANSWERED;
+	if (cut) {
+		/* Somebody opened it with O_TRUNC, of which the kernel tells nobody: from then on it is his.
+		 */
+		sl_fill_written(g->fill, o);
+		respond(g, fd, FAN_ALLOW);
+		return ANSWERED;
+	}
+	if (evicting) {
+		if (may_wait)
+			usleep(EVICT_WAIT_US);
+		return LATER;
+	}
+	fan_keep_recent(g, o);
+	*off = 0;
+	if (s->mask & FAN_OPEN_PERM) {
+		if (!g->whole_on_open && fan_mount_known(g, fd, s->pid))
+			return look_open(g, fd, o, may_wait);
+	} else if (s->len) {
+		*off = s->off;
+		*len = s->len;
+	}
+	return look_range(g, fd, o, *off, *len, may_wait);
+}
+
+/* ---- waiting ---- */
+
+static void waiter_end(struct waiter *w, int err)
+{
+	struct sl_fan *g = w->g;
+	if (err)
+		respond(g, w->fd, refusal(err));
+	settled(g, w->fd);
+	free(w);
+	g->waiting--;
+}
+
+static void want_done(struct sl_want *want, int err)
+{
+	struct waiter *w = sl_container_of(want, struct waiter, want);
+	sl_object_put(want->o);
+	if (err)
+		waiter_end(w, err);
+	else
+		fan_dispatch(w);
+}
+
+static void dispatch(struct waiter *w, bool may_wait);
+
+static void run_later(struct sl_work *work)
+{
+	dispatch(sl_container_of(work, struct waiter, work), true);
+}
+
+static void dispatch(struct waiter *w, bool may_wait)
+{
+	struct sl_fan *g = w->g;
+	for (;;) {
+		struct sl_object *o = NULL;
+		uint64_t off = 0, len = 0;
+		int r = look(g, w->fd, &w->s, may_wait, &o, &off, &len);
+		if (r == WANTS && g->refusing)
+			r = -EIO;
+		if (r == WANTS) {
+			w->want = (struct sl_want){.o = o, .off = off, .len = len, .done = want_done};
+			r = sl_fill_want(g->fill, SL_WANT_RANGE, &w->want);
+			if (r == 0)
+				return; /* want_done() goes on, maybe already has */
+			r = r > 0 ? WANTS : r;
+		}
+		sl_object_put(o);
+		if (r == WANTS)
+			continue; /* it arrived meanwhile */
+		if (r == LATER) {
+			w->work.run = run_later;
+			sl_pool_push(g->pool, &w->work);
+		} else {
+			waiter_end(w, r);
+		}
+		return;
+	}
+}
+
+void fan_dispatch(struct waiter *w)
+{
+	dispatch(w, false);
+}
+
+/* Keep an access: from here on it stands in its slot. */
+static void keep(struct sl_fan *g, int fd, const struct slot *s)
+{
+	struct slot *at = slot_of(g, fd);
+	if (at) {
+		at->off = s->off;
+		at->len = s->len;
+		at->pid = s->pid;
+		atomic_signal_fence(memory_order_seq_cst);
+		at->mask = s->mask;
+	}
+	struct waiter *w = calloc(1, sizeof(*w));
+	if (!w) {
+		respond(g, fd, refusal(-ENOMEM));
+		settled(g, fd);
+		return;
+	}
+	*w = (struct waiter){.g = g, .fd = fd, .s = *s};
+	g->waiting++;
+	fan_dispatch(w);
+}
+
+/* ---- reading ---- */
+
+/* The range of an event; without one, or of no length, all of the file. */
+static struct slot parse(const struct fanotify_event_metadata *m)
+{
+	struct slot s = {.mask = m->mask & FAN_OPEN_PERM ? FAN_OPEN_PERM : FAN_PRE_ACCESS, .pid = m->pid};
+	const char *p = (const char *)m + m->metadata_len, *end = (const char *)m + m->event_len;
+	while (end - p >= (ptrdiff_t)sizeof(struct fanotify_event_info_header)) {
+		const struct sl_fan_range *x = (const void *)p;
+		if (x->hdr.len < sizeof(x->hdr))
+			break;
+		if (x->hdr.info_type == FAN_EVENT_INFO_TYPE_RANGE && x->hdr.len >= sizeof(*x)) {
+			s.off = x->offset;
+			s.len = x->count;
+		}
+		p += x->hdr.len;
+	}
+	return s;
+}
+
+/* The events in @buf; stops at what is none, as zeros are. */
+#define for_each_event(m, buf, n)                                                                            \
+	for (size_t _left = (n), _once = 1; _once; _once = 0)                                                \
+		for (struct fanotify_event_metadata *m = (void *)(buf); FAN_EVENT_OK(m, _left);              \
+		     m = FAN_EVENT_NEXT(m, _left))
+
+static void take(struct sl_fan *g, struct fanotify_event_metadata *m)
+{
+	int fd = m->fd;
+	struct slot s = parse(m);
+	struct sl_object *o = NULL;
+	uint64_t off, len;
+	int r = look(g, fd, &s, false, &o, &off, &len);
+	sl_object_put(o);
+	if (r == ANSWERED)
+		settled(g, fd);
+	else
+		keep(g, fd, &s);
+	m->fd = FAN_NOFD;
+}
+
+static void *events_thread(void *arg)
+{
+	struct sl_fan *g = arg;
+	struct pollfd p[2] = {{.fd = g->group, .events = POLLIN}, {.fd = g->stop_fd, .events = POLLIN}};
+	for (;;) {
+		ssize_t n = read(g->group, g->area->read, READ_BYTES);
+		if (n < 0 && errno == EAGAIN) {
+			if (poll(p, 2, -1) > 0 && p[1].revents)
+				return NULL;
+			continue;
+		}
+		if (n < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == EINTR)) {
+			usleep(
+			    1000); /* who waits goes on waiting until there is room for one more descriptor */
+			continue;
+		}
+		if (n < 0) {
+			sl_err("cannot read what the kernel asks: %s", strerror(errno));
+			return NULL;
+		}
+		for_each_event(m, g->area->read, (size_t)n)
+		{
+			if (m->fd >= 0)
+				take(g, m);
+			else if (m->mask & FAN_Q_OVERFLOW)
+				sl_err("the kernel's queue of accesses overflowed, although it has no limit");
+		}
+		memset(g->area->read, 0, (size_t)n);
+	}
+}
+
+int sl_fan_start(struct sl_fan *g)
+{
+	/* What an earlier service had read, and not got to. */
+	for_each_event(m, g->area->read, READ_BYTES)
+	{
+		struct slot *at = m->fd >= 0 ? slot_of(g, m->fd) : NULL;
+		if (at)
+			*at = parse(m);
+		m->fd = FAN_NOFD;
+	}
+	memset(g->area->read, 0, READ_BYTES);
+	size_t n = 0;
+	for (uint32_t fd = 0; fd < g->area->nslots; fd++) {
+		struct slot s = g->area->slot[fd];
+		if (s.mask) {
+			n++;
+			keep(g, (int)fd, &s);
+		}
+	}
+	if (n)
+		sl_info("%zu accesses waited for this service", n);
+	int r = -pthread_create(&g->changes, NULL, fan_changes, g);
+	if (r == 0) {
+		r = -pthread_create(&g->events, NULL, events_thread, g);
+		g->started = r == 0;
+	}
+	return r;
+}
+
+void sl_fan_stop(struct sl_fan *g)
+{
+	uint64_t n = 2;
+	(void)!write(g->stop_fd, &n, sizeof(n));
+	if (g->started) {
+		pthread_join(g->events, NULL);
+		pthread_join(g->changes, NULL);
+	}
+	g->started = false;
+}
+
+void sl_fan_each_fd(const void *area, size_t size, void (*fn)(void *arg, int fd), void *arg)
+{
+	const struct area *a = area;
+	if (size < sizeof(*a) || a->nslots > (size - sizeof(*a)) / sizeof(a->slot[0]))
+		return;
+	for_each_event(m, a->read, READ_BYTES) if (m->fd >= 0) fn(arg, m->fd);
+	for (uint32_t i = 0; i < a->nslots; i++)
+		if (a->slot[i].mask)
+			fn(arg, (int)i);
+}

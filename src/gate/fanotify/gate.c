@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "gate/fanotify/gate.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/fanotify.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#include "base/log.h"
+#include "base/why.h"
+#include "gate/fanotify/internal.h"
+
+#ifndef STATX_MNT_ID
+#define STATX_MNT_ID 0x1000
+#endif
+#define MNT_ID_UNIQUE 0x4000 /* STATX_MNT_ID_UNIQUE, Linux 6.8 */
+#define THREADS	      4
+
+/* ---- marks ---- */
+
+void fan_ignore(struct sl_fan *g, int fd)
+{
+	char p[SL_PROC_FD_MAX];
+	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_EVICTABLE | SL_FAN_IGNORE, FAN_ASKED, AT_FDCWD,
+			  sl_proc_fd_path(p, fd, NULL)) < 0)
+		sl_debug("no ignore mark: %s", strerror(errno)); /* slower, and right */
+}
+
+static void unignore(struct sl_fan *g, struct sl_object *o)
+{
+	char p[SL_PROC_FD_MAX];
+	_cleanup_close_ int fd = sl_object_open(o, O_PATH);
+	if (fd >= 0 &&
+	    fanotify_mark(g->group, FAN_MARK_REMOVE | SL_FAN_IGNORE, FAN_ASKED, AT_FDCWD,
+			  sl_proc_fd_path(p, fd, NULL)) < 0 &&
+	    errno != ENOENT)
+		sl_err("cannot take back an ignore mark: %s", strerror(errno));
+}
+
+void sl_fan_guard(struct sl_fan *g, struct sl_object *o)
+{
+	unignore(g, o);
+}
+
+void sl_fan_changed(struct sl_fan *g, struct sl_object *o)
+{
+	unignore(g, o);
+	pthread_mutex_lock(&o->lock);
+	o->invalidating--;
+	o->told_size = 0; /* who reads sees the file itself */
+	pthread_mutex_unlock(&o->lock);
+}
+
+/* Both groups on the whole filesystem, but for the mount that the store works through. */
+static int mark_all(struct sl_fan *g, char **why)
+{
+	int fd = sl_store_fs_fd(g->store);
+	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_ASKED, fd, NULL) < 0)
+		return sl_fail(why, -errno, "cannot exempt the store's own mount: %s", strerror(errno));
+	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_ASKED, fd, NULL) < 0)
+		return sl_fail(why, -errno,
+			       "the kernel cannot ask before access on this filesystem: %s (it takes Linux "
+			       "6.14, and ext4, XFS or btrfs)",
+			       strerror(errno));
+	if (fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_MODIFY, fd, NULL) <
+		0 ||
+	    fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_MODIFY, fd, NULL) < 0)
+		return sl_fail(why, -errno, "the kernel cannot tell of changes on this filesystem: %s",
+			       strerror(errno));
+	return 0;
+}
+
+static int make_groups(struct sl_fan *g, char **why)
+{
+	unsigned common = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS;
+	g->group = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_REPORT_FD_ERROR | common,
+				 O_RDONLY | O_LARGEFILE | O_CLOEXEC);
+	if (g->group < 0)
+		return sl_fail(why, -errno, "no fanotify group: %s%s", strerror(errno),
+			       errno == EPERM ? " (the fanotify gate needs root)" : "");
+	g->notify =
+	    fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | common, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
+	if (g->notify < 0)
+		return sl_fail(why, -errno, "no fanotify group: %s", strerror(errno));
+	return mark_all(g, why);
+}
+
+/* ---- whose mount ---- */
+
+static uint64_t mount_id(int fd, unsigned kind)
+{
+	struct statx sx;
+	return statx(fd, "", AT_EMPTY_PATH, kind, &sx) < 0 || !(sx.stx_mask & kind) ? 0 : sx.stx_mnt_id;
+}
+
+static bool in_mountinfo(int pid, uint64_t id)
+{
+	char path[64], *line = NULL;
+	size_t cap = 0;
+	bool found = false;
+	snprintf(path, sizeof(path), "/proc/%d/mountinfo", pid);
+	FILE *f = pid > 0 && id ? fopen(path, "re") : NULL;
+	while (f && !found && getline(&line, &cap, f) > 0)
+		found = strtoull(line, NULL, 10) == id;
+	free(line);
+	if (f)
+		fclose(f);
+	return found;
+}
+
+static void know(struct sl_fan *g, uint64_t id)
+{
+	pthread_mutex_lock(&g->lock);
+	g->mounts[g->nmounts++ % MOUNTS] = id;
+	pthread_mutex_unlock(&g->lock);
+}
+
+int sl_fan_set_mount(struct sl_fan *g, int mount_fd)
+{
+	uint64_t id = mount_id(mount_fd, MNT_ID_UNIQUE);
+	if (id)
+		know(g, id);
+	return id ? 0 : -EOPNOTSUPP;
+}
+
+bool fan_mount_known(struct sl_fan *g, int fd, int pid)
+{
+	uint64_t id = mount_id(fd, MNT_ID_UNIQUE);
+	bool known = false;
+	pthread_mutex_lock(&g->lock);
+	for (size_t i = 0; i < MOUNTS && id; i++)
+		known |= g->mounts[i] == id;
+	pthread_mutex_unlock(&g->lock);
+	if (!known && id && in_mountinfo(pid, mount_id(fd, STATX_MNT_ID))) {
+		know(g, id);
+		known = true;
+	}
+	return known;
+}
+
+/* ---- the whole ---- */
+
+void fan_keep_recent(struct sl_fan *g, struct sl_object *o)
+{
+	struct sl_object *old = NULL;
+	pthread_mutex_lock(&g->lock);
+	if (!o->recent) {
+		o->recent = true;
+		old = g->recent[g->next_recent];
+		g->recent[g->next_recent] = sl_object_ref(o);
+		g->next_recent = (g->next_recent + 1) % RECENT;
+		if (old)
+			old->recent = false;
+	}
+	pthread_mutex_unlock(&g->lock);
+	sl_object_put(old);
+}
+
+static int set_area(struct sl_fan *g)
+{
+	/* Every waiting access is an open file. */
+	struct rlimit rl = {1 << 20, 1 << 20};
+	if (setrlimit(RLIMIT_NOFILE, &rl) < 0)
+		rl.rlim_cur = sl_raise_nofile();
+	size_t size = g->cfg.area_size;
+	g->area = g->cfg.area;
+	if (!g->area) {
+		size = sizeof(*g->area) + rl.rlim_cur * sizeof(struct slot);
+		g->area = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (g->area == MAP_FAILED) {
+			g->area = NULL;
+			return -ENOMEM;
+		}
+		g->own_area = true;
+		g->cfg.area_size = size;
+	}
+	if (size < sizeof(*g->area))
+		return -ENOMEM;
+	g->area->nslots = (uint32_t)SL_MIN((size - sizeof(*g->area)) / sizeof(struct slot), rl.rlim_cur);
+	size_t n = SL_ARRAY_SIZE(g->area->pids);
+	for (size_t i = 0; i + 1 < n; i++)
+		g->area->pids[i] = g->area->pids[i + 1];
+	g->area->pids[n - 1] = getpid();
+	return 0;
+}
+
+int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why)
+{
+	struct sl_fan *g = calloc(1, sizeof(*g));
+	if (!g)
+		return -ENOMEM;
+	g->cfg = *cfg;
+	g->store = cfg->store;
+	g->fill = cfg->fill;
+	g->group = cfg->group;
+	g->notify = cfg->notify;
+	g->whole_on_open = !sl_store_reflinks(cfg->store);
+	pthread_mutex_init(&g->lock, NULL);
+	pthread_cond_init(&g->cond, NULL);
+	g->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	int r = g->stop_fd < 0 ? -errno : set_area(g);
+	if (r == 0)
+		r = sl_pool_new(THREADS, "gate", &g->pool);
+	if (r == 0 && (g->group < 0 || g->notify < 0))
+		r = make_groups(g, why);
+	else if (r == 0 && fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_ASKED,
+					 sl_store_fs_fd(g->store), NULL) < 0)
+		r = sl_fail(why, -errno, "cannot exempt the store's own mount: %s", strerror(errno));
+	if (r < 0) {
+		/* Groups that were just made have let nobody wait. */
+		if (cfg->group < 0 && g->group >= 0)
+			close(g->group);
+		if (cfg->notify < 0 && g->notify >= 0)
+			close(g->notify);
+		sl_fan_free(g);
+		return r;
+	}
+	*ret = g;
+	return 0;
+}
+
+int sl_fan_group(const struct sl_fan *g)
+{
+	return g->group;
+}
+
+int sl_fan_notify(const struct sl_fan *g)
+{
+	return g->notify;
+}
+
+void sl_fan_refuse(struct sl_fan *g)
+{
+	g->refusing = true;
+}
+
+size_t sl_fan_waiting(struct sl_fan *g)
+{
+	return g->waiting;
+}
+
+void sl_fan_free(struct sl_fan *g)
+{
+	if (!g)
+		return;
+	sl_pool_free(g->pool);
+	for (size_t i = 0; i < RECENT; i++)
+		sl_object_put(g->recent[i]);
+	if (g->own_area)
+		munmap(g->area, g->cfg.area_size);
+	close(g->stop_fd);
+	pthread_mutex_destroy(&g->lock);
+	pthread_cond_destroy(&g->cond);
+	free(g);
+}

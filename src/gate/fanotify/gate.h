@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The fanotify gate: users work on the store's own files, on a filesystem of its own, and the kernel asks us
+ * before anybody gets at content that may not be here (FAN_PRE_ACCESS, Linux 6.14).
+ *
+ *   reader ── read(2) ──► filesystem ── FAN_PRE_ACCESS ──► events (one thread) ── here ─────────────► allow
+ *                                                              └── not here ──► want … done() ──► allow, or
+ * an errno writer ── write(2) ─► filesystem ── FAN_MODIFY ──────► changes (one thread) ──► "changed here", in
+ * the record
+ *
+ * Two groups mark the whole filesystem, so that every mount of it is covered, in every namespace. The mount
+ * that the store works through is exempt. A file that is completely here, or nobody's but the user's, gets an
+ * ignore mark that the kernel may drop with the inode: it is read at the filesystem's own speed.
+ *
+ * An event is answered by the number of its descriptor, whoever writes it. What was read and not answered
+ * stands in the memory that outlives the service (events.h): the next one answers it.
+ */
+#pragma once
+
+#include "fill/fill.h"
+
+struct sl_fan;
+
+struct sl_fan_config {
+	struct sl_store *store;
+	struct sl_fill *fill;
+	int group, notify; /* from an earlier service, or negative; the gate does not close them */
+	void
+	    *area; /* shared with that service and the next, zero at first; NULL: nothing outlives this one */
+	size_t area_size;
+};
+
+/** Make or take over the groups and marks. From now on nobody gets at content unasked, and who tries waits
+ * until sl_fan_start(). */
+int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why);
+int sl_fan_group(const struct sl_fan *g);
+int sl_fan_notify(const struct sl_fan *g);
+/** The mount that users see, so that accesses through others can be told from them. Before sl_fan_start(). */
+int sl_fan_set_mount(struct sl_fan *g, int mount_fd);
+/** Begin to answer: first what an earlier service left. */
+int sl_fan_start(struct sl_fan *g);
+/** From now on everything that is not here is refused with EIO, also what waits, once the origin has been
+ * stopped. */
+void sl_fan_refuse(struct sl_fan *g);
+/** No event is read any more. Every want must be done. */
+void sl_fan_stop(struct sl_fan *g);
+/** Leaves the groups open. NULL is fine. */
+void sl_fan_free(struct sl_fan *g);
+
+/* For struct sl_fill_config. */
+void sl_fan_changed(struct sl_fan *g, struct sl_object *o);
+void sl_fan_guard(struct sl_fan *g, struct sl_object *o);
+int sl_fan_settle(struct sl_fan *g);
+
+/** Accesses that wait. */
+size_t sl_fan_waiting(struct sl_fan *g);
+/** For the keeper: call @fn for each descriptor in @area that an answer still goes by. */
+void sl_fan_each_fd(const void *area, size_t size, void (*fn)(void *arg, int fd), void *arg);

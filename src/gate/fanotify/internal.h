@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of the fanotify gate share among themselves. */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/pool.h"
+#include "gate/fanotify/abi.h"
+#include "gate/fanotify/gate.h"
+
+#define FAN_ASKED (FAN_PRE_ACCESS | FAN_OPEN_PERM)
+#define RECENT	  1024 /* objects that are kept in memory after their use, with what is known of their readers \
+			*/
+#define MOUNTS 64
+
+/*
+ * The memory that outlives the service. An event is in `read` from the moment the kernel hands it out, until
+ * it is answered or stands in `slot`, under the number of its descriptor, until it is answered.
+ */
+#define READ_BYTES 32768
+struct slot {
+	uint32_t mask; /* 0: free; FAN_OPEN_PERM or FAN_PRE_ACCESS */
+	int32_t pid;
+	uint64_t off, len; /* len 0: all of the file */
+};
+struct area {
+	_Atomic int32_t pids[16]; /* of the services, newest last: what they did is no change by a user */
+	uint32_t nslots;
+	_Alignas(4096) char read[READ_BYTES];
+	char changes[READ_BYTES]; /* the same of changes; to hear of one twice does no harm */
+	struct slot slot[];
+};
+
+/* An access that waits. */
+struct waiter {
+	struct sl_work work;
+	struct sl_want want;
+	struct sl_fan *g;
+	int fd;
+	struct slot s;
+};
+
+struct sl_fan {
+	struct sl_fan_config cfg;
+	struct sl_store *store;
+	struct sl_fill *fill;
+	struct area *area;
+	bool own_area;
+	int group, notify, stop_fd;
+	bool whole_on_open; /* without reflinks a placeholder has holes, and a copy of it would not ask */
+	pthread_t events, changes;
+	bool started;
+	atomic_bool refusing;
+	atomic_size_t waiting;
+	struct sl_pool *pool; /* for what cannot be answered without waiting for a lock */
+
+	pthread_mutex_t lock; /* all below */
+	pthread_cond_t cond;
+	struct sl_object *recent[RECENT];
+	unsigned next_recent;
+	uint64_t mounts[MOUNTS]; /* unique ids of mounts that are known to be in somebody's namespace */
+	unsigned nmounts;
+	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
+};
+
+/** Look at an access again, and answer it or keep it. Takes over @w. */
+void fan_dispatch(struct waiter *w);
+/** True if the file was opened through a mount that programs see; false for private ones, as overlayfs has.
+ */
+bool fan_mount_known(struct sl_fan *g, int fd, int pid);
+void fan_keep_recent(struct sl_fan *g, struct sl_object *o);
+/** Never ask about @o again, until the mark goes. */
+void fan_ignore(struct sl_fan *g, int fd);
+void *fan_changes(void *arg);

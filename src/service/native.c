@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "service/native.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/loop.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/statvfs.h>
+#include <sys/sysmacros.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/time.h"
+#include "store/fs.h"
+#include "store/image.h"
+
+#define GONE_NS (5 * SL_NS_PER_SEC)
+
+/* ---- what is mounted where ---- */
+
+/* Device and point of each mount that a process sees. Returns how many of @dev there are besides the one on
+ * @but. */
+static int count_mounts(const char *pid, dev_t dev, const char *but, char **first)
+{
+	char path[320], *line = NULL;
+	size_t cap = 0;
+	int n = 0;
+	snprintf(path, sizeof(path), "/proc/%s/mountinfo", pid);
+	FILE *f = fopen(path, "re");
+	while (f && getline(&line, &cap, f) > 0) {
+		unsigned a, b;
+		char point[4097];
+		if (sscanf(line, "%*s %*s %u:%u %*s %4096s", &a, &b, point) != 3 || makedev(a, b) != dev)
+			continue;
+		if (but && !strcmp(point, but)) {
+			but = NULL; /* one is ours; another one on top of it is not */
+			continue;
+		}
+		if (n++ == 0 && first && !*first)
+			(void)!asprintf(first, "%s (as process %s sees it)", point, pid);
+	}
+	free(line);
+	if (f)
+		fclose(f);
+	return n;
+}
+
+/* Mounts of @dev in any namespace, besides the one on @but of our own. */
+static int other_mounts(dev_t dev, const char *but, char **first)
+{
+	int n = count_mounts("self", dev, but, first);
+	struct stat own, st;
+	DIR *d = n == 0 && stat("/proc/self/ns/mnt", &own) == 0 ? opendir("/proc") : NULL;
+	struct dirent *e;
+	while (d && n == 0 && (e = readdir(d))) {
+		char p[320];
+		snprintf(p, sizeof(p), "/proc/%s/ns/mnt", e->d_name);
+		if (*e->d_name < '1' || *e->d_name > '9' || stat(p, &st) < 0 || st.st_ino == own.st_ino)
+			continue;
+		n = count_mounts(e->d_name, dev, NULL, first);
+	}
+	if (d)
+		closedir(d);
+	return n;
+}
+
+static bool mounted_on(const char *dir, dev_t *dev)
+{
+	struct statx sx;
+	if (statx(AT_FDCWD, dir, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &sx) < 0 ||
+	    !(sx.stx_attributes & STATX_ATTR_MOUNT_ROOT))
+		return false;
+	*dev = makedev(sx.stx_dev_major, sx.stx_dev_minor);
+	return true;
+}
+
+/* The loop device whose backing file is @image; its number in @n. */
+static bool loop_of(const char *image, unsigned *n)
+{
+	struct stat st;
+	DIR *d = stat(image, &st) == 0 ? opendir("/sys/block") : NULL;
+	struct dirent *e;
+	bool found = false;
+	while (d && !found && (e = readdir(d))) {
+		char dev[320];
+		struct loop_info64 li;
+		if (sscanf(e->d_name, "loop%u", n) != 1)
+			continue;
+		snprintf(dev, sizeof(dev), "/dev/%s", e->d_name);
+		_cleanup_close_ int fd = open(dev, O_RDONLY | O_CLOEXEC);
+		found = fd >= 0 && ioctl(fd, LOOP_GET_STATUS64, &li) == 0 && li.lo_inode == st.st_ino &&
+			(dev_t)li.lo_device == st.st_dev;
+	}
+	if (d)
+		closedir(d);
+	return found;
+}
+
+/* ---- what was left ---- */
+
+int sl_native_clear(const char *store, const struct sl_store_config *cfg, char **why)
+{
+	unsigned n;
+	dev_t dev = 0;
+	_cleanup_free_ char *image = sl_path_join(store, "image");
+	if (!cfg->image || !image || !loop_of(image, &n))
+		return image ? 0 : -ENOMEM;
+	/*
+	 * Its service and its keeper are gone, and what is not here reads as zeros. Whoever has it open must
+	 * not go on.
+	 */
+	while (mounted_on(cfg->dir, &dev) && major(dev) == 7 && minor(dev) == n) {
+		_cleanup_close_ int fd = open(cfg->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (fd >= 0)
+			(void)sl_fs_shutdown(fd);
+		if (umount2(cfg->dir, MNT_DETACH | UMOUNT_NOFOLLOW) < 0)
+			return sl_fail(why, -errno, "cannot unmount what the last service left on %s: %s",
+				       cfg->dir, strerror(errno));
+		sl_notice("removed the mount that the last service left on %s", cfg->dir);
+	}
+	uint64_t until = sl_now() + GONE_NS;
+	while (loop_of(image, &n)) {
+		if (sl_now() > until)
+			return sl_fail(why, -EBUSY,
+				       "the clone's filesystem (/dev/loop%u) is still in use by what the "
+				       "last service left: "
+				       "end those programs, or unmount it where else it is mounted",
+				       n);
+		usleep(20000);
+	}
+	return 0;
+}
+
+/* ---- showing it ---- */
+
+static int show(struct sl_clone *c, char **why)
+{
+	const char *dir = sl_store_config(c->store)->dir;
+	_cleanup_close_ int mnt = -EBADF;
+	int r = sl_mount_clone(sl_store_work_fd(c->store), "tree", &mnt);
+	if (r < 0)
+		return sl_fail(why, r, "cannot show the clone's filesystem: %s%s", strerror(-r),
+			       r == -EINVAL ? " (it takes Linux 6.15)" : "");
+	r = sl_fan_set_mount(c->fan, mnt);
+	if (r < 0)
+		return sl_fail(why, r, "cannot tell mounts apart: %s", strerror(-r));
+	r = sl_fan_start(c->fan);
+	return r < 0 ? r : sl_mount_attach(mnt, dir, why);
+}
+
+int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct sl_fill_progress *p),
+		   void *arg, char **why)
+{
+	struct sl_fan_config fc = {.store = c->store, .fill = c->fill, .group = -1, .notify = -1};
+	int r = sl_fan_new(&fc, &c->fan, why);
+	if (r < 0)
+		return r;
+	if (!sl_store_is_complete(c->store)) {
+		r = sl_fill_tree(c->fill, progress, arg);
+		if (r == 0)
+			r = sl_fill_commit(c->fill);
+		if (r == 0)
+			r = sl_store_complete(c->store);
+		if (r < 0)
+			return sl_fail(why, r, "not all names could be fetched: %s%s", strerror(-r),
+				       r == -EACCES
+					   ? " (a directory that the exporter may not read; the log names it)"
+					   : "");
+	}
+	return show(c, why);
+}
+
+/* ---- and hiding it ---- */
+
+bool sl_native_shown(const struct sl_clone *c)
+{
+	dev_t dev;
+	struct stat st;
+	return mounted_on(sl_store_config(c->store)->dir, &dev) &&
+	       fstat(sl_store_tree_fd(c->store), &st) == 0 && st.st_dev == dev;
+}
+
+int sl_native_hide(struct sl_clone *c, bool force, char **why)
+{
+	const char *dir = sl_store_config(c->store)->dir;
+	_cleanup_free_ char *where = NULL;
+	struct stat st;
+	if (fstat(sl_store_tree_fd(c->store), &st) < 0)
+		return -errno;
+	if (other_mounts(st.st_dev, dir, &where) && !force)
+		return sl_fail(why, -EBUSY, "it is mounted on %s as well", where ? where : "another place");
+	bool shown = sl_native_shown(c);
+	if (shown && umount2(dir, UMOUNT_NOFOLLOW) == 0 && !where)
+		return 0;
+	if (shown && !where && errno != EBUSY)
+		return sl_fail(why, -errno, "%s", strerror(errno));
+	if (!shown && !where)
+		return 0;
+	if (!force)
+		return sl_fail(why, -EBUSY, "%s", strerror(EBUSY));
+	/* Who goes on using it would soon see what a placeholder is made of. */
+	(void)sl_store_sync(c->store);
+	int r = sl_fs_shutdown(sl_store_fs_fd(c->store));
+	if (r < 0)
+		return sl_fail(why, r, "its filesystem cannot be shut down while it is in use (%s)",
+			       strerror(-r));
+	if (sl_native_shown(c) && umount2(dir, MNT_DETACH | UMOUNT_NOFOLLOW) < 0)
+		return sl_fail(why, -errno, "%s", strerror(errno));
+	return 0;
+}
+
+void sl_native_stop(struct sl_clone *c)
+{
+	sl_fan_refuse(c->fan);
+	sl_origin_stop(c->origin);
+	uint64_t until = sl_now() + GONE_NS;
+	while (sl_fan_waiting(c->fan) && sl_now() < until)
+		usleep(5000);
+	sl_fan_stop(c->fan);
+}
+
+/* ---- room ---- */
+
+int sl_native_grow(void *arg, uint64_t bytes)
+{
+	struct sl_clone *c = arg;
+	const struct sl_store_config *cfg = sl_store_config(c->store);
+	struct statvfs fs, host;
+	if (!cfg->image || fstatvfs(sl_store_fs_fd(c->store), &fs) < 0 ||
+	    fstatvfs(sl_store_root_fd(c->store), &host) < 0)
+		return -EOPNOTSUPP;
+	uint64_t has = (uint64_t)fs.f_blocks * fs.f_frsize, room = (uint64_t)host.f_bavail * host.f_frsize;
+	uint64_t inside = (uint64_t)fs.f_bavail * fs.f_frsize;
+	/* Only where it is the image that is short of room, and not what it lies on. */
+	if (inside > cfg->reserve + bytes || room < cfg->reserve + inside + bytes)
+		return -ENOSPC;
+	uint64_t more = SL_MAX(bytes + cfg->reserve, has / 4);
+	uint64_t want = has + SL_MIN(more, room - cfg->reserve);
+	_cleanup_free_ char *image = sl_path_join(sl_store_path(c->store), "image"), *why = NULL;
+	unsigned n;
+	char dev[32];
+	if (!image || !loop_of(image, &n))
+		return -ENOENT;
+	snprintf(dev, sizeof(dev), "/dev/loop%u", n);
+	_cleanup_close_ int loop = open(dev, O_RDWR | O_CLOEXEC);
+	int r = loop < 0 ? -errno : sl_image_grow(image, loop, sl_store_fs_fd(c->store), want, &why);
+	if (r < 0)
+		sl_warn("cannot make the image larger: %s", why ? why : strerror(-r));
+	else
+		sl_info("the image has %llu bytes now", (unsigned long long)want);
+	return r;
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What a running clone does differently behind the fanotify gate: its directory is a mount of its store's own
+ * filesystem. */
+#pragma once
+
+#include "service/clone.h"
+
+/** What a service that is gone left behind: its mount, and whoever still uses its filesystem. Before the
+ * store is opened. */
+int sl_native_clear(const char *store, const struct sl_store_config *cfg, char **why);
+/**
+ * Close the gate, bring all names, and show the tree. @progress: as sl_fill_tree().
+ */
+int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct sl_fill_progress *p),
+		   void *arg, char **why);
+/** Is the tree shown on the clone's directory? */
+bool sl_native_shown(const struct sl_clone *c);
+/**
+ * Take the mount away. -EBUSY while something is in use, here or where it is mounted besides; with @force
+ * what is in use becomes inaccessible.
+ */
+int sl_native_hide(struct sl_clone *c, bool force, char **why);
+/** The tree is hidden: nothing is asked any more. */
+void sl_native_stop(struct sl_clone *c);
+/** For struct sl_fill_config.grow: @arg is the clone. */
+int sl_native_grow(void *arg, uint64_t bytes);

@@ -66,6 +66,15 @@ struct counts {
 	uint64_t last;
 };
 
+/* In a native store a change through a shared mapping is not told before the mapping goes; but the file shows
+ * it. */
+static bool looks_modified(const struct sl_object *o, const struct sl_attr *a)
+{
+	return sl_store_native(o->store) && o->place && sl_object_is_reg(o) &&
+	       (a->size != o->rec.origin.size || a->mtime.tv_sec != o->rec.origin.mtime.tv_sec ||
+		a->mtime.tv_nsec != o->rec.origin.mtime.tv_nsec);
+}
+
 static int count(void *arg, const char *path, struct sl_object *o, int err)
 {
 	struct counts *n = arg;
@@ -99,7 +108,7 @@ static int count(void *arg, const char *path, struct sl_object *o, int err)
 			n->cold++;
 	}
 	n->local += !!(f & SL_LOCAL);
-	n->modified += (f & SL_MODIFIED) && !(f & SL_LOCAL);
+	n->modified += (f & (SL_MODIFIED | SL_WRITTEN) || looks_modified(o, &a)) && !(f & SL_LOCAL);
 	n->conflicts += !!(f & SL_CONFLICT);
 	n->pinned += !!(f & SL_PINNED);
 	pthread_mutex_unlock(&o->lock);
@@ -150,6 +159,8 @@ static json_t *object_json(struct sl_object *o, const char *path)
 	pthread_mutex_lock(&o->lock);
 	unsigned f = o->rec.flags;
 	bool ours = f & (SL_MODIFIED | SL_LOCAL), reg = sl_object_is_reg(o);
+	if (f & SL_WRITTEN || looks_modified(o, &a))
+		f |= SL_MODIFIED;
 	enum sl_state s = o->rec.state;
 	uint64_t here = reg ? ours ? a.size : sl_chunkmap_bytes(&o->map) : 0;
 	if (reg)

@@ -21,50 +21,43 @@
 
 /* ---- what is mounted where ---- */
 
-/* Device and point of each mount that a process sees. Returns how many of @dev there are besides the one on
- * @but. */
-static int count_mounts(const char *pid, dev_t dev, const char *but, char **first)
+/* Is @dev mounted anywhere, as far as the process @pid sees? *@where says where. */
+static bool sees_mount(const char *pid, dev_t dev, char **where)
 {
 	char path[320], *line = NULL;
 	size_t cap = 0;
-	int n = 0;
+	bool found = false;
 	snprintf(path, sizeof(path), "/proc/%s/mountinfo", pid);
 	FILE *f = fopen(path, "re");
-	while (f && getline(&line, &cap, f) > 0) {
+	while (f && !found && getline(&line, &cap, f) > 0) {
 		unsigned a, b;
 		char point[4097];
-		if (sscanf(line, "%*s %*s %u:%u %*s %4096s", &a, &b, point) != 3 || makedev(a, b) != dev)
-			continue;
-		if (but && !strcmp(point, but)) {
-			but = NULL; /* one is ours; another one on top of it is not */
-			continue;
-		}
-		if (n++ == 0 && first && !*first)
-			(void)!asprintf(first, "%s (as process %s sees it)", point, pid);
+		found = sscanf(line, "%*s %*s %u:%u %*s %4096s", &a, &b, point) == 3 && makedev(a, b) == dev;
+		if (found && asprintf(where, "%s (as process %s sees it)", point, pid) < 0)
+			*where = NULL;
 	}
 	free(line);
 	if (f)
 		fclose(f);
-	return n;
+	return found;
 }
 
-/* Mounts of @dev in any namespace, besides the one on @but of our own. */
-static int other_mounts(dev_t dev, const char *but, char **first)
+/* In any namespace? */
+static bool other_mounts(dev_t dev, char **where)
 {
-	int n = count_mounts("self", dev, but, first);
 	struct stat own, st;
-	DIR *d = n == 0 && stat("/proc/self/ns/mnt", &own) == 0 ? opendir("/proc") : NULL;
+	bool found = sees_mount("self", dev, where);
+	DIR *d = !found && stat("/proc/self/ns/mnt", &own) == 0 ? opendir("/proc") : NULL;
 	struct dirent *e;
-	while (d && n == 0 && (e = readdir(d))) {
+	while (d && !found && (e = readdir(d))) {
 		char p[320];
 		snprintf(p, sizeof(p), "/proc/%s/ns/mnt", e->d_name);
-		if (*e->d_name < '1' || *e->d_name > '9' || stat(p, &st) < 0 || st.st_ino == own.st_ino)
-			continue;
-		n = count_mounts(e->d_name, dev, NULL, first);
+		if (*e->d_name >= '1' && *e->d_name <= '9' && stat(p, &st) == 0 && st.st_ino != own.st_ino)
+			found = sees_mount(e->d_name, dev, where);
 	}
 	if (d)
 		closedir(d);
-	return n;
+	return found;
 }
 
 static bool mounted_on(const char *dir, dev_t *dev)
@@ -136,9 +129,8 @@ int sl_native_clear(const char *store, const struct sl_store_config *cfg, char *
 
 /* ---- showing it ---- */
 
-static int show(struct sl_clone *c, char **why)
+static int attach(struct sl_clone *c, char **why)
 {
-	const char *dir = sl_store_config(c->store)->dir;
 	_cleanup_close_ int mnt = -EBADF;
 	int r = sl_mount_clone(sl_store_work_fd(c->store), "tree", &mnt);
 	if (r < 0)
@@ -147,8 +139,7 @@ static int show(struct sl_clone *c, char **why)
 	r = sl_fan_set_mount(c->fan, mnt);
 	if (r < 0)
 		return sl_fail(why, r, "cannot tell mounts apart: %s", strerror(-r));
-	r = sl_fan_start(c->fan);
-	return r < 0 ? r : sl_mount_attach(mnt, dir, why);
+	return sl_mount_attach(mnt, sl_store_config(c->store)->dir, why);
 }
 
 int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct sl_fill_progress *p),
@@ -170,7 +161,8 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 					   ? " (a directory that the exporter may not read; the log names it)"
 					   : "");
 	}
-	return show(c, why);
+	r = sl_fan_start(c->fan);
+	return r < 0 ? r : attach(c, why);
 }
 
 /* ---- and hiding it ---- */
@@ -188,22 +180,23 @@ int sl_native_hide(struct sl_clone *c, bool force, char **why)
 	const char *dir = sl_store_config(c->store)->dir;
 	_cleanup_free_ char *where = NULL;
 	struct stat st;
+	int r = 0;
 	if (fstat(sl_store_tree_fd(c->store), &st) < 0)
 		return -errno;
-	if (other_mounts(st.st_dev, dir, &where) && !force)
-		return sl_fail(why, -EBUSY, "it is mounted on %s as well", where ? where : "another place");
 	bool shown = sl_native_shown(c);
-	if (shown && umount2(dir, UMOUNT_NOFOLLOW) == 0 && !where)
-		return 0;
-	if (shown && !where && errno != EBUSY)
-		return sl_fail(why, -errno, "%s", strerror(errno));
-	if (!shown && !where)
-		return 0;
-	if (!force)
-		return sl_fail(why, -EBUSY, "%s", strerror(EBUSY));
+	if (shown && umount2(dir, UMOUNT_NOFOLLOW) < 0)
+		r = sl_fail(why, -errno, "%s", strerror(errno));
+	/* Only now: what namespaces have of it by propagation goes with it. */
+	if (r == 0 && other_mounts(st.st_dev, &where)) {
+		r = sl_fail(why, -EBUSY, "it is mounted on %s as well", where ? where : "another place");
+		if (shown && !force)
+			(void)attach(c, NULL);
+	}
+	if (r == 0 || !force)
+		return r;
 	/* Who goes on using it would soon see what a placeholder is made of. */
 	(void)sl_store_sync(c->store);
-	int r = sl_fs_shutdown(sl_store_fs_fd(c->store));
+	r = sl_fs_shutdown(sl_store_fs_fd(c->store));
 	if (r < 0)
 		return sl_fail(why, r, "its filesystem cannot be shut down while it is in use (%s)",
 			       strerror(-r));

@@ -7,10 +7,10 @@ need_fuse
 # udev makes it so; without udev, as in containers, nobody has.
 [ "$(id -u)" != 0 ] || chmod 666 /dev/fuse
 
-# clone [OPTION...] ORIGIN DIR: `sluice clone`, without which the test cannot go on. Removed at the end, however that comes.
+# clone [OPTION...] ORIGIN DIR: `sluice clone`, with the gate $GATE if that is set, without which the test cannot go on. Removed at the end, however that comes.
 clone() {
 	local out
-	out=$("$SLUICE" clone "$@" 2>&1) || bail "sluice clone $*: $out"
+	out=$("$SLUICE" clone ${GATE:+--gate "$GATE"} "$@" 2>&1) || bail "sluice clone $*: $out"
 	at_exit timeout 60 "$SLUICE" remove --force --discard "${!#}"
 }
 

@@ -108,7 +108,8 @@ def state(path):
 
 
 def clone(origin, path, *options):
-    sluice("clone", *options, origin, path)
+    gate = ("--gate", os.environ["GATE"]) if os.environ.get("GATE") else ()
+    sluice("clone", *gate, *options, origin, path)
     _at_end.append(lambda: subprocess.run([SLUICE, "remove", "--force", "--discard", path], check=False, timeout=60,
                                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     return path

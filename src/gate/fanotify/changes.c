@@ -40,7 +40,7 @@ static void changed(struct sl_fan *g, const struct fanotify_event_metadata *m)
 	char p[SL_PROC_FD_MAX];
 	/* Once is enough. */
 	if (known)
-		(void)fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_EVICTABLE | SL_FAN_IGNORE, FAN_MODIFY,
+		(void)fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_EVICTABLE | SL_FAN_IGNORE, FAN_TOLD,
 				    AT_FDCWD, sl_proc_fd_path(p, fd, NULL));
 }
 
@@ -48,7 +48,7 @@ static void handle(struct sl_fan *g, size_t n)
 {
 	char *buf = g->area->changes;
 	for (struct fanotify_event_metadata *m = (void *)buf; FAN_EVENT_OK(m, n); m = FAN_EVENT_NEXT(m, n))
-		if (m->mask & FAN_MODIFY)
+		if (m->mask & FAN_TOLD)
 			changed(g, m);
 		else if (m->mask & FAN_Q_OVERFLOW)
 			sl_err("the kernel's queue of changes overflowed, although it has no limit");

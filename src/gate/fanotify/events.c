@@ -147,7 +147,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	if (s->mask & FAN_OPEN_PERM) {
 		if (!g->whole_on_open && fan_mount_known(g, fd, s->pid))
 			return look_open(g, fd, o, may_wait);
-	} else if (s->len) {
+	} else if (s->len && (fan_ranged(s->pid))) {
 		*off = s->off;
 		*len = s->len;
 	}

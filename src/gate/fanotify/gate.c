@@ -65,9 +65,8 @@ static int mark_all(struct sl_fan *g, char **why)
 			       "the kernel cannot ask before access on this filesystem: %s (it takes Linux "
 			       "6.14, and ext4, XFS or btrfs)",
 			       strerror(errno));
-	if (fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_MODIFY, fd, NULL) <
-		0 ||
-	    fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_MODIFY, fd, NULL) < 0)
+	if (fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_TOLD, fd, NULL) < 0 ||
+	    fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_TOLD, fd, NULL) < 0)
 		return sl_fail(why, -errno, "the kernel cannot tell of changes on this filesystem: %s",
 			       strerror(errno));
 	return 0;
@@ -76,7 +75,7 @@ static int mark_all(struct sl_fan *g, char **why)
 static int make_groups(struct sl_fan *g, char **why)
 {
 	unsigned common = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS;
-	g->group = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_REPORT_FD_ERROR | common,
+	g->group = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_REPORT_FD_ERROR | FAN_REPORT_TID | common,
 				 O_RDONLY | O_LARGEFILE | O_CLOEXEC);
 	if (g->group < 0)
 		return sl_fail(why, -errno, "no fanotify group: %s%s", strerror(errno),

@@ -3,10 +3,9 @@
  * The fanotify gate: users work on the store's own files, on a filesystem of its own, and the kernel asks us
  * before anybody gets at content that may not be here (FAN_PRE_ACCESS, Linux 6.14).
  *
- *   reader ── read(2) ──► filesystem ── FAN_PRE_ACCESS ──► events (one thread) ── here ─────────────► allow
- *                                                              └── not here ──► want … done() ──► allow, or
- * an errno writer ── write(2) ─► filesystem ── FAN_MODIFY ──────► changes (one thread) ──► "changed here", in
- * the record
+ *   reader -- read(2) ---> FAN_PRE_ACCESS ---> events.c -- it is here ----------> allow
+ *                                                    `--- a want ... done() ---> allow, or an errno
+ *   writer -- write(2) --> FAN_MODIFY -------> changes.c -- "changed here" goes into the record
  *
  * Two groups mark the whole filesystem, so that every mount of it is covered, in every namespace. The mount
  * that the store works through is exempt. A file that is completely here, or nobody's but the user's, gets an

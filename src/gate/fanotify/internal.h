@@ -10,8 +10,12 @@
 #include "gate/fanotify/gate.h"
 
 #define FAN_ASKED (FAN_PRE_ACCESS | FAN_OPEN_PERM)
-#define RECENT	  1024 /* objects that are kept in memory after their use, with what is known of their readers \
-			*/
+#define FAN_TOLD                                                                                             \
+	(FAN_MODIFY | FAN_CLOSE_WRITE) /* a shared mapping is written to without a word, until it is closed  \
+					*/
+#define RECENT                                                                                               \
+	1024 /* objects that are kept in memory after their use, with what is known of their readers         \
+	      */
 #define MOUNTS 64
 
 /*
@@ -69,6 +73,12 @@ void fan_dispatch(struct waiter *w);
 /** True if the file was opened through a mount that programs see; false for private ones, as overlayfs has.
  */
 bool fan_mount_known(struct sl_fan *g, int fd, int pid);
+/**
+ * True if the thread @tid, which waits for an answer, is in a system call for which the range it asked for is
+ * enough. Others, a truncation or a collapsed range above all, need the whole file, or what they cut off and
+ * move would be brought back later.
+ */
+bool fan_ranged(int tid);
 void fan_keep_recent(struct sl_fan *g, struct sl_object *o);
 /** Never ask about @o again, until the mark goes. */
 void fan_ignore(struct sl_fan *g, int fd);

@@ -23,6 +23,9 @@ clone "$o" "$c"
 
 cmp "$o/a" "$c/a" && cmp "$o/b" "$c/b"
 is "$(state_of "$c/a") $(state_of "$c/b")" "full full" "what was read is here"
+json=$(evict "$c/dir/sub/3")
+is "$? $(said files)" "0 0" "a file whose name has not arrived has nothing to evict"
+is "$(field listings "$c")" 1 "and its name does not arrive for that"
 before=$(stat -c '%A %s %Y %i' "$c/a")
 on_disk=$(stat -c %b "$(store_of "$c")/tree/a")
 json=$(evict "$c/a")

@@ -116,8 +116,11 @@ is $? 0 "and does not outlive the clone"
 
 # ---- ssh ----
 
-if command -v sshd >/dev/null || [ -x /usr/sbin/sshd ]; then
-	sshd=$(PATH=$PATH:/usr/sbin command -v sshd)
+sshd=$(PATH=$PATH:/usr/sbin command -v sshd)
+shell=$(getent passwd "$(id -un)" | cut -d : -f 7)
+if [ -n "${SLUICE_AS_USER-}" ] && ! grep -qxF "${shell:-/bin/sh}" /etc/shells; then
+	: # nobody may not log in, and root just did
+elif [ -n "$sshd" ]; then
 	mkdir -m 700 "$T/ssh"
 	ssh-keygen -q -t ed25519 -N '' -f "$T/ssh/host" && ssh-keygen -q -t ed25519 -N '' -f "$T/ssh/key"
 	cp "$T/ssh/key.pub" "$T/ssh/authorized"

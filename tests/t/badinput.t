@@ -226,7 +226,7 @@ else
 	run=(env PATH=/nowhere)
 	refused "no fusermount3" "fusermount3 is not installed" clone "$o" "$c"
 	run=()
-	skip_root "machines" 8
+	skip_root "machines without /dev/fuse, attributes or room"
 fi
 
 # ---- command lines ----

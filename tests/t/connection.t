@@ -175,10 +175,10 @@ elif [ -n "$sshd" ]; then
 		ok "ssh is killed: it is started again" cmp "$odd/large" "$c/large"
 		"$SLUICE" remove "$c"
 	else
-		skip "the ssh server does not let this user in: $(tail -n 1 "$T/ssh/log")" 11
+		skip "the ssh server does not let this user in: $(tail -n 1 "$T/ssh/log")"
 	fi
 else
-	skip "openssh-server is not installed" 11
+	skip "openssh-server is not installed"
 fi
 
 also_as_user

@@ -220,7 +220,7 @@ is "$(for i in 10 11 12 13 14; do state_of "$c/$i"; done | sort -u)" full "and w
 # ---- a store that is full ----
 
 if [ "$(id -u)" = 0 ] && ! losetup -f >"$T/.out" 2>&1; then
-	skip "no loop devices" 17
+	skip "a store that is full: no loop devices"
 elif [ "$(id -u)" = 0 ]; then
 	truncate -s 40M "$T/img"
 	mkfs.ext4 -q -m 0 -N 400 "$T/img"
@@ -269,7 +269,7 @@ elif [ "$(id -u)" = 0 ]; then
 	"$SLUICE" remove --discard "$c"
 	umount "$T/small"
 else
-	skip_root "a filesystem of a loop device" 17
+	skip_root "a store that is full"
 fi
 
 also_as_user

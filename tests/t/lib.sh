@@ -96,7 +96,7 @@ unlike() {
 pass() { _result 0 "$1"; }
 fail() { _result 1 "$1"; }
 
-# skip REASON [COUNT]: these points cannot be tested here.
+# skip REASON [COUNT]: these points cannot be tested here. One is enough for points that belong together.
 skip() {
 	local n=${2:-1}
 	for ((; n > 0; n--)); do
@@ -104,8 +104,8 @@ skip() {
 		echo "ok $_count # SKIP $1"
 	done
 }
-# skip_root REASON [COUNT]: points for root only. None at all where also_as_user repeats a file: root has just been there.
-skip_root() { [ -n "${SLUICE_AS_USER-}" ] || skip "needs root: $1" "${2:-1}"; }
+# skip_root WHAT: points for root only. None at all where also_as_user repeats a file: root has just been there.
+skip_root() { [ -n "${SLUICE_AS_USER-}" ] || skip "$1: needs root"; }
 # skip_all REASON: none of this file's can; before the first point.
 skip_all() {
 	echo "1..0 # SKIP $1"

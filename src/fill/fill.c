@@ -799,5 +799,6 @@ void sl_fill_get_stats(struct sl_fill *f, struct sl_fill_stats *st)
 {
 	pthread_mutex_lock(&f->lock);
 	*st = f->stats;
+	st->requests = f->requests;
 	pthread_mutex_unlock(&f->lock);
 }

@@ -119,6 +119,7 @@ struct sl_fill_stats {
 	uint64_t fetches, fetched_bytes, listings; /* of the origin, since the start */
 	uint64_t prefetched;			   /* files among them that nobody had asked for yet */
 	uint64_t waiting;			   /* wants that wait now */
+	uint64_t requests; /* to the origin that are under way now, with what they bring */
 	uint64_t restarts; /* files that changed at the origin while they were filled */
 };
 void sl_fill_get_stats(struct sl_fill *f, struct sl_fill_stats *st);

@@ -46,6 +46,10 @@ int sl_command_find(struct sl_command_call *c, const char *shown, bool populate,
 				r = sl_fill_wait(c->clone->fill, SL_WANT_NAMES, o, 0, 0);
 			if (r == 0)
 				r = sl_object_lookup(o, name, &next);
+			pthread_mutex_lock(&o->lock);
+			if (r == -ENOENT && o->rec.state != SL_FULL)
+				r = -ENODATA;
+			pthread_mutex_unlock(&o->lock);
 		}
 		sl_object_put(o);
 		if (r < 0)
@@ -200,8 +204,8 @@ static json_t *cmd_status(struct sl_command_call *c)
 		if (r < 0) {
 			json_decref(items);
 			return sl_command_error("%s: %s", path ? path : "?",
-						r == -ENOENT ? "not here (it may not have been listed yet)"
-							     : strerror(-r));
+						r == -ENODATA ? "not here (it may not have been listed yet)"
+							      : strerror(-r));
 		}
 		struct counts n = {.c = c};
 		json_t *j = object_json(o, path);
@@ -236,6 +240,8 @@ static json_t *cmd_evict(struct sl_command_call *c)
 		const char *path = json_string_value(json_array_get(paths, i));
 		_cleanup_object_ struct sl_object *o = NULL;
 		int r = path ? sl_command_find(c, path, false, &o) : -EINVAL;
+		if (r == -ENODATA) /* a name that has not arrived has no content here */
+			continue;
 		if (r < 0)
 			return sl_command_error("%s: %s", path ? path : "?", strerror(-r));
 		struct sl_fill_reclaim rc = {.older_than = older};
@@ -299,6 +305,8 @@ static json_t *cmd_pin(struct sl_command_call *c, bool on)
 		const char *path = json_string_value(json_array_get(paths, i));
 		_cleanup_object_ struct sl_object *o = NULL;
 		int r = path ? sl_command_find(c, path, on, &o) : -EINVAL;
+		if (r == -ENODATA) /* nor is it pinned */
+			continue;
 		if (r == 0)
 			r = sl_walk(o, pin_one, &p);
 		if (r < 0) {

@@ -122,7 +122,7 @@ static void run_file(const char *path)
 
 int main(int argc, char **argv)
 {
-	uint64_t seed = (uint64_t)time(NULL), runs = 3000000, seconds = 20, done = 0;
+	uint64_t seed = (uint64_t)time(NULL), runs = 3000000, seconds = 5, done = 0;
 	int i = 1;
 	for (; i + 1 < argc && argv[i][0] == '-'; i += 2) {
 		uint64_t v = strtoull(argv[i + 1], NULL, 0);

@@ -59,7 +59,7 @@ if [ "$(id -u)" = 0 ]; then
 	is "$(stat -c '%F %t:%T' "$T/c/odd/types/null")" "character special file 1:3" "a device is shown with its number"
 	nok "and cannot be opened" cat "$T/c/odd/types/null"
 else
-	skip "needs root to make devices" 2
+	skip_root "devices"
 fi
 "$SLUICE" remove "$T/c"
 

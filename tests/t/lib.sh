@@ -96,7 +96,7 @@ unlike() {
 pass() { _result 0 "$1"; }
 fail() { _result 1 "$1"; }
 
-# skip REASON [COUNT]: these points cannot be tested here.
+# skip REASON [COUNT]: these points cannot be tested here. One is enough for points that belong together.
 skip() {
 	local n=${2:-1}
 	for ((; n > 0; n--)); do
@@ -104,6 +104,8 @@ skip() {
 		echo "ok $_count # SKIP $1"
 	done
 }
+# skip_root WHAT: points for root only. None at all where also_as_user repeats a file: root has just been there.
+skip_root() { [ -n "${SLUICE_AS_USER-}" ] || skip "$1: needs root"; }
 # skip_all REASON: none of this file's can; before the first point.
 skip_all() {
 	echo "1..0 # SKIP $1"
@@ -131,6 +133,9 @@ need() {
 }
 need_root() { [ "$(id -u)" = 0 ] || skip_all "needs root"; }
 need_fuse() { [ -r /dev/fuse ] && [ -w /dev/fuse ] || skip_all "/dev/fuse cannot be opened"; }
+
+# sanitized: the program is built with a sanitizer, and five to thirty times slower: do less of what goes by numbers.
+sanitized() { [ -n "${SLUICE_SANITIZER-}" ]; }
 
 # ---- waiting, background ----
 
@@ -238,9 +243,10 @@ as_user() {
 		chown -R $uid:$uid "$d"
 		chmod 700 "$d/run"
 	fi
-	env HOME="$d" XDG_DATA_HOME="$d/share" XDG_CONFIG_HOME="$d/config" XDG_STATE_HOME="$d/state" XDG_CACHE_HOME="$d/cache" \
-		XDG_RUNTIME_DIR="$d/run" USER=nobody LOGNAME=nobody \
-		setpriv --reuid=$uid --regid=$uid --clear-groups --inh-caps=-all --bounding-set=-all "$@"
+	# The bounding set stays: it is what the set-id fusermount3 gets its capabilities from.
+	setpriv --reuid=$uid --regid=$uid --clear-groups --inh-caps=-all env HOME="$d" XDG_DATA_HOME="$d/share" \
+		XDG_CONFIG_HOME="$d/config" XDG_STATE_HOME="$d/state" XDG_CACHE_HOME="$d/cache" XDG_RUNTIME_DIR="$d/run" \
+		USER=nobody LOGNAME=nobody "$@"
 }
 # The directory that as_user's commands may write to.
 user_dir() {

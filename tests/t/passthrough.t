@@ -35,7 +35,7 @@ def test():
         write(os.path.join(O, name), data)
     slt.clone(O, C)
     if not slt.status(C)["passthrough"]:
-        slt.skip("passthrough needs root and Linux 6.9")
+        slt.skip("no passthrough: it needs root and Linux 6.9")
         return
     for name in "abcde":
         read(os.path.join(C, name))

@@ -138,7 +138,7 @@ if [ "$(id -u)" = 0 ]; then
 	chmod 666 "$sock"
 	is "$(hello_talk unix "$sock" 65534)" closed "and is not served where the mode was changed"
 else
-	skip "needs root" 2
+	skip_root "connecting as another user"
 fi
 
 # 64 at a time; the next is refused, and served once there is room.

@@ -79,6 +79,6 @@ if [ "$(id -u)" = 0 ]; then
 	ok "the clone is there for its owner" as_user ls "$dir/c"
 	nok "and not even root looks into it by accident" ls "$dir/c"
 else
-	skip "being another user needs root" 5
+	skip_root "being another user"
 fi
 done_testing

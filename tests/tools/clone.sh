@@ -108,22 +108,8 @@ import_tap() {
 also_as_user() {
 	[ "$(id -u)" = 0 ] || return 0
 	if as_user test -r "$0" && as_user test -x "$SLUICE"; then
-		import_tap "as a user: " as_user env TMPDIR="$(user_dir)" "$@" "$0"
+		import_tap "as a user: " as_user env TMPDIR="$(user_dir)" SLUICE_AS_USER=1 "$@" "$0"
 	else
 		skip "other users cannot read the source tree"
 	fi
-}
-
-# lib.sh's takes the capabilities that fusermount3 needs, and finds programs that the user cannot run.
-as_user() {
-	[ "$(id -u)" = 0 ] || { "$@"; return; }
-	local uid=65534 d=$T/user
-	if [ ! -d "$d" ]; then
-		mkdir -p "$d/share" "$d/config" "$d/state" "$d/cache" "$d/run"
-		chown -R $uid:$uid "$d"
-		chmod 700 "$d/run"
-	fi
-	setpriv --reuid=$uid --regid=$uid --clear-groups --inh-caps=-all env HOME="$d" XDG_DATA_HOME="$d/share" \
-		XDG_CONFIG_HOME="$d/config" XDG_STATE_HOME="$d/state" XDG_CACHE_HOME="$d/cache" XDG_RUNTIME_DIR="$d/run" \
-		USER=nobody LOGNAME=nobody "$@"
 }

@@ -143,7 +143,7 @@ static void test_model(void **state_)
 				any_range(&x, &off, &len);
 				uint64_t end = off >= x.m.size ? 0 : len > x.m.size - off ? x.m.size : off + len;
 				/* Of the large ones all of it now and then, not each time. */
-				if (big && end > off && (end - off) >> k > 5000 && rnd() % 16)
+				if (big && end > off && (end - off) >> k > 5000 && rnd() % 64)
 					continue;
 				bool set = rnd() % 2;
 				if (set) {
@@ -155,7 +155,7 @@ static void test_model(void **state_)
 					for (uint64_t b = off >> k; end > off && b <= (end - 1) >> k; b++)
 						x.b[b] = 0;
 				}
-				if (!big || step % 50 == 0)
+				if (!big || step % 100 == 0)
 					check_all(&x);
 				any_range(&x, &off, &len);
 				check_range(&x, off, len);

@@ -463,15 +463,15 @@ static struct sl_record on_disk(struct fx *x, struct sl_object *o)
 /* All that is under way has ended. */
 static void quiet(struct fx *x)
 {
-	for (int still = 0; still < 3; usleep(2000)) {
+	for (;; usleep(200)) {
 		struct sl_fill_stats st;
-		sl_fill_get_stats(x->f, &st);
 		pthread_mutex_lock(&x->k->lock);
-		bool idle = x->k->nqueue == 0 && x->k->busy == 0 && st.waiting == 0;
+		bool idle = x->k->nqueue == 0 && x->k->busy == 0;
 		pthread_mutex_unlock(&x->k->lock);
-		still = idle ? still + 1 : 0;
+		sl_fill_get_stats(x->f, &st);
+		if (idle && st.requests == 0 && st.waiting == 0)
+			break;
 	}
-	usleep(20000);
 }
 
 static void run_threads(unsigned n, void *(*fn)(void *), void *arg)

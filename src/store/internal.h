@@ -17,7 +17,8 @@ struct sl_store {
 	dev_t dev;
 	pthread_mutex_t cold_lock; /* cold_size, and growing the cold extent */
 	_Atomic uint64_t cold_size;
-	unsigned block; /* of the filesystem, for reflinks */
+	_Atomic int *tail_fds; /* by length, + 1; 0: not opened yet */
+	unsigned block;	       /* of the filesystem, for reflinks */
 
 	/* Lock order: an object's io, an object's lock (never two objects), tree, table, fds. */
 	pthread_rwlock_t tree;	    /* every object's parent, name and fd */
@@ -67,5 +68,14 @@ char *sl_link_key(const struct sl_version *v, char buf[SL_LINK_KEY_MAX]);
 int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name);
 void sl_whiteout_drop_dir(struct sl_store *s, uint64_t ino);
 
-/** Give the file @fd of @size bytes the extents of the cold file. -EOPNOTSUPP without reflinks. */
+/* armour.c: files of zeros that end at each byte of a block, "tails/LENGTH". */
+#define SL_TAILS    "tails"
+#define SL_TAIL_MAX 4096
+/** Open what placeholders are made of, once the store's block size is known; close it. */
+int sl_armour_open(struct sl_store *s);
+void sl_armour_close(struct sl_store *s);
+/**
+ * Give the file @fd, which is not larger, @size bytes of armour in place of what it has. Its times change,
+ * unless @fd is an invisible descriptor (store/fs.h). -EOPNOTSUPP without reflinks.
+ */
 int sl_armour(struct sl_store *s, int fd, uint64_t size);

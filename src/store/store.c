@@ -186,10 +186,11 @@ int sl_store_remove(const char *path, char **why)
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
-	for (size_t i = 0; i < SL_ARRAY_SIZE(parts); i++) {
-		int r = sl_remove_tree(fd, parts[i]);
+	static const char *const trees[] = {"tree", "links", "whiteouts", SL_TAILS};
+	for (size_t i = 0; i < SL_ARRAY_SIZE(trees); i++) {
+		int r = sl_remove_tree(fd, trees[i]);
 		if (r < 0)
-			return sl_fail(why, r, "store %s/%s: %s", path, parts[i], strerror(-r));
+			return sl_fail(why, r, "store %s/%s: %s", path, trees[i], strerror(-r));
 	}
 	/* The configuration goes last: until then an interrupted removal can be repeated. */
 	for (size_t i = 0; i < SL_ARRAY_SIZE(files); i++)
@@ -202,7 +203,8 @@ int sl_store_remove(const char *path, char **why)
 
 static void store_free(struct sl_store *s)
 {
-	int fds[] = {s->root_fd, s->tree_fd, s->links_fd, s->whiteouts_fd, s->cold_fd, s->lock_fd};
+	int fds[] = {s->root_fd, s->tree_fd, s->links_fd, s->whiteouts_fd, s->lock_fd};
+	sl_armour_close(s);
 	for (size_t i = 0; i < SL_ARRAY_SIZE(fds); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -214,10 +216,9 @@ static void store_free(struct sl_store *s)
 
 static void probe_reflinks(struct sl_store *s)
 {
-	s->cold_fd = openat(s->root_fd, "cold", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	_cleanup_close_ int probe = openat(s->root_fd, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
 	s->reflinks = true; /* or sl_armour() would not try */
-	s->reflinks = s->cold_fd >= 0 && probe >= 0 && sl_armour(s, probe, s->block) == 0;
+	s->reflinks = sl_armour_open(s) == 0 && probe >= 0 && sl_armour(s, probe, s->block) == 0;
 	if (!s->reflinks && s->cold_fd >= 0)
 		(void)!ftruncate(s->cold_fd, 0);
 }

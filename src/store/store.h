@@ -10,7 +10,7 @@
  *     tree/           the clone: real directories, files and symlinks; each object's record is an xattr of it
  *     links/          for files of which the origin has several names: a hard link per object, named by its
  * identity whiteouts/      per directory (by inode number): the names that were deleted or renamed away here
- *     cold            the extent that placeholders are made of, on filesystems with reflinks
+ *     cold, tails/    what placeholders are made of, on filesystems with reflinks
  *
  * One process at a time has a store open. All functions may be called from any thread.
  */

@@ -17,17 +17,19 @@
 #define COLD_MAX   (64ull << 20)
 
 /* The cold file must hold written blocks: preallocated ones look like holes. It grows once, for the first
- * large file. */
+ * large file; not when it is a zone's (store/zone.h), which nobody may write to. */
 static int cold_grow(struct sl_store *s, uint64_t want)
 {
 	int r = 0;
 	pthread_mutex_lock(&s->cold_lock);
 	if (s->cold_size == 0) {
 		struct stat st;
-		if (fstat(s->cold_fd, &st) == 0)
+		if (fstat(s->cold_fd, &st) == 0) {
 			s->cold_size = SL_ALIGN_DOWN((uint64_t)st.st_size, COLD_FIRST);
+			s->cold_fixed = !(st.st_mode & S_IWUSR);
+		}
 	}
-	want = SL_MIN(SL_ALIGN_UP(want, COLD_FIRST), COLD_MAX);
+	want = s->cold_fixed ? 0 : SL_MIN(SL_ALIGN_UP(want, COLD_FIRST), COLD_MAX);
 	if (s->cold_size < want) {
 		_cleanup_free_ char *z = calloc(1, COLD_FIRST);
 		r = z ? 0 : -ENOMEM;
@@ -70,6 +72,7 @@ static int tail_fd(struct sl_store *s, unsigned len)
 	if (fd < 0) {
 		_cleanup_close_ int f =
 		    openat(s->root_fd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+		/* A zone's files have their size already, and are not written to. */
 		if (f < 0 || fstat(f, &st) < 0)
 			r = -errno;
 		/* A block of its own, also where small files lie in the inode. The size comes with the data.

@@ -17,6 +17,7 @@ struct sl_store {
 	dev_t dev;
 	pthread_mutex_t cold_lock; /* cold_size, and growing the cold extent */
 	_Atomic uint64_t cold_size;
+	bool cold_fixed; /* it does not grow */
 	_Atomic int *tail_fds; /* by length, + 1; 0: not opened yet */
 	unsigned block;	       /* of the filesystem, for reflinks */
 

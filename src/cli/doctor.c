@@ -4,7 +4,6 @@
 #include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/fanotify.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
@@ -13,12 +12,11 @@
 #include "base/fd.h"
 #include "cli/call.h"
 #include "cli/registry.h"
+#include "gate/fanotify/probe.h"
 #include "gate/fuse/mount.h"
 #include "wire/proto.h"
 
-#ifndef FAN_PRE_ACCESS
-#define FAN_PRE_ACCESS 0x00100000
-#endif
+#define SL_INIT_ROOM 65536 /* the kernel reads into nothing smaller than its largest request */
 
 /* One thing that was tried, not guessed by a version. */
 struct check {
@@ -109,22 +107,30 @@ static int probe_reflink(char **why)
 	return 0;
 }
 
-static int probe_fanotify(char **why)
+/* What the kernel offers in its first message on a new mount. */
+static int probe_resend(char **why)
 {
-	int fd = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_UNLIMITED_QUEUE, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return sl_fail(why, -errno, "fanotify_init: %s%s", strerror(errno),
-			       errno == EPERM ? " (needs root)" : "");
-	_cleanup_close_ int f = fd, reg = open_registry(why);
-	char p[SL_PROC_FD_MAX];
-	if (reg < 0)
-		return reg;
-	if (fanotify_mark(f, FAN_MARK_ADD, FAN_PRE_ACCESS, AT_FDCWD, sl_proc_fd_path(p, reg, NULL)) < 0)
-		return sl_fail(why, -errno,
-			       "this kernel or filesystem has no pre-content events (Linux 6.14 and later; "
-			       "ext4, XFS, btrfs): %s",
-			       strerror(errno));
-	return 0;
+	char dir[] = "/tmp/sluice-doctor-XXXXXX";
+	if (!mkdtemp(dir))
+		return sl_fail(why, -errno, "/tmp: %s", strerror(errno));
+	struct sl_mount_options o = {0};
+	int fd = sl_fuse_mount(dir, &o, why), r = fd < 0 ? fd : 0;
+	if (fd >= 0) {
+		_cleanup_free_ char *buf = malloc(SL_INIT_ROOM);
+		struct fuse_init_in in = {0};
+		ssize_t n = buf ? read(fd, buf, SL_INIT_ROOM) : -1;
+		if (n > (ssize_t)sizeof(struct fuse_in_header))
+			memcpy(&in, buf + sizeof(struct fuse_in_header),
+			       SL_MIN(sizeof(in), (size_t)n - sizeof(struct fuse_in_header)));
+		if (!((uint64_t)in.flags2 << 32 & FUSE_HAS_RESEND))
+			r = sl_fail(why, -EOPNOTSUPP,
+				    "this kernel cannot (Linux 6.9 and later): what waits when the service "
+				    "is killed fails");
+		close(fd);
+		sl_fuse_unmount(dir, true, NULL);
+	}
+	rmdir(dir);
+	return r;
 }
 
 static int probe_handles(char **why)
@@ -171,8 +177,58 @@ static const struct check checks[] = {
     {"reflink", "placeholders are armoured", probe_reflink, false},
     {"handles", "an exporter finds files again by handle", probe_handles, false},
     {"ssh", "origins on other machines can be reached", probe_ssh, false},
-    {"fanotify-pre-content", "the kernel has the events of a native gate", probe_fanotify, false},
+    {"resend", "what waits for a killed service is answered by the next one", probe_resend, false},
 };
+
+static void print_line(const char *name, const char *what, const char *why, bool ok, bool needed,
+		       const char *no)
+{
+	bool colour = isatty(STDOUT_FILENO) && !getenv("NO_COLOR");
+	const char *on = !colour ? "" : ok ? "\033[32m" : needed ? "\033[31m" : "\033[33m";
+	printf("%s%-3s%s %-21s %s\n", on, ok ? "yes" : no, colour ? "\033[0m" : "", name,
+	       ok    ? what
+	       : why ? why
+		     : "not tried: see above");
+}
+
+static json_t *check_all(bool print, bool *bad)
+{
+	json_t *list = json_array();
+	for (size_t i = 0; i < SL_ARRAY_SIZE(checks); i++) {
+		_cleanup_free_ char *why = NULL;
+		bool ok = checks[i].probe(&why) >= 0;
+		*bad |= !ok && checks[i].needed;
+		json_array_append_new(list, json_pack("{ss sb sb ss ss*}", "name", checks[i].name, "ok", ok,
+						      "needed", checks[i].needed, "what", checks[i].what,
+						      "why", why));
+		if (print)
+			print_line(checks[i].name, checks[i].what, why, ok, checks[i].needed,
+				   checks[i].needed ? "NO" : "no");
+	}
+	return list;
+}
+
+/* *@why: why it cannot be used, for the caller to free; NULL if it can. */
+static json_t *check_fanotify(bool print, char **why)
+{
+	struct sl_fanotify_feature *f = NULL;
+	int n = sl_fanotify_probe(NULL, &f);
+	json_t *list = json_array();
+	if (n < 0)
+		sl_fail(why, n, "%s", strerror(-n));
+	for (int i = 0; i < n; i++) {
+		json_array_append_new(list, json_pack("{ss sb sb sb ss ss*}", "name", f[i].name, "ok",
+						      f[i].ok, "tried", f[i].tried, "needed", f[i].needed,
+						      "what", f[i].what, "why", f[i].why));
+		if (f[i].needed && !f[i].ok)
+			sl_fail(why, -EOPNOTSUPP, "%s: %s", f[i].name, f[i].why ? f[i].why : "not tried");
+		if (print)
+			print_line(f[i].name, f[i].what, f[i].why, f[i].ok, f[i].needed,
+				   f[i].tried ? "no" : "-");
+	}
+	sl_fanotify_features_free(f, n);
+	return list;
+}
 
 static int run_doctor(const struct sl_command *cmd, int argc, char **argv)
 {
@@ -191,40 +247,36 @@ static int run_doctor(const struct sl_command *cmd, int argc, char **argv)
 		return sl_cli_usage(cmd, "takes no arguments");
 	struct utsname u;
 	uname(&u);
-	json_t *list = json_array();
-	bool colour = isatty(STDOUT_FILENO) && !getenv("NO_COLOR");
 	if (!json)
 		printf("sluice " SL_VERSION ", Linux %s, %s\n\n", u.release,
 		       geteuid() ? "unprivileged" : "root");
-	for (size_t i = 0; i < SL_ARRAY_SIZE(checks); i++) {
-		_cleanup_free_ char *why = NULL;
-		bool ok = checks[i].probe(&why) >= 0;
-		bad |= !ok && checks[i].needed;
-		json_array_append_new(list, json_pack("{ss sb sb ss ss*}", "name", checks[i].name, "ok", ok,
-						      "needed", checks[i].needed, "what", checks[i].what,
-						      "why", why));
-		if (!json) {
-			const char *word = ok ? "yes" : checks[i].needed ? "NO" : "no";
-			const char *on = !colour	    ? ""
-					 : ok		    ? "\033[32m"
-					 : checks[i].needed ? "\033[31m"
-							    : "\033[33m";
-			printf("%s%-3s%s %-21s %s\n", on, word, colour ? "\033[0m" : "", checks[i].name,
-			       ok    ? checks[i].what
-			       : why ? why
-				     : "?");
-		}
-	}
+	json_t *list = check_all(!json, &bad);
+	if (!json)
+		printf("\nThe fanotify gate:\n");
+	_cleanup_free_ char *no = NULL, *because = NULL;
+	json_t *features = check_fanotify(!json, &no);
+	const char *gate = !no ? "fanotify" : bad ? "none" : "fuse";
+	if (asprintf(&because, "%s%s",
+		     !no   ? "everything that the fanotify gate needs is here"
+		     : bad ? "neither gate can be used; fanotify: "
+			   : "the fanotify gate cannot be used: ",
+		     no ? no : "") < 0)
+		because = NULL;
+	bool fuse = !bad;
+	bad = bad && no;
 	if (json) {
-		json_t *j =
-		    json_pack("{sb ss ss sb so ss}", "ok", !bad, "version", SL_VERSION, "kernel", u.release,
-			      "root", geteuid() == 0, "checks", list, "gate", bad ? "none" : "fuse");
+		json_t *gates = json_pack("{s{sb} s{sb ss* so} ss ss*}", "fuse", "ok", fuse, "fanotify", "ok",
+					  !no, "why", no, "features", features, "auto", gate, "why", because);
+		json_t *j = json_pack("{sb ss ss sb so ss so}", "ok", !bad, "version", SL_VERSION, "kernel",
+				      u.release, "root", geteuid() == 0, "checks", list, "gate", gate,
+				      "gates", gates);
 		sl_print_json(j);
 		json_decref(j);
 	} else {
 		json_decref(list);
-		printf("\n%s\n", bad ? "Clones cannot be used here: see what says NO."
-				     : "Clones can be used here, with the fuse gate.");
+		json_decref(features);
+		printf("\n%s: gate auto would choose: %s, because %s.\n",
+		       bad ? "Clones cannot be used here" : "Clones can be used here", gate, because);
 	}
 	return bad ? SL_EXIT_DIFFERS : SL_EXIT_OK;
 }

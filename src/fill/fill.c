@@ -434,7 +434,7 @@ static bool all_zero(const char *p, size_t n)
 }
 
 /* What is zero needs no room: a hole, where the filesystem can make one, whatever was there before. */
-static int write_sparse(int fd, const char *data, uint64_t len, uint64_t off, bool punch)
+static int write_sparse(struct sl_object *o, int fd, const char *data, uint64_t len, uint64_t off, bool punch)
 {
 	for (uint64_t at = 0, n; at < len; at += n) {
 		n = SL_MIN(4096u, len - at);
@@ -444,7 +444,7 @@ static int write_sparse(int fd, const char *data, uint64_t len, uint64_t off, bo
 		if (zero && (!punch || fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 						 (off_t)(off + at), (off_t)n) == 0))
 			continue;
-		int r = sl_pwrite_full(fd, data + at, (size_t)n, (off_t)(off + at));
+		int r = sl_object_write_fill(o, fd, data + at, (size_t)n, off + at);
 		if (r < 0)
 			return r;
 	}
@@ -465,8 +465,8 @@ static int fetch_write(struct fetch *x, bool sparse, bool keep_times)
 	if (native && (uint64_t)st.st_size < x->o->map.size)
 		return CUT_OFF;
 	/* A placeholder reads as zeros where nothing was written, unless it was of another version before. */
-	int r = sparse ? write_sparse(fd, x->req.data, x->len, x->off, native)
-		       : sl_pwrite_full(fd, x->req.data, x->len, (off_t)x->off);
+	int r = sparse ? write_sparse(x->o, fd, x->req.data, x->len, x->off, native)
+		       : sl_object_write_fill(x->o, fd, x->req.data, x->len, x->off);
 	if (keep_times) {
 		struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, st.st_mtim};
 		(void)futimens(fd, ts);

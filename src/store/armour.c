@@ -4,7 +4,10 @@
  * so that a program that probes for holes finds data and reads it, and that read is what the gate is asked
  * about.
  */
+#include <fcntl.h>
 #include <linux/fs.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 
 #include "base/fd.h"
@@ -14,17 +17,19 @@
 #define COLD_MAX   (64ull << 20)
 
 /* The cold file must hold written blocks: preallocated ones look like holes. It grows once, for the first
- * large file. */
+ * large file; not when it is a zone's (store/zone.h), which nobody may write to. */
 static int cold_grow(struct sl_store *s, uint64_t want)
 {
 	int r = 0;
 	pthread_mutex_lock(&s->cold_lock);
 	if (s->cold_size == 0) {
 		struct stat st;
-		if (fstat(s->cold_fd, &st) == 0)
+		if (fstat(s->cold_fd, &st) == 0) {
 			s->cold_size = SL_ALIGN_DOWN((uint64_t)st.st_size, COLD_FIRST);
+			s->cold_fixed = !(st.st_mode & S_IWUSR);
+		}
 	}
-	want = SL_MIN(SL_ALIGN_UP(want, COLD_FIRST), COLD_MAX);
+	want = s->cold_fixed ? 0 : SL_MIN(SL_ALIGN_UP(want, COLD_FIRST), COLD_MAX);
 	if (s->cold_size < want) {
 		_cleanup_free_ char *z = calloc(1, COLD_FIRST);
 		r = z ? 0 : -ENOMEM;
@@ -38,55 +43,101 @@ static int cold_grow(struct sl_store *s, uint64_t want)
 	return r;
 }
 
-static int clone_cold(struct sl_store *s, int fd, uint64_t from, uint64_t to)
+static bool keep_tails(const struct sl_store *s)
 {
-	uint64_t most = s->cold_size;
-	for (uint64_t off = from; off < to;) {
-		uint64_t n = SL_MIN(to - off, most);
+	return s->fd_max >= SL_TAIL_MAX;
+}
+
+/*
+ * The last block of a file is cloned from a file of zeros that ends at the same byte of its block. To clone a
+ * whole block and truncate the file afterwards would be simpler, but the filesystem then zeroes the rest of
+ * the block: a private block for each placeholder, and a truncation that waits until it is written (XFS: ten
+ * times the cost of the placeholder itself).
+ *
+ * Returns a descriptor, which is kept for the next time where there is room for that many; else the caller
+ * closes it. The lock is for making the file.
+ */
+static int tail_fd(struct sl_store *s, unsigned len)
+{
+	int fd = atomic_load(&s->tail_fds[len]) - 1;
+	if (fd >= 0)
+		return fd;
+	static const char zeros[SL_TAIL_MAX];
+	char name[16];
+	snprintf(name, sizeof(name), SL_TAILS "/%u", len);
+	pthread_mutex_lock(&s->cold_lock);
+	fd = atomic_load(&s->tail_fds[len]) - 1;
+	struct stat st;
+	int r = 0;
+	if (fd < 0) {
+		_cleanup_close_ int f =
+		    openat(s->base_fd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+		/* A zone's files have their size already, and are not written to. */
+		if (f < 0 || fstat(f, &st) < 0)
+			r = -errno;
+		/* A block of its own, also where small files lie in the inode. The size comes with the data.
+		 */
+		else if (st.st_size != len &&
+			 (ftruncate(f, 0) < 0 || fallocate(f, FALLOC_FL_KEEP_SIZE, 0, s->block) < 0))
+			r = -errno;
+		else if (st.st_size != len)
+			r = sl_pwrite_full(f, zeros, len, 0);
+		if (r == 0) {
+			fd = sl_steal_fd(&f);
+			if (keep_tails(s))
+				atomic_store(&s->tail_fds[len], fd + 1);
+		}
+	}
+	pthread_mutex_unlock(&s->cold_lock);
+	return r < 0 ? r : fd;
+}
+
+int sl_armour_open(struct sl_store *s)
+{
+	if (s->block > SL_TAIL_MAX)
+		return -EOPNOTSUPP;
+	s->tail_fds = calloc(s->block, sizeof(*s->tail_fds));
+	if (!s->tail_fds)
+		return -ENOMEM;
+	if (mkdirat(s->base_fd, SL_TAILS, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	s->cold_fd = openat(s->base_fd, "cold", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	return s->cold_fd < 0 ? -errno : 0;
+}
+
+void sl_armour_close(struct sl_store *s)
+{
+	for (unsigned i = 0; s->tail_fds && i < s->block; i++)
+		if (s->tail_fds[i])
+			close(s->tail_fds[i] - 1);
+	free(s->tail_fds);
+	s->tail_fds = NULL;
+	if (s->cold_fd >= 0)
+		close(s->cold_fd);
+	s->cold_fd = -EBADF;
+}
+
+int sl_armour(struct sl_store *s, int fd, uint64_t from, uint64_t size)
+{
+	if (!s->reflinks)
+		return -EOPNOTSUPP;
+	int r = size > COLD_FIRST || s->cold_size == 0 ? cold_grow(s, size) : 0;
+	if (r < 0)
+		return r;
+	uint64_t whole = SL_ALIGN_DOWN(size, (uint64_t)s->block);
+	for (uint64_t off = from; off < whole;) {
+		uint64_t n = SL_MIN(whole - off, s->cold_size);
 		struct file_clone_range c = {.src_fd = s->cold_fd, .src_length = n, .dest_offset = off};
 		if (ioctl(fd, FICLONERANGE, &c) < 0)
 			return -errno;
 		off += n;
 	}
-	return 0;
-}
-
-static int prepare(struct sl_store *s, uint64_t size)
-{
-	if (!s->reflinks)
-		return -EOPNOTSUPP;
-	return size > COLD_FIRST || s->cold_size == 0 ? cold_grow(s, size) : 0;
-}
-
-int sl_armour(struct sl_store *s, int fd, uint64_t size)
-{
-	int r = prepare(s, size);
-	if (r == 0)
-		r = clone_cold(s, fd, 0, SL_ALIGN_UP(size, (uint64_t)s->block));
-	/* Whole blocks were cloned; the file ends where the origin's does. */
-	return r < 0 ? r : ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
-}
-
-int sl_armour_range(struct sl_store *s, int fd, uint64_t from, uint64_t size)
-{
-	uint64_t whole = SL_ALIGN_DOWN(size, (uint64_t)s->block), tail = size - whole;
-	int r = prepare(s, size - from);
-	if (r == 0 && from < whole)
-		r = clone_cold(s, fd, from, whole);
-	if (r < 0 || tail == 0)
-		return r;
-	/* Less than a block can be cloned where both files end in it. */
-	struct file_clone_range c = {.src_fd = s->tail_fd, .src_length = tail, .dest_offset = whole};
-	pthread_mutex_lock(&s->cold_lock);
-	if (ftruncate(s->tail_fd, (off_t)tail) < 0 || ioctl(fd, FICLONERANGE, &c) < 0)
-		r = -errno;
-	pthread_mutex_unlock(&s->cold_lock);
+	if (whole == size || from > whole)
+		return 0;
+	r = tail_fd(s, (unsigned)(size - whole));
+	_cleanup_close_ int own = keep_tails(s) ? -EBADF : r;
+	struct file_clone_range c = {.src_fd = r, .src_length = size - whole, .dest_offset = whole};
+	if (r >= 0)
+		r = ioctl(fd, FICLONERANGE, &c) < 0 ? -errno : 0;
 	return r;
-}
-
-/* A block of written zeros under any tail: extending a file over its end would show a hole there. */
-int sl_armour_init_tail(struct sl_store *s)
-{
-	_cleanup_free_ char *z = calloc(1, s->block);
-	return !z ? -ENOMEM : sl_pwrite_full(s->tail_fd, z, s->block, 0);
 }

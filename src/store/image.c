@@ -17,16 +17,18 @@
 
 #define MKFS	     "mkfs.xfs"
 #define MIB	     (1ull << 20)
+#define SMALL	     (8ull << 30)
 #define ATTACH_TRIES 64
 
 /* 4 KiB sectors: an image's own writes then never are smaller than a block of the host, which direct I/O
  * would make slow or impossible. No limit on inodes: placeholders are little else. Nothing to discard in a
- * new file. */
+ * new file. The log is what takes space at once; by default it is as large as fits a disk of that size. */
 static int run_mkfs(const char *path, uint64_t bytes, char **why)
 {
 	char data[64];
 	snprintf(data, sizeof(data), bytes ? "sunit=0,swidth=0,size=%llu" : "sunit=0,swidth=0",
 		 (unsigned long long)bytes);
+	const char *log = bytes < SMALL ? "size=64m" : "size=128m";
 	const char *argv[] = {MKFS,
 			      "-q",
 			      "-K",
@@ -40,6 +42,8 @@ static int run_mkfs(const char *path, uint64_t bytes, char **why)
 			      "size=512,maxpct=100",
 			      "-d",
 			      data,
+			      "-l",
+			      log,
 			      path,
 			      NULL};
 	int p[2];
@@ -144,11 +148,30 @@ static int configure(int ctl, int image, const char *path, int *ret, char dev[SL
 	return 0;
 }
 
+int sl_image_fs_size(int image, uint64_t *bytes)
+{
+	/* sb_magicnum, sb_blocksize, sb_dblocks: big-endian. */
+	unsigned char b[16];
+	if (sl_pread_full(image, b, sizeof(b), 0) != sizeof(b) || memcmp(b, "XFSB", 4))
+		return -EBADMSG;
+	uint64_t size = 0, blocks = 0;
+	for (int i = 4; i < 8; i++)
+		size = size << 8 | b[i];
+	for (int i = 8; i < 16; i++)
+		blocks = blocks << 8 | b[i];
+	return __builtin_mul_overflow(size, blocks, bytes) || *bytes > INT64_MAX ? -EBADMSG : 0;
+}
+
 int sl_image_attach(const char *path, int *ret_loop_fd, char dev[SL_LOOP_DEV_MAX], char **why)
 {
 	_cleanup_close_ int image = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
 	if (image < 0)
 		return sl_fail(why, -errno, "cannot open the image %s: %s", path, strerror(errno));
+	struct stat st;
+	uint64_t bytes;
+	if (sl_image_fs_size(image, &bytes) == 0 && fstat(image, &st) == 0 && (uint64_t)st.st_size < bytes &&
+	    ftruncate(image, (off_t)bytes) < 0)
+		return sl_fail(why, -errno, "cannot make the image %s whole: %s", path, strerror(errno));
 	_cleanup_close_ int ctl = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	if (ctl < 0)
 		return sl_fail(why, -errno, "no loop devices: /dev/loop-control: %s", strerror(errno));

@@ -18,9 +18,9 @@
 
 /**
  * Make the file @path, which must not exist, with mode 0600 and an empty filesystem. @bytes is rounded down
- * to MiB. Takes some 10 ms and, on the host, the size of the log (64 MiB). Leaves nothing behind when it
- * fails: -EEXIST, -EINVAL below the minimum, -ENOENT without mkfs.xfs, -ENOSPC, -EFBIG (the host's files
- * cannot be that large).
+ * to MiB. Takes some 10 ms and, on the host, the size of the log (64 MiB, 128 from 8 GiB on). Leaves nothing
+ * behind when it fails: -EEXIST, -EINVAL below the minimum, -ENOENT without mkfs.xfs, -ENOSPC, -EFBIG (the
+ * host's files cannot be that large).
  */
 int sl_image_create(const char *path, uint64_t bytes, char **why);
 
@@ -33,6 +33,9 @@ int sl_device_format(const char *dev, char **why);
  */
 #define SL_LOOP_DEV_MAX 64
 int sl_image_attach(const char *path, int *ret_loop_fd, char dev[SL_LOOP_DEV_MAX], char **why);
+
+/** The size of the filesystem in the image @image, after its superblock. -EBADMSG if there is none. */
+int sl_image_fs_size(int image, uint64_t *bytes);
 
 /**
  * Make a mounted image larger: file, device, filesystem. @mount_fd as in store/fs.h. Where it fails in the

@@ -17,15 +17,17 @@ struct sl_store {
 			clone's filesystem */
 	int tree_fd, links_fd, whiteouts_fd, cold_fd;
 	int work_fd; /* native: the mount behind base_fd, which no user sees */
-	int tail_fd; /* native: a cold extent of less than a block, for the last one of a file */
 	bool native; /* users change names, attributes and content behind our back: see object.h */
 	bool privileged, reflinks;
+	bool sealed;	/* native: what a placeholder is made of cannot be read: see zone.h */
 	bool invisible; /* can be written to without a trace in the times (XFS) */
 	const char *xattr_record, *xattr_map, *xattr_place;
 	dev_t dev;
 	pthread_mutex_t cold_lock; /* cold_size, and growing the cold extent */
 	_Atomic uint64_t cold_size;
-	unsigned block; /* of the filesystem, for reflinks */
+	bool cold_fixed;       /* it does not grow */
+	_Atomic int *tail_fds; /* by length, + 1; 0: not opened yet */
+	unsigned block;	       /* of the filesystem, for reflinks */
 
 	/* Lock order: an object's io, an object's lock (never two objects), tree, table, fds. */
 	pthread_rwlock_t tree;	    /* every object's parent, name and fd */
@@ -81,9 +83,15 @@ char *sl_link_key(const struct sl_version *v, char buf[SL_LINK_KEY_MAX]);
 int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name);
 void sl_whiteout_drop_dir(struct sl_store *s, uint64_t ino);
 
-/** Give the empty file @fd @size bytes, of the extents of the cold file. -EOPNOTSUPP without reflinks. */
-int sl_armour(struct sl_store *s, int fd, uint64_t size);
-/** The same for [from, size) of a file of @size bytes or less, which is never shorter nor longer meanwhile
- * than it is before or after. @from is on a block boundary. */
-int sl_armour_range(struct sl_store *s, int fd, uint64_t from, uint64_t size);
-int sl_armour_init_tail(struct sl_store *s);
+/* armour.c: files of zeros that end at each byte of a block, "tails/LENGTH". */
+#define SL_TAILS    "tails"
+#define SL_TAIL_MAX 4096
+/** Open what placeholders are made of, once the store's block size is known; close it. */
+int sl_armour_open(struct sl_store *s);
+void sl_armour_close(struct sl_store *s);
+/**
+ * Give the file @fd, which is not larger, armour from @from, which is on a block boundary, to its end at
+ * @size, in place of what it has there. It is never shorter or longer meanwhile than before or after. Its
+ * times change, unless @fd is an invisible descriptor (store/fs.h). -EOPNOTSUPP without reflinks.
+ */
+int sl_armour(struct sl_store *s, int fd, uint64_t from, uint64_t size);

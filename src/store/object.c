@@ -575,6 +575,16 @@ int sl_object_open_dir(struct sl_object *o)
 	return r;
 }
 
+int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off)
+{
+	uint64_t block = o->store->block, tail = SL_ALIGN_DOWN(off + n, block);
+	/* Part of a block that cannot be read cannot be written either. */
+	if (o->store->sealed && tail < off + n && !o->rewritten &&
+	    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)tail, (off_t)block) < 0)
+		return -errno;
+	return sl_pwrite_full(fd, buf, n, (off_t)off);
+}
+
 int sl_object_open_fill(struct sl_object *o, bool *invisible)
 {
 	*invisible = o->store->invisible && !o->damaged;
@@ -853,12 +863,18 @@ static int renew(struct sl_object *o, int fd)
 {
 	uint64_t size = o->rec.origin.size, block = o->store->block;
 	struct stat st;
-	empty_map(o);
 	if (fstat(fd, &st) < 0)
 		return -errno;
 	int r = 0;
+	/* A file cannot be cut off inside a block that cannot be read. */
+	if (size < (uint64_t)st.st_size && size % block && !sl_chunkmap_test(&o->map, size, 1) &&
+	    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)SL_ALIGN_DOWN(size, block),
+		      (off_t)block) < 0)
+		return -errno;
+	empty_map(o);
+	o->rewritten = true;
 	if (size > SL_ALIGN_UP((uint64_t)st.st_size, block))
-		r = sl_armour_range(o->store, fd, SL_ALIGN_UP((uint64_t)st.st_size, block), size);
+		r = sl_armour(o->store, fd, SL_ALIGN_UP((uint64_t)st.st_size, block), size);
 	if (r == -EOPNOTSUPP)
 		r = 0;
 	if (r == 0 && ftruncate(fd, (off_t)size) < 0)
@@ -873,7 +889,8 @@ static int disarm(struct sl_object *o, int fd)
 	uint64_t size = o->rec.origin.size;
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.origin.mtime};
 	empty_map(o);
-	int r = sl_armour_range(o->store, fd, 0, size);
+	o->rewritten = false;
+	int r = sl_armour(o->store, fd, 0, size);
 	if (r == -EOPNOTSUPP)
 		r = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)size) < 0 ? -errno
 												  : 0;
@@ -914,7 +931,7 @@ int sl_object_drop(struct sl_object *o, int fd)
 	sl_chunkmap_init(&o->map, size, false);
 	if (ftruncate(fd, 0) < 0)
 		return -errno;
-	int r = sl_armour(o->store, fd, size);
+	int r = sl_armour(o->store, fd, 0, size);
 	if (r == -EOPNOTSUPP)
 		r = ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.flags & SL_META ? own : o->rec.origin.mtime};

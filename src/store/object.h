@@ -76,7 +76,9 @@ struct sl_object {
 	struct timespec was_mtime, was_ctime;
 
 	/* the native gate's */
-	bool recent;		  /* gate lock */
+	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still
+			 */
+	bool recent;	/* gate lock */
 	_Atomic unsigned landing; /* bytes of the origin are being written to it */
 	uint64_t opened;	  /* io lock: sl_now() when somebody was last let through to open it */
 
@@ -134,6 +136,8 @@ int sl_object_open(struct sl_object *o, int flags);
  * sl_object_open(), and false in
  * *@invisible. */
 int sl_object_open_fill(struct sl_object *o, bool *invisible);
+/** Write what is missing, through such a descriptor: whole blocks, or up to the end of the file. */
+int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off);
 /** A descriptor of the directory for the *at calls, to be closed. */
 int sl_object_open_dir(struct sl_object *o);
 ssize_t sl_object_readlink(struct sl_object *o, char *buf, size_t n);

@@ -51,7 +51,7 @@ static int make_file(struct sl_store *s, int dirfd, const char *name, const stru
 	int r = 0;
 	bool reg = S_ISREG(a->mode); /* else an empty file that stands in for a special one */
 	if (reg && a->size) {
-		r = sl_armour(s, fd, a->size);
+		r = sl_armour(s, fd, 0, a->size);
 		if (r == -EOPNOTSUPP)
 			r = ftruncate(fd, (off_t)a->size) < 0 ? -errno : 0;
 	}

@@ -18,13 +18,14 @@
 #include "store/image.h"
 #include "store/internal.h"
 #include "store/xfs.h"
+#include "store/zone.h"
 
 #define CONFIG_NAME   "sluice.json"
 #define CONFIG_FORMAT 1
 
 static const char *const parts[] = {"tree", "links", "whiteouts"};
-static const char *const files[] = {"clean", "cold", "tail",  "complete",  "control",
-				    "log",   "pid",  "image", CONFIG_NAME, "lock"};
+static const char *const files[] = {"clean", "cold",  "complete",  "control", "log",
+				    "pid",   "image", CONFIG_NAME, "lock"};
 
 void sl_store_config_fini(struct sl_store_config *c)
 {
@@ -203,6 +204,10 @@ static int make_fs(const char *path, const struct sl_store_config *c, char **why
 	_cleanup_close_ int fd = r == 0 ? openat(mnt, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -EBADF;
 	if (r == 0)
 		r = fd < 0 ? -errno : make_base(fd, path, true, why);
+	_cleanup_free_ char *no_zone = NULL;
+	if (r == 0 && c->image && sl_zone_make(fd, &no_zone) < 0)
+		sl_notice("what gets past the gate will read zeros where content is missing: %s",
+			  no_zone ? no_zone : "no cold zone");
 	return r;
 }
 
@@ -278,10 +283,11 @@ int sl_store_remove(const char *path, char **why)
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
-	for (size_t i = 0; i < SL_ARRAY_SIZE(parts); i++) {
-		int r = sl_remove_tree(fd, parts[i]);
+	static const char *const trees[] = {"tree", "links", "whiteouts", SL_TAILS};
+	for (size_t i = 0; i < SL_ARRAY_SIZE(trees); i++) {
+		int r = sl_remove_tree(fd, trees[i]);
 		if (r < 0)
-			return sl_fail(why, r, "store %s/%s: %s", path, parts[i], strerror(-r));
+			return sl_fail(why, r, "store %s/%s: %s", path, trees[i], strerror(-r));
 	}
 	/* The configuration goes last: until then an interrupted removal can be repeated. */
 	for (size_t i = 0; i < SL_ARRAY_SIZE(files); i++)
@@ -294,8 +300,9 @@ int sl_store_remove(const char *path, char **why)
 
 static void store_free(struct sl_store *s)
 {
-	int fds[] = {s->root_fd,  s->base_fd,	   s->work_fd, s->tail_fd, s->tree_fd,
-		     s->links_fd, s->whiteouts_fd, s->cold_fd, s->lock_fd};
+	int fds[] = {s->root_fd,  s->base_fd,	   s->work_fd, s->tree_fd,
+		     s->links_fd, s->whiteouts_fd, s->lock_fd};
+	sl_armour_close(s);
 	for (size_t i = 0; i < SL_ARRAY_SIZE(fds); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -307,16 +314,11 @@ static void store_free(struct sl_store *s)
 
 static void probe_reflinks(struct sl_store *s)
 {
-	s->cold_fd = openat(s->base_fd, "cold", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	_cleanup_close_ int probe = openat(s->base_fd, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
 	s->reflinks = true; /* or sl_armour() would not try */
-	s->reflinks = s->cold_fd >= 0 && probe >= 0 && sl_armour(s, probe, s->block) == 0;
+	s->reflinks = sl_armour_open(s) == 0 && probe >= 0 && sl_armour(s, probe, 0, s->block) == 0;
 	if (!s->reflinks && s->cold_fd >= 0)
 		(void)!ftruncate(s->cold_fd, 0);
-	if (!s->reflinks || !s->native)
-		return;
-	s->tail_fd = openat(s->base_fd, "tail", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	s->reflinks = s->tail_fd >= 0 && sl_armour_init_tail(s) == 0;
 }
 
 static int open_base(struct sl_store *s, int work, char **why)
@@ -331,7 +333,14 @@ static int open_base(struct sl_store *s, int work, char **why)
 	if (r < 0)
 		return r;
 	s->base_fd = openat(s->work_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return s->base_fd < 0 ? -errno : 0;
+	if (s->base_fd < 0)
+		return -errno;
+	_cleanup_free_ char *image = sl_path_join(s->path, "image"), *no_zone = NULL;
+	s->sealed = s->cfg.image && image && sl_zone_seal(image, s->base_fd, &no_zone) == 0;
+	if (!s->sealed)
+		sl_notice("what gets past the gate reads zeros where content is missing%s%s",
+			  no_zone ? ": " : "", no_zone ? no_zone : "");
+	return 0;
 }
 
 int sl_store_open(const char *path, int work, struct sl_store **ret, char **why)
@@ -339,7 +348,7 @@ int sl_store_open(const char *path, int work, struct sl_store **ret, char **why)
 	struct sl_store *s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
-	s->base_fd = s->work_fd = s->tail_fd = -EBADF;
+	s->base_fd = s->work_fd = -EBADF;
 	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = s->lock_fd = -EBADF;
 	s->path = strdup(path);
 	int r = sl_store_config_load(path, &s->cfg, why);

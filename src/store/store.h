@@ -10,9 +10,9 @@
  *     tree/           the clone: real directories, files and symlinks; each object's record is an xattr of it
  *     links/          for files of which the origin has several names: a hard link per object, named by its
  * identity whiteouts/      per directory (by inode number): the names that were deleted or renamed away here
- *     cold            the extent that placeholders are made of, on filesystems with reflinks
+ *     cold, tails/    what placeholders are made of, on filesystems with reflinks
  *     image           of a native clone: the filesystem on which the parts from tree/ on are then, instead of
- * here
+ *                     here
  *
  * A **native** clone's tree is itself what users work on, behind the fanotify gate. It has a filesystem of
  * its own: an image, a device, or a mounted filesystem on whose root directory the store was made.

@@ -3,7 +3,7 @@
 # If this fails, placeholders in a store with reflinks have holes, which programs take for zeros, or eviction does not give space back.
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/clone.sh"
-need mkfs.xfs
+need mkfs.xfs filefrag
 [ "$(id -u)" = 0 ] || skip_all "making a filesystem needs root"
 truncate -s 512M "$T/img"
 mkfs.xfs -q -m reflink=1 "$T/img" || bail "mkfs.xfs"
@@ -30,6 +30,14 @@ store=$T/xfs/store/tree
 for f in big odd one sparse; do
 	is "$(hole "$store/$f")" "$(stat -c %s "$T/o/$f")" "the placeholder of $f has no hole"
 	is "$(stat -c %s "$store/$f")" "$(stat -c %s "$T/o/$f")" "and its size"
+done
+# A file's last block is shared as well: truncating a clone to its size would make it private, and wait for that.
+for f in odd one; do
+	ok "$f has no block of its own" python3 -c '
+import subprocess, sys
+out = subprocess.run(["filefrag", "-v", sys.argv[1]], capture_output=True, text=True, check=True).stdout
+extents = [l for l in out.splitlines() if l.lstrip()[:1].isdigit()]
+assert extents and all("shared" in l for l in extents), out' "$store/$f"
 done
 sync -f "$T/xfs"
 before=$(used)

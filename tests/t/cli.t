@@ -48,6 +48,25 @@ like "$("$SLUICE" list)" "running +$T/c" "list for people"
 out=$("$SLUICE" doctor --json)
 ok "doctor --json prints JSON" json <<<"$out"
 like "$out" '"name":"fuse","ok":true' "doctor has tried FUSE"
+like "$out" '"name":"resend","ok":' "and what becomes of what waits"
+# The verdict says why, and is the same for people; each feature that was not found has a reason.
+gates() { python3 -c 'import json, sys; j = json.load(sys.stdin); g = j["gates"]; print(eval(sys.argv[1]))' "$1" <<<"$out"; }
+auto=$(gates 'g["auto"]')
+is "$(gates 'j["gate"]')" "$auto" "doctor's verdict is in one place"
+is "$(gates 'g["auto"] == ("fanotify" if g["fanotify"]["ok"] else "fuse")')" True "which goes by what was found"
+is "$(gates 'g["fanotify"]["ok"] == all(f["ok"] for f in g["fanotify"]["features"] if f["needed"])')" True "all of it"
+is "$(gates '[f["name"] for f in g["fanotify"]["features"] if f["tried"] and not f["ok"] and not f.get("why")]')" "[]" \
+	"what is missing has a reason"
+isnt "$(gates 'g["why"]')" "" "and so has the verdict"
+like "$("$SLUICE" doctor)" "gate auto would choose: $auto, because " "doctor tells people"
+mkdir "$T/scratch"
+ok "and leaves nothing" env TMPDIR="$T/scratch" "$SLUICE" doctor
+ok "behind" rmdir "$T/scratch"
+if [ "$(id -u)" = 0 ]; then
+	out=$(setpriv --reuid 65534 --regid 65534 --clear-groups env HOME="$T/none" "$SLUICE" doctor --json 2>/dev/null)
+	like "$(gates 'g["fanotify"]["features"][0]["why"]')" "needs root" "without privilege there is no fanotify gate"
+	is "$(gates 'any(f["tried"] for f in g["fanotify"]["features"][1:])')" False "and nothing more is tried"
+fi
 out=$("$SLUICE" stop --json "$T/c")
 ok "stop --json prints JSON" json <<<"$out"
 like "$("$SLUICE" list)" "stopped +$T/c" "list says stopped"

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -68,7 +69,10 @@ int sl_handle_parent(int fd, struct sl_handle *ret)
 {
 	union room u = {.h.handle_bytes = MAX_HANDLE_SZ};
 	int mount_id;
-	if (name_to_handle_at(fd, "", &u.h, &mount_id, AT_EMPTY_PATH | AT_HANDLE_CONNECTABLE) < 0)
+	char path[32];
+	/* By way of its link: of an empty path the kernel would not say. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (name_to_handle_at(AT_FDCWD, path, &u.h, &mount_id, AT_SYMLINK_FOLLOW | AT_HANDLE_CONNECTABLE) < 0)
 		return -ENOENT;
 	const unsigned char *b = u.h.f_handle;
 	switch (u.h.handle_type & 0xff) { /* what is above says that it is connectable */

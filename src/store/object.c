@@ -514,17 +514,29 @@ int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_obj
 
 /* ---- using one ---- */
 
+/* Remembered as its parent, so that what is known of the directory stays as long as what is known of the file. */
 static struct sl_object *native_parent(struct sl_object *o)
 {
+	struct sl_store *s = o->store;
 	struct sl_handle h;
 	struct sl_at at;
 	struct sl_object *p = NULL;
-	if (o == o->store->root || sl_at_begin(o, &at) < 0)
-		return NULL;
+	pthread_rwlock_rdlock(&s->tree);
+	if (o->parent)
+		p = sl_object_ref(o->parent);
+	pthread_rwlock_unlock(&s->tree);
+	if (p || o == s->root || sl_at_begin(o, &at) < 0)
+		return p;
 	int r = sl_handle_parent(at.fd, &h);
 	sl_at_end(&at);
-	_cleanup_close_ int fd = r == 0 ? sl_handle_open(o->store->tree_fd, &h, O_PATH | O_DIRECTORY) : r;
-	return fd >= 0 && sl_object_of_fd(o->store, fd, &p) == 0 ? p : NULL;
+	_cleanup_close_ int fd = r == 0 ? sl_handle_open(s->tree_fd, &h, O_PATH | O_DIRECTORY) : r;
+	if (fd < 0 || sl_object_of_fd(s, fd, &p) < 0)
+		return NULL;
+	pthread_rwlock_wrlock(&s->tree);
+	if (!o->parent && p != o)
+		o->parent = sl_object_ref(p);
+	pthread_rwlock_unlock(&s->tree);
+	return p;
 }
 
 struct sl_object *sl_object_parent(struct sl_object *o)

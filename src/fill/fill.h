@@ -22,6 +22,8 @@ struct sl_fill_config {
 	 * o->invalidating down, which was counted up. On any thread; must not block on them.
 	 */
 	void (*changed)(void *arg, struct sl_object *o);
+	/** The same is about to happen to a file of @old_size; changed() follows. Its locks are held. May be NULL. */
+	void (*changing)(void *arg, struct sl_object *o, uint64_t old_size);
 	void *arg;
 };
 
@@ -81,6 +83,12 @@ int sl_fill_modify(struct sl_fill *f, struct sl_object *o, bool truncate);
  * that were given back. Blocks for the disk.
  */
 int sl_fill_evict(struct sl_fill *f, struct sl_object **o, int *results, size_t n, uint64_t *freed);
+
+/**
+ * All of @o is here, and nobody has committed that: its content was complete when a service died that was told by nobody but
+ * its own memory.
+ */
+int sl_fill_complete(struct sl_fill *f, struct sl_object *o);
 
 struct sl_fill_reclaim {
 	uint64_t older_than; /* seconds since the last use; 0: any */

@@ -489,6 +489,18 @@ int sl_object_attr(struct sl_object *o, struct sl_attr *a)
 	return 0;
 }
 
+int sl_object_pin(struct sl_object *o)
+{
+	struct sl_at at;
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	r = *at.name ? openat(at.fd, at.name, O_PATH | O_NOFOLLOW | O_CLOEXEC) : fcntl(at.fd, F_DUPFD_CLOEXEC, 3);
+	r = r < 0 ? -errno : r;
+	sl_at_end(&at);
+	return r;
+}
+
 ssize_t sl_object_readlink(struct sl_object *o, char *buf, size_t n)
 {
 	struct sl_at at;

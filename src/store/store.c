@@ -224,17 +224,24 @@ static void probe_reflinks(struct sl_store *s)
 
 int sl_store_open(const char *path, struct sl_store **ret, char **why)
 {
+	return sl_store_open_locked(path, -EBADF, ret, why);
+}
+
+int sl_store_open_locked(const char *path, int lock_fd, struct sl_store **ret, char **why)
+{
 	struct sl_store *s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
-	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = s->lock_fd = -EBADF;
+	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = -EBADF;
+	s->lock_fd = lock_fd;
 	s->path = strdup(path);
 	int r = sl_store_config_load(path, &s->cfg, why);
 	if (r < 0)
 		goto fail;
 	r = -ENOENT;
 	s->root_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (s->lock_fd < 0)
+		s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (s->lock_fd < 0) {
 		r = sl_fail(why, -errno, "store %s: cannot open the lock: %s", path, strerror(errno));
 		goto fail;
@@ -331,6 +338,11 @@ bool sl_store_reflinks(const struct sl_store *s)
 bool sl_store_privileged(const struct sl_store *s)
 {
 	return s->privileged;
+}
+
+int sl_store_lock_fd(const struct sl_store *s)
+{
+	return s->lock_fd;
 }
 
 int sl_store_root_fd(const struct sl_store *s)

@@ -51,6 +51,11 @@ int sl_store_config_save(const char *path, const struct sl_store_config *c);
 int sl_store_create(const char *path, const struct sl_store_config *c, char **why);
 /** Open and lock. -EBUSY where another process has it open. */
 int sl_store_open(const char *path, struct sl_store **ret, char **why);
+/** The same with a lock that is held already, as its descriptor, which is the store's from then on (also on failure); if it is
+ * negative, as sl_store_open(). */
+int sl_store_open_locked(const char *path, int lock_fd, struct sl_store **ret, char **why);
+/** The descriptor of the lock. */
+int sl_store_lock_fd(const struct sl_store *s);
 /** All objects must have been put back. */
 void sl_store_close(struct sl_store *s);
 /** Take a store apart: everything in @path that a store consists of, then @path itself if that leaves it

@@ -5,11 +5,13 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "keeper/keeper.h"
 
 static const struct sl_command *const commands[] = {
     &sl_cmd_clone, &sl_cmd_serve,  &sl_cmd_start,   &sl_cmd_stop,  &sl_cmd_remove,
     &sl_cmd_list,  &sl_cmd_status, &sl_cmd_hydrate, &sl_cmd_evict, &sl_cmd_pin,
     &sl_cmd_unpin, &sl_cmd_verify, &sl_cmd_doctor,
+    &sl_cmd_keeper,
 };
 
 int sl_cli_help(const struct sl_command *cmd)
@@ -61,6 +63,10 @@ int main(int argc, char **argv)
 		return help(stdout);
 	if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "-V")) {
 		puts("sluice " SL_VERSION);
+		return SL_EXIT_OK;
+	}
+	if (!strcmp(argv[1], "--state-version")) { /* asked by a running service before it is replaced by this program */
+		sl_keeper_print_version();
 		return SL_EXIT_OK;
 	}
 	for (size_t i = 0; i < SL_ARRAY_SIZE(commands); i++)

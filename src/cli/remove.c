@@ -30,7 +30,7 @@ static int check_ours(const char *store, char **why)
 {
 	struct sl_store *s;
 	struct ours x = {0};
-	int r = sl_store_open(store, -1, &s, why);
+	int r = sl_store_open(store, &s, why);
 	if (r < 0)
 		return r;
 	r = sl_walk(sl_object_root(s), count_ours, &x);

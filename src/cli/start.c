@@ -30,14 +30,23 @@ bool sl_service_gone(const char *store, unsigned seconds)
 	}
 }
 
+static struct sl_keeper_config keeper_config(const char *store, int ready_fd, bool need_origin)
+{
+	return (struct sl_keeper_config){.store = store,
+					 .serve = sl_clone_run,
+					 .each_fd = sl_clone_each_fd,
+					 .ready_fd = ready_fd,
+					 .need_origin = need_origin};
+}
+
 /* In the child: away from the terminal and the caller's directory, with the log in the store. Does not
  * return. */
 static void daemon_main(const char *store, int ready_fd, bool need_origin)
 {
-	char *log = sl_path_join(store, "log"), *why = NULL;
+	char *log = sl_path_join(store, "log");
 	setsid();
 	if (fork() != 0)
-		_exit(0); /* the service is nobody's child */
+		_exit(0); /* the keeper is nobody's child */
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	free(log);
@@ -50,11 +59,8 @@ static void daemon_main(const char *store, int ready_fd, bool need_origin)
 	if (ready_fd > 3)
 		close_range(3, (unsigned)ready_fd - 1, 0);
 	close_range((unsigned)ready_fd + 1, ~0u, 0);
-	int r = sl_clone_run(store, ready_fd, need_origin, &why);
-	if (r < 0)
-		sl_err("%s", why ? why : strerror(-r));
-	free(why); /* exit() does not unwind */
-	exit(r < 0 ? 1 : 0);
+	struct sl_keeper_config cfg = keeper_config(store, ready_fd, need_origin);
+	exit(sl_keeper_run(&cfg));
 }
 
 int sl_service_start(const char *store, bool need_origin, char **why)
@@ -131,8 +137,8 @@ static int run_start(const struct sl_command *cmd, int argc, char **argv)
 	}
 	if (foreground) {
 		sl_store_config_fini(&cfg);
-		r = sl_clone_run(store, -1, false, &why);
-		return r < 0 ? sl_cli_fail("%s", why ? why : strerror(-r)) : SL_EXIT_OK;
+		struct sl_keeper_config kc = keeper_config(store, -1, false);
+		return sl_keeper_run(&kc) ? SL_EXIT_FAIL : SL_EXIT_OK;
 	}
 	r = sl_service_start(store, false, &why);
 	if (r == 0 && json) {
@@ -157,4 +163,23 @@ const struct sl_command sl_cmd_start = {
 	    "  -h, --help         this text\n\n"
 	    "Example:\n  sluice start ~/data\n",
     .run = run_start,
+};
+
+/* ---- sluice keeper: how a keeper starts over ---- */
+
+static int run_keeper(const struct sl_command *cmd, int argc, char **argv)
+{
+	if (argc != 2)
+		return sl_cli_usage(cmd, "is run by the keeper itself");
+	struct sl_keeper_config kc = keeper_config(NULL, -1, false);
+	return sl_keeper_resume(atoi(argv[1]), &kc) ? SL_EXIT_FAIL : SL_EXIT_OK;
+}
+
+const struct sl_command sl_cmd_keeper = {
+    .name = "keeper",
+    .summary = "Go on as the keeper of a service that died",
+    .usage = "DESCRIPTOR",
+    .help = "Not to be called by hand.\n",
+    .run = run_keeper,
+    .hidden = true,
 };

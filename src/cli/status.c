@@ -52,8 +52,12 @@ static void print_service(json_t *j)
 	printf("  gate        %s%s\n", str(j, "gate"),
 	       json_is_true(json_object_get(j, "passthrough")) ? ", full files in passthrough mode" : "");
 	uint64_t up = (uint64_t)time(NULL) - sl_json_u64(j, "started");
-	printf("  service     pid %llu, up for %s\n", (unsigned long long)sl_json_u64(j, "service_pid"),
-	       sl_format_ns(a, up * 1000000000ull));
+	printf("  service     pid %llu (keeper %llu), up for %s", (unsigned long long)sl_json_u64(j, "service_pid"),
+	       (unsigned long long)sl_json_u64(j, "keeper_pid"), sl_format_ns(a, up * 1000000000ull));
+	uint64_t restarts = sl_json_u64(j, "service_restarts");
+	if (restarts)
+		printf(", restarted %llu time%s", (unsigned long long)restarts, restarts == 1 ? "" : "s");
+	putchar('\n');
 	printf("  fetched     %s in %llu requests, %llu listings%s",
 	       sl_format_size(a, sl_json_u64(j, "fetched_bytes")),
 	       (unsigned long long)sl_json_u64(j, "fetches"), (unsigned long long)sl_json_u64(j, "listings"),

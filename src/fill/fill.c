@@ -283,6 +283,22 @@ void sl_fill_kick(struct sl_fill *f, struct sl_object *o)
 	sl_wants_done(f, &lost, r);
 }
 
+int sl_fill_complete(struct sl_fill *f, struct sl_object *o)
+{
+	int r = 0;
+	pthread_mutex_lock(&o->lock);
+	if (!(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && !sl_chunkmap_full(&o->map)) {
+		uint64_t had = sl_chunkmap_bytes(&o->map);
+		r = sl_chunkmap_set(&o->map, 0, o->map.size);
+		if (r == 0) {
+			sl_space_add(f, (int64_t)(sl_chunkmap_bytes(&o->map) - had));
+			sl_commit_mark(f, o);
+		}
+	}
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
 /* ---- fetches ---- */
 
 static void fetch_run(struct sl_work *w);
@@ -614,6 +630,8 @@ static int moved_on(struct fetch *x)
 			    (fchown(fd, x->req.attr.uid, x->req.attr.gid) < 0 ||
 			     fchmod(fd, x->req.attr.mode & 07777) < 0))
 				r = -errno;
+			if (x->f->cfg.changing)
+				x->f->cfg.changing(x->f->cfg.arg, o, old_size);
 			if (r == 0)
 				r = sl_object_reset(o, fd, &v);
 			if (!x->req.attr.no_xattrs && r == 0)

@@ -30,6 +30,9 @@ struct sl_fill_config {
 	void (*guard)(void *arg, struct sl_object *o);
 	int (*settle)(void *arg);
 	int (*grow)(void *arg, uint64_t bytes);
+	/** The same is about to happen to a file of @old_size; changed() follows. Its locks are held. May be
+	 * NULL. */
+	void (*changing)(void *arg, struct sl_object *o, uint64_t old_size);
 	void *arg;
 };
 
@@ -105,6 +108,12 @@ void sl_fill_written(struct sl_fill *f, struct sl_object *o);
  * that were given back. Blocks for the disk.
  */
 int sl_fill_evict(struct sl_fill *f, struct sl_object **o, int *results, size_t n, uint64_t *freed);
+
+/**
+ * All of @o is here, and nobody has committed that: its content was complete when a service died that was
+ * told by nobody but its own memory.
+ */
+int sl_fill_complete(struct sl_fill *f, struct sl_object *o);
 
 struct sl_fill_reclaim {
 	uint64_t older_than; /* seconds since the last use; 0: any */

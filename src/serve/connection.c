@@ -115,10 +115,10 @@ static void handle(struct sl_req *rq, void *arg)
 	}
 }
 
-static void init(void *arg, uint64_t flags)
+static void init(void *arg, const struct sl_server_agreed *agreed)
 {
 	struct sl_conn *c = arg;
-	c->flags = flags;
+	c->flags = agreed->flags;
 }
 
 static int conn_init(struct sl_conn *c, struct sl_export *e)

@@ -11,7 +11,6 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
-#include <sys/un.h>
 #include <sys/vfs.h>
 #include <time.h>
 
@@ -24,6 +23,13 @@
 #include "store/walk.h"
 
 #define CLEAN "clean" /* in the store while no service runs, if the last one ended in good order */
+
+static void on_changing(void *arg, struct sl_object *o, uint64_t old_size)
+{
+	struct sl_clone *c = arg;
+	if (c->gate)
+		sl_gate_changing(c->gate, o, old_size);
+}
 
 static void on_changed(void *arg, struct sl_object *o)
 {
@@ -154,22 +160,6 @@ static void *gate_thread(void *arg)
 	return NULL;
 }
 
-/* Tell the service manager, if there is one that wants to know (sd_notify(3)). */
-static void notify_manager(const char *text)
-{
-	const char *path = getenv("NOTIFY_SOCKET");
-	struct sockaddr_un sa = {.sun_family = AF_UNIX};
-	size_t n = path ? strlen(path) : 0;
-	if (n == 0 || n >= sizeof(sa.sun_path))
-		return;
-	memcpy(sa.sun_path, path, n);
-	if (*path == '@')
-		sa.sun_path[0] = '\0';
-	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	(void)!sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&sa,
-		      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n));
-}
-
 /* The kernel reads ahead in pieces of 128 KiB unless it is told otherwise, which root may. */
 static void larger_readahead(const char *dir)
 {
@@ -203,25 +193,50 @@ static void wait_for_end(struct sl_clone *c, int sig_fd)
 		sl_info("ending on signal %u", si.ssi_signo);
 }
 
-static int prepare(const char *path, char **why)
+static int prepare(struct sl_clone *c, const char *path, char **why)
 {
 	struct sl_store_config cfg = {0};
 	int r = sl_store_config_load(path, &cfg, why);
-	if (r == 0)
+	if (r == 0 && sl_kept_get(c->keeper, SL_KEPT_WORK) < 0)
 		r = cfg.native ? sl_native_clear(path, &cfg, why) : sl_fuse_available(why);
 	sl_store_config_fini(&cfg);
 	return r;
 }
 
+/* True if the mount of a service that died is ours now: who waits in it goes on waiting. */
+static bool inherit(struct sl_clone *c, const char *dir)
+{
+	size_t size;
+	int fd = sl_kept_get(c->keeper, SL_KEPT_FUSE);
+	void *area = sl_kept_area(c->keeper, &size);
+	if (fd < 0)
+		return false;
+	if (sl_gate_can_take_over(area))
+		return true;
+	sl_warn("this kernel cannot send requests again that a dead service has received (Linux 6.9 can): "
+		"what is in use in %s "
+		"gets errors",
+		dir);
+	sl_kept_put(c->keeper, SL_KEPT_FUSE, -1);
+	close(fd);
+	memset(area, 0, sl_gate_area_used(area));
+	return false;
+}
+
 static int open_parts(struct sl_clone *c, const char *path, bool need_origin, char **why)
 {
-	int r = prepare(path, why);
+	int r = prepare(c, path, why);
 	if (r == 0)
-		r = sl_store_open(path, -1, &c->store, why);
+		r = sl_store_open_kept(path, sl_kept_get(c->keeper, SL_KEPT_LOCK),
+				       sl_kept_get(c->keeper, SL_KEPT_WORK), &c->store, why);
 	if (r < 0)
 		return r;
+	sl_kept_put(c->keeper, SL_KEPT_LOCK, sl_store_lock_fd(c->store));
 	const struct sl_store_config *cfg = sl_store_config(c->store);
-	r = prepare_dir(cfg->dir, why);
+	if (cfg->native)
+		sl_kept_put(c->keeper, SL_KEPT_WORK, sl_store_work_fd(c->store));
+	bool there = cfg->native ? sl_native_shown(c) : inherit(c, cfg->dir);
+	r = there ? 0 : prepare_dir(cfg->dir, why);
 	if (r < 0)
 		return r;
 	struct sl_origin_config oc = {.timeout = cfg->timeout,
@@ -237,7 +252,8 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 	r = meet_origin(c, need_origin, why);
 	if (r < 0)
 		return r;
-	struct sl_fill_config fc = {.store = c->store, .origin = c->origin, .changed = on_changed, .arg = c};
+	struct sl_fill_config fc = {
+	    .store = c->store, .origin = c->origin, .changed = on_changed, .changing = on_changing, .arg = c};
 	if (cfg->native) {
 		fc.guard = on_guard;
 		fc.settle = on_settle;
@@ -278,11 +294,23 @@ static int open_gate(struct sl_clone *c, int ready_fd, int sig_fd, char **why)
 	if (cfg->native)
 		return sl_native_open(c, tell_progress, &t, why);
 	struct sl_mount_options mo = {.allow_other = cfg->allow_other};
-	int fd = sl_fuse_mount(cfg->dir, &mo, why);
+	int fd = sl_kept_get(c->keeper, SL_KEPT_FUSE);
+	bool inherited = fd >= 0;
+	if (!inherited)
+		fd = sl_fuse_mount(cfg->dir, &mo, why);
 	if (fd < 0)
 		return fd;
-	struct sl_gate_config gc = {.store = c->store, .fill = c->fill, .origin = c->origin, .fuse_fd = fd};
+	sl_kept_put(c->keeper, SL_KEPT_FUSE, fd);
+	struct sl_gate_config gc = {.store = c->store,
+				    .fill = c->fill,
+				    .origin = c->origin,
+				    .fuse_fd = fd,
+				    .takeover = inherited,
+				    .numbers_lost = sl_keeper_numbers_lost(c->keeper)};
+	gc.area = sl_kept_area(c->keeper, &gc.area_size);
 	int r = sl_gate_new(&gc, &c->gate);
+	if (r < 0 && inherited)
+		return sl_fail(why, r, "cannot take the mount over: %s", strerror(-r));
 	if (r < 0) {
 		sl_fuse_unmount(cfg->dir, true, NULL);
 		return sl_fail(why, r, "cannot start the gate: %s", strerror(-r));
@@ -321,7 +349,7 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 	c->forgotten_known = !c->unclean;
 	int r = open_gate(c, *ready_fd, sig_fd, why);
 	if (r < 0) {
-		if (c->fan)
+		if (c->fan && !sl_keeper_successor(c->keeper))
 			sl_native_stop(c);
 		return r;
 	}
@@ -330,6 +358,8 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 	r = sl_control_start(c, &control, why);
 	if (r == 0 && c->gate)
 		r = -pthread_create(&gate, NULL, gate_thread, c);
+	if (r < 0 && sl_keeper_successor(c->keeper))
+		return r;
 	if (r < 0) {
 		sl_clone_hide(c, true, NULL);
 		sl_control_stop(control);
@@ -345,15 +375,15 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 	if (c->gate)
 		larger_readahead(cfg->dir);
 	say_ready(sl_steal_fd(ready_fd), "ready\n");
-	notify_manager("READY=1");
+	sl_keeper_ready(c->keeper);
 
 	wait_for_end(c, sig_fd);
 	c->ending = true;
-	notify_manager("STOPPING=1");
 	if (sl_clone_hide(c, false, NULL) < 0) {
 		sl_notice("%s is still in use: what is open there gets errors from now on", cfg->dir);
 		sl_clone_hide(c, true, NULL);
 	}
+	sl_keeper_ending(c->keeper); /* there is nothing left to take over */
 	if (c->gate) {
 		sl_gate_stop(c->gate);
 		pthread_join(gate, NULL);
@@ -367,9 +397,10 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 	return 0;
 }
 
-int sl_clone_run(const char *path, int ready_fd, bool need_origin, char **why)
+int sl_clone_run(struct sl_keeper *keeper, const char *path, int ready_fd, bool need_origin, char **why)
 {
-	struct sl_clone c = {.stop_fd = eventfd(0, EFD_CLOEXEC), .started = (uint64_t)time(NULL)};
+	struct sl_clone c = {
+	    .keeper = keeper, .stop_fd = eventfd(0, EFD_CLOEXEC), .started = (uint64_t)time(NULL)};
 	sigset_t set;
 	_cleanup_free_ char *reason = NULL;
 	umask(0); /* modes are what the gate is told */
@@ -384,6 +415,11 @@ int sl_clone_run(const char *path, int ready_fd, bool need_origin, char **why)
 	int r = open_parts(&c, path, need_origin, &reason);
 	if (r == 0)
 		r = run(&c, sig_fd, &ready_fd, &reason);
+	if (r < 0 && sl_keeper_successor(keeper)) {
+		/* Whoever waits goes on waiting: nothing may be closed in good order here. */
+		sl_err("cannot take over from the last service: %s", reason ? reason : strerror(-r));
+		sl_keeper_fail(keeper);
+	}
 	close_parts(&c, r == 0);
 	if (r < 0 && !reason)
 		sl_fail(&reason, r, "%s", strerror(-r));
@@ -393,4 +429,9 @@ int sl_clone_run(const char *path, int ready_fd, bool need_origin, char **why)
 	if (r < 0 && why)
 		*why = sl_steal_ptr(&reason);
 	return r;
+}
+
+void sl_clone_each_fd(const void *area, size_t size, void (*fn)(void *arg, int fd), void *arg)
+{
+	(sl_fan_area(area) ? sl_fan_each_fd : sl_gate_each_fd)(area, size, fn, arg);
 }

@@ -5,8 +5,10 @@
 #include "fill/fill.h"
 #include "gate/fanotify/gate.h"
 #include "gate/fuse/gate.h"
+#include "keeper/keeper.h"
 
 struct sl_clone {
+	struct sl_keeper *keeper; /* or NULL */
 	struct sl_store *store;
 	struct sl_origin *origin;
 	struct sl_fill *fill;
@@ -29,6 +31,9 @@ int sl_clone_hide(struct sl_clone *c, bool force, char **why);
  * Run the service of the clone whose store is at @path, until it is told to stop, gets SIGTERM or SIGINT, or
  * its mount is unmounted. Call with one thread only. When the clone is up, "ready\n" is written to @ready_fd
  * (if not negative), otherwise the reason why not; then it is closed. Before that, lines "names OBJECTS
- * DIRECTORIES LEFT\n" may come. @need_origin: fail when the origin cannot be reached.
+ * DIRECTORIES LEFT\n" may come. @need_origin: fail when the origin cannot be reached. With @keeper: what must
+ * outlive this service is kept there, and what the last one left is taken over.
  */
-int sl_clone_run(const char *path, int ready_fd, bool need_origin, char **why);
+int sl_clone_run(struct sl_keeper *keeper, const char *path, int ready_fd, bool need_origin, char **why);
+/** For struct sl_keeper_config.each_fd. */
+void sl_clone_each_fd(const void *area, size_t size, void (*fn)(void *arg, int fd), void *arg);

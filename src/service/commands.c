@@ -143,6 +143,8 @@ static json_t *service_json(struct sl_clone *c)
 			      sl_store_reflinks(c->store), "privileged", sl_store_privileged(c->store),
 			      "limit", (json_int_t)cfg->limit, "unclean_start", c->unclean);
 	json_object_set_new(j, "gate", json_string(c->fan ? "fanotify" : "fuse"));
+	json_object_set_new(j, "keeper_pid", json_integer(sl_keeper_pid(c->keeper)));
+	json_object_set_new(j, "service_restarts", json_integer(sl_keeper_restarts(c->keeper)));
 	json_object_set_new(j, "fetches", json_integer((json_int_t)fs.fetches));
 	json_object_set_new(j, "fetched_bytes", json_integer((json_int_t)fs.fetched_bytes));
 	json_object_set_new(j, "listings", json_integer((json_int_t)fs.listings));

@@ -153,7 +153,11 @@ int sl_control_start(struct sl_clone *c, struct sl_control **ret, char **why)
 	pthread_cond_init(&k->cond, NULL);
 	k->path = sl_path_join(sl_store_path(c->store), "control");
 	k->stop_fd = eventfd(0, EFD_CLOEXEC);
-	k->listen_fd = k->path ? sl_unix_listen(k->path, 0600) : -ENOMEM;
+	k->listen_fd = sl_kept_get(c->keeper, SL_KEPT_CONTROL);
+	if (k->listen_fd < 0)
+		k->listen_fd = k->path ? sl_unix_listen(k->path, 0600) : -ENOMEM;
+	if (k->listen_fd >= 0)
+		sl_kept_put(c->keeper, SL_KEPT_CONTROL, k->listen_fd);
 	int r = k->listen_fd < 0 ? k->listen_fd : -pthread_create(&k->thread, NULL, accept_thread, k);
 	if (r < 0) {
 		sl_fail(why, r, "control socket %s: %s", k->path, strerror(-r));
@@ -180,6 +184,7 @@ void sl_control_stop(struct sl_control *k)
 	while (k->active)
 		pthread_cond_wait(&k->cond, &k->lock);
 	pthread_mutex_unlock(&k->lock);
+	sl_kept_put(k->clone->keeper, SL_KEPT_CONTROL, -1);
 	close(k->listen_fd);
 	close(k->stop_fd);
 	free(k->path);

@@ -145,10 +145,16 @@ static int attach(struct sl_clone *c, char **why)
 int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct sl_fill_progress *p),
 		   void *arg, char **why)
 {
-	struct sl_fan_config fc = {.store = c->store, .fill = c->fill, .group = -1, .notify = -1};
+	struct sl_fan_config fc = {.store = c->store,
+				   .fill = c->fill,
+				   .group = sl_kept_get(c->keeper, SL_KEPT_GROUP),
+				   .notify = sl_kept_get(c->keeper, SL_KEPT_NOTIFY)};
+	fc.area = sl_kept_area(c->keeper, &fc.area_size);
 	int r = sl_fan_new(&fc, &c->fan, why);
 	if (r < 0)
 		return r;
+	sl_kept_put(c->keeper, SL_KEPT_GROUP, sl_fan_group(c->fan));
+	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
 	if (!sl_store_is_complete(c->store)) {
 		r = sl_fill_tree(c->fill, progress, arg);
 		if (r == 0)
@@ -161,8 +167,13 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 					   ? " (a directory that the exporter may not read; the log names it)"
 					   : "");
 	}
+	/* An earlier service may have shown it. */
+	_cleanup_close_ int dir =
+	    sl_native_shown(c) ? open(sl_store_config(c->store)->dir, O_PATH | O_CLOEXEC) : -EBADF;
+	if (dir >= 0)
+		(void)sl_fan_set_mount(c->fan, dir);
 	r = sl_fan_start(c->fan);
-	return r < 0 ? r : attach(c, why);
+	return r < 0 || dir >= 0 ? r : attach(c, why);
 }
 
 /* ---- and hiding it ---- */

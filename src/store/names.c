@@ -94,6 +94,19 @@ static int note_place(struct sl_object *o)
 	return r;
 }
 
+/* Who has it open may still want content that is not here, also of a later service: the object then only has
+ * its record. */
+static void note_open_place(struct sl_object *o)
+{
+	if (!o || !sl_object_is_reg(o) || o->damaged)
+		return;
+	pthread_mutex_lock(&o->lock);
+	bool open = o->opens && !sl_chunkmap_full(&o->map);
+	pthread_mutex_unlock(&o->lock);
+	if (open)
+		(void)note_place(o);
+}
+
 static bool is_moved(struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
@@ -161,6 +174,7 @@ int sl_object_unlink(struct sl_object *dir, const char *name, bool rmdir)
 		return r;
 	if (o && sl_object_is_dir(o) != rmdir)
 		return rmdir ? -ENOTDIR : -EISDIR;
+	note_open_place(o);
 	_cleanup_free_ char *place = NULL;
 	if (o)
 		(void)sl_object_place(o, &place);
@@ -215,6 +229,8 @@ int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *
 	if (o == target)
 		return 0; /* two names of one object: POSIX says nothing happens */
 	_cleanup_free_ char *place = NULL;
+	if (!exchange)
+		note_open_place(target);
 	if (target)
 		(void)sl_object_place(target, &place);
 	r = note_place(o);

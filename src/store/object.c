@@ -514,7 +514,8 @@ int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_obj
 
 /* ---- using one ---- */
 
-/* Remembered as its parent, so that what is known of the directory stays as long as what is known of the file. */
+/* Remembered as its parent, so that what is known of the directory stays as long as what is known of the
+ * file. */
 static struct sl_object *native_parent(struct sl_object *o)
 {
 	struct sl_store *s = o->store;
@@ -621,6 +622,19 @@ int sl_object_attr(struct sl_object *o, struct sl_attr *a)
 		return r;
 	attr_of(o, &st, a);
 	return 0;
+}
+
+int sl_object_pin(struct sl_object *o)
+{
+	struct sl_at at;
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	r = *at.name ? openat(at.fd, at.name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+		     : fcntl(at.fd, F_DUPFD_CLOEXEC, 3);
+	r = r < 0 ? -errno : r;
+	sl_at_end(&at);
+	return r;
 }
 
 ssize_t sl_object_readlink(struct sl_object *o, char *buf, size_t n)

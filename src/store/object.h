@@ -67,6 +67,7 @@ struct sl_object {
 	struct sl_list dirty_link; /* the committer's */
 
 	/* the gate's, for open files */
+	void *orphan; /* what holds it across a restart: it has no name any more, and the kernel knows it */
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
 	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
 				  present one */
@@ -140,6 +141,8 @@ int sl_object_open_fill(struct sl_object *o, bool *invisible);
 int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off);
 /** A descriptor of the directory for the *at calls, to be closed. */
 int sl_object_open_dir(struct sl_object *o);
+/** An O_PATH descriptor of it, to be closed. */
+int sl_object_pin(struct sl_object *o);
 ssize_t sl_object_readlink(struct sl_object *o, char *buf, size_t n);
 /** Change permissions, owner, group; -1 leaves one as it is. -EPERM for another owner in an unprivileged
  * store. */

@@ -321,15 +321,14 @@ static void probe_reflinks(struct sl_store *s)
 		(void)!ftruncate(s->cold_fd, 0);
 }
 
-static int open_base(struct sl_store *s, int work, char **why)
+static int open_base(struct sl_store *s, char **why)
 {
 	if (!s->cfg.native) {
 		s->base_fd = fcntl(s->root_fd, F_DUPFD_CLOEXEC, 3);
 		return s->base_fd < 0 ? -errno : 0;
 	}
 	s->native = true;
-	s->work_fd = work;
-	int r = work >= 0 ? 0 : mount_fs(s->path, &s->cfg, &s->work_fd, why);
+	int r = s->work_fd >= 0 ? 0 : mount_fs(s->path, &s->cfg, &s->work_fd, why);
 	if (r < 0)
 		return r;
 	s->base_fd = openat(s->work_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -343,20 +342,28 @@ static int open_base(struct sl_store *s, int work, char **why)
 	return 0;
 }
 
-int sl_store_open(const char *path, int work, struct sl_store **ret, char **why)
+int sl_store_open(const char *path, struct sl_store **ret, char **why)
+{
+	return sl_store_open_kept(path, -EBADF, -EBADF, ret, why);
+}
+
+int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_store **ret, char **why)
 {
 	struct sl_store *s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
-	s->base_fd = s->work_fd = -EBADF;
-	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = s->lock_fd = -EBADF;
+	s->base_fd = -EBADF;
+	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = -EBADF;
+	s->lock_fd = lock_fd;
+	s->work_fd = work_fd;
 	s->path = strdup(path);
 	int r = sl_store_config_load(path, &s->cfg, why);
 	if (r < 0)
 		goto fail;
 	r = -ENOENT;
 	s->root_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (s->lock_fd < 0)
+		s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (s->lock_fd < 0) {
 		r = sl_fail(why, -errno, "store %s: cannot open the lock: %s", path, strerror(errno));
 		goto fail;
@@ -366,7 +373,7 @@ int sl_store_open(const char *path, int work, struct sl_store **ret, char **why)
 			    "store %s is in use by a running service", path);
 		goto fail;
 	}
-	r = open_base(s, work, why);
+	r = open_base(s, why);
 	if (r < 0)
 		goto fail;
 	int *part_fds[] = {&s->tree_fd, &s->links_fd, &s->whiteouts_fd};
@@ -457,6 +464,11 @@ bool sl_store_reflinks(const struct sl_store *s)
 bool sl_store_privileged(const struct sl_store *s)
 {
 	return s->privileged;
+}
+
+int sl_store_lock_fd(const struct sl_store *s)
+{
+	return s->lock_fd;
 }
 
 int sl_store_root_fd(const struct sl_store *s)

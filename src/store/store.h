@@ -58,12 +58,16 @@ int sl_store_config_save(const char *path, const struct sl_store_config *c);
 /** Make a new store at @path, which must not exist or be an empty directory. Leaves nothing behind when it
  * fails. */
 int sl_store_create(const char *path, const struct sl_store_config *c, char **why);
+/** Open and lock. -EBUSY where another process has it open. A native store's filesystem is mounted where
+ * nobody sees it. */
+int sl_store_open(const char *path, struct sl_store **ret, char **why);
 /**
- * Open and lock. -EBUSY where another process has it open. A native store's filesystem is mounted where
- * nobody sees it, unless
- * @work is (not negative, taken over) such a mount already.
+ * The same with what an earlier service has left, or negative descriptors: the lock, which is held already,
+ * and a native store's mount. They are the store's from then on, also on failure.
  */
-int sl_store_open(const char *path, int work, struct sl_store **ret, char **why);
+int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_store **ret, char **why);
+/** The descriptor of the lock. */
+int sl_store_lock_fd(const struct sl_store *s);
 /** Native: the mount that the store itself works through; the store's own. Else negative. */
 int sl_store_work_fd(const struct sl_store *s);
 bool sl_store_native(const struct sl_store *s);

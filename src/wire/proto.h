@@ -115,6 +115,9 @@ enum fuse_notify_code {
 #define FUSE_PASSTHROUGH	  (1ull << 37)
 #define FUSE_HAS_RESEND		  (1ull << 39)
 
+/* In the number of a request: it was sent before (to a server that did not answer it). Replies carry it as well. */
+#define FUSE_UNIQUE_RESEND (1ull << 63)
+
 /*
  * Provisional INIT flag of this project: attributes carry SL_ATTR_XATTR for objects that have extended
  * attributes in the user namespace or an ACL, so that a client need not ask for those of every object that

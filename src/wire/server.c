@@ -37,6 +37,12 @@ int sl_server_new(struct sl_transport *t, const struct sl_server_config *cfg, st
 		s->cfg.threads = 1;
 	if (!s->cfg.max_data || s->cfg.max_data > SL_WIRE_MAX_DATA)
 		s->cfg.max_data = SL_WIRE_MAX_DATA;
+	if (cfg->agreed) {
+		s->cfg.max_data = SL_MIN(s->cfg.max_data, cfg->agreed->max_data);
+		s->flags = cfg->agreed->flags;
+		s->ready = true;
+	}
+	s->cfg.agreed = NULL; /* the caller's */
 	pthread_mutex_init(&s->init_lock, NULL);
 	pthread_mutex_init(&s->run_lock, NULL);
 	*ret = s;
@@ -148,13 +154,20 @@ int sl_server_notify(struct sl_server *s, enum fuse_notify_code code, struct iov
 	return sl_transport_send(s->t, iov, cnt + 1);
 }
 
+int sl_server_resend(struct sl_server *s)
+{
+	return sl_server_notify(s, FUSE_NOTIFY_RESEND, NULL, 0);
+}
+
 static void handle_init(struct sl_server *s, struct sl_req *rq)
 {
 	const struct fuse_init_in *in = &rq->m.in.init;
 	struct fuse_init_out out = {.major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION};
 
 	pthread_mutex_lock(&s->init_lock);
-	if (s->ready || in->major < FUSE_KERNEL_VERSION ||
+	/* One that is sent again was agreed on, but its answer did not get out: the same comes out of it once more. */
+	bool again = sl_transport_is_dev(s->t) && sl_req_resent(rq);
+	if ((s->ready && !again) || in->major < FUSE_KERNEL_VERSION ||
 	    (in->major == FUSE_KERNEL_VERSION && in->minor < SL_FUSE_MINOR_MIN)) {
 		if (!s->ready)
 			sl_warn("client speaks FUSE %u.%u, needed is at least %d.%d", in->major, in->minor,
@@ -179,8 +192,11 @@ static void handle_init(struct sl_server *s, struct sl_req *rq)
 		out.time_gran = 1;
 		out.max_stack_depth = flags & FUSE_PASSTHROUGH ? s->cfg.max_stack_depth : 0;
 		s->flags = flags;
+		struct sl_server_agreed agreed = {.flags = flags,
+						  .max_data = s->cfg.max_data,
+						  .resend = sl_init_flags(in->flags, in->flags2) & FUSE_HAS_RESEND};
 		if (s->cfg.init)
-			s->cfg.init(s->cfg.arg, flags);
+			s->cfg.init(s->cfg.arg, &agreed);
 		s->ready = true;
 		sl_reply(rq, &out, sizeof(out));
 	}
@@ -230,6 +246,10 @@ static void *server_thread(void *arg)
 	size_t cap = SL_WIRE_MAX_MSG;
 	_cleanup_free_ void *buf = malloc(cap);
 	int r = buf ? 0 : -ENOMEM;
+	/* The kernel fails a request with EIO when it cannot copy it to us, and it cannot when this process is killed in
+	 * that moment and a page of the buffer is not there yet. */
+	if (buf && sl_transport_is_dev(s->t))
+		memset(buf, 0, cap);
 	while (r == 0 && !s->end)
 		r = serve_one(s, buf, cap);
 	if (r < 0 && r != -ENODATA && !s->stop) {

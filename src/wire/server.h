@@ -11,6 +11,13 @@
 
 struct sl_server;
 
+/* What INIT agreed on: all that a server must know of a connection that another one has begun. */
+struct sl_server_agreed {
+	uint64_t flags;	   /* INIT flags in force */
+	uint32_t max_data; /* largest READ, WRITE and READDIR */
+	bool resend;	   /* the kernel knows FUSE_NOTIFY_RESEND */
+};
+
 /* A request under way. Valid until it is answered. */
 struct sl_req {
 	struct sl_server *server;
@@ -26,8 +33,11 @@ struct sl_server_config {
 	uint16_t max_background;
 	uint32_t max_stack_depth; /* with FUSE_PASSTHROUGH */
 
-	/** Called once, before any other request, with what was agreed. May be NULL. */
-	void (*init)(void *arg, uint64_t flags);
+	/** The connection is not new: INIT came to another server, which ended without answering everything. Else NULL. */
+	const struct sl_server_agreed *agreed;
+
+	/** Called before any other request (and before INIT is answered) with what was agreed. May be NULL. */
+	void (*init)(void *arg, const struct sl_server_agreed *agreed);
 	/** Answer @rq, or sl_req_keep() it. Runs on the server's threads, several at a time. FORGETs come
 	 * here as well. */
 	void (*handle)(struct sl_req *rq, void *arg);
@@ -60,6 +70,19 @@ void sl_reply(struct sl_req *rq, const void *out, size_t len);
 void sl_reply_data(struct sl_req *rq, const void *out, size_t len, const void *data, size_t data_len);
 /** For FORGET and its like: free without an answer. */
 void sl_reply_none(struct sl_req *rq);
+
+/** True for a request that the kernel had sent before, to a server that ended: it may have been carried out. */
+static inline bool sl_req_resent(const struct sl_req *rq)
+{
+	return rq->m.h.unique & FUSE_UNIQUE_RESEND;
+}
+/** Its number, whether or not it was sent before. */
+static inline uint64_t sl_req_unique(const struct sl_req *rq)
+{
+	return rq->m.h.unique & ~FUSE_UNIQUE_RESEND;
+}
+/** Have the kernel send again what was received and not answered. -EINVAL where it cannot. */
+int sl_server_resend(struct sl_server *s);
 
 /** Send a notification. Returns 0, -ENOENT where the kernel does not have the object, or -errno. */
 int sl_server_notify(struct sl_server *s, enum fuse_notify_code code, struct iovec *body, int cnt);

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Stopping, starting and dying: if this fails, a clone is not what it was when its service comes back, or shows what is not there
+"""Stopping, starting and dying with the keeper: if this fails, a clone is not what it was when its service comes back, or shows what is not there
 while it is away."""
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -85,9 +86,20 @@ def pid_of():
     return slt.status(C, "--brief")["service_pid"]
 
 
-def kill(pid, sig=9):
+def end(sig):
+    """Ask the service to end by a signal."""
+    pid = pid_of()
     os.kill(pid, sig)
     slt.wait_for(60, "the service is gone", lambda: slt.gone(pid))
+
+
+def unlocked(store):
+    with open(store + "/lock", "rb") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def test():
@@ -139,7 +151,7 @@ def test():
         slt.sluice("start", C)
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         with point(f"{sig.name} ends the service in good order"):
-            kill(pid_of(), sig)
+            end(sig)
             assert state_in_list() == ["stopped"] and not os.path.ismount(C)
             slt.sluice("start", C)
             assert not slt.status(C)["unclean_start"]
@@ -154,7 +166,7 @@ def test():
         slt.sluice("stop", C)
         with subprocess.Popen([SLUICE, "start", "--foreground", C], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:
             slt.wait_for(60, "it runs", lambda: state_in_list() == ["running"])
-            assert pid_of() == p.pid
+            assert slt.status(C, "--brief")["keeper_pid"] == p.pid
             compare_piece(rng, "large")
             p.terminate()
             assert p.wait(60) == 0, p.stderr.read()
@@ -163,9 +175,8 @@ def test():
 
     # ---- kill ----
     with point("after kill -9 the tree is not there, and nothing pretends otherwise"):
-        pid = pid_of()
         fd = os.open(C + "/large", os.O_RDONLY)
-        kill(pid)
+        slt.kill_service(C)
         assert state_in_list() == ["dead"], state_in_list()
         assert json.loads(slt.sluice("status", "--json", C))["state"] == "dead"
         for f in (lambda: os.listdir(C), lambda: get(C + "/many/0/f00001"), lambda: os.pread(fd, 100, 11_000_000)):
@@ -180,7 +191,7 @@ def test():
         assert state_in_list() == ["running"]
         assert slt.status(C)["unclean_start"]
     with point("stop takes a dead mount away"):
-        kill(pid_of())
+        slt.kill_service(C)
         slt.sluice("stop", C)
         assert not os.path.ismount(C) and state_in_list() == ["stopped"]
         slt.sluice("start", C)
@@ -188,9 +199,8 @@ def test():
     def forgets():
         slt.sluice("evict", C)
         assert slt.state(C + "/large")["bytes_here"] == 0
-        pid = pid_of()
         get(C + "/large")
-        kill(pid)
+        slt.kill_service(C)
         slt.sluice("start", C)
         st = slt.wait_for(60, "it is known what was forgotten", lambda: (s := slt.status(C)) and "forgotten_files" in s and s)
         assert st["unclean_start"]
@@ -204,7 +214,7 @@ def test():
         slt.sluice("hydrate", C + "/large", C + "/sizes")
         here = slt.status(C)["counts"]["bytes_here"]
         assert here > 12 << 20
-        kill(pid_of())
+        slt.kill_service(C)
         slt.sluice("start", C)
         assert slt.status(C)["counts"]["bytes_here"] == here
         assert get(C + "/large") == get(O + "/large")
@@ -234,12 +244,11 @@ def test():
                 pass
             os._exit(0)
         os.close(w)
-        service = pid_of()
         told = b""
         want = rng.randrange(5, 60)
         while len(told) < 9 * want:
             told += os.read(r, 65536)
-        kill(service)
+        slt.kill_service(C)
         while more := os.read(r, 65536):
             told += more
         os.close(r)
@@ -280,7 +289,6 @@ def test():
             elif "evicts" in how:
                 slt.sluice("hydrate", C)
                 job = subprocess.Popen([SLUICE, "evict", C], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            pid = pid_of()
             if readers or job:
                 # A random moment: so many more requests than now.
                 now, more = slt.status(C, "--brief")["fetches"], rng.randrange(30)
@@ -292,21 +300,24 @@ def test():
             if how.startswith("stop"):
                 slt.sluice("stop", "--force", C)
             else:
-                kill(pid)
+                slt.kill_service(C)
             if readers:
                 codes = readers.end()
                 assert not any(codes), codes
             if job:
                 job.wait()
+            store = json.loads(slt.sluice("status", "--json", C))["store"]
             if how == "kill at its start":
                 for _ in range(3):
-                    p = subprocess.Popen([SLUICE, "start", "--foreground", C], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    p = subprocess.Popen([SLUICE, "start", "--foreground", C], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                         start_new_session=True)
                     try:
                         slt.wait_for(rng.random() / 10, "", lambda: False)
                     except AssertionError:
                         pass
-                    p.kill()
+                    os.killpg(p.pid, 9)  # the keeper and the service at once
                     p.wait()
+                    slt.wait_for(60, "nobody has the store", lambda: unlocked(store))
             slt.sluice("start", C)
             assert slt.status(C)["unclean_start"] == how.startswith("kill")
             for _ in range(20):

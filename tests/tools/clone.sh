@@ -55,11 +55,12 @@ all_gone() {
 	tasks=(/proc/"$1"/task/*)
 	[ ${#tasks[@]} = 1 ]
 }
-# kill_service DIR: as a crash would; returns when it is gone.
+# kill_service DIR: as a crash would that takes the keeper as well; returns when both are gone. The service is stopped
+# first, or it would make a new keeper.
 kill_service() {
-	local pid
-	pid=$(field service_pid "$1") || return
-	kill -9 "$pid" && wait_for 30 all_gone "$pid"
+	local pid keeper
+	pid=$(field service_pid "$1") && keeper=$(field keeper_pid "$1") || return
+	kill -STOP "$pid" && kill -9 "$keeper" && kill -9 "$pid" && wait_for 30 all_gone "$keeper" && wait_for 30 all_gone "$pid"
 }
 
 # attributes DIR: one line (ended by NUL) per object: name, type, mode, links, size, mtime, owner, target; sorted.

@@ -143,6 +143,10 @@ def gone(pid):
 
 
 def kill_service(path):
-    pid = status(path, "--brief")["service_pid"]
-    os.kill(pid, 9)
-    wait_for(30, "the service is gone", lambda: gone(pid))
+    """Service and keeper at once; the service is stopped first, or it would make a new keeper."""
+    st = status(path, "--brief")
+    os.kill(st["service_pid"], 19)
+    for pid in (st["keeper_pid"], st["service_pid"]):
+        os.kill(pid, 9)
+    for pid in (st["keeper_pid"], st["service_pid"]):
+        wait_for(30, "the service is gone", lambda pid=pid: gone(pid))

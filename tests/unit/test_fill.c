@@ -317,7 +317,7 @@ static void on_changed(void *arg, struct sl_object *o)
 static void open_at(struct fx *x, const char *path)
 {
 	_cleanup_free_ char *why = NULL;
-	int r = sl_store_open(path, -1, &x->s, &why);
+	int r = sl_store_open(path, &x->s, &why);
 	if (r < 0)
 		print_error("%s\n", why);
 	assert_int_equal(r, 0);
@@ -1228,7 +1228,7 @@ static uint64_t check_copy(struct fx *x)
 	assert_int_equal(system(cmd), 0);
 	struct sl_store *s;
 	_cleanup_free_ char *why = NULL;
-	assert_int_equal(sl_store_open(path, -1, &s, &why), 0);
+	assert_int_equal(sl_store_open(path, &s, &why), 0);
 	assert_int_equal(sl_walk(sl_object_root(s), check_claims, x), 0);
 	uint64_t bytes = 0;
 	struct sl_name *v;

@@ -31,7 +31,7 @@ struct fx {
 static void open_store(struct fx *x)
 {
 	_cleanup_free_ char *why = NULL;
-	assert_int_equal(sl_store_open(x->path, -1, &x->s, &why), 0);
+	assert_int_equal(sl_store_open(x->path, &x->s, &why), 0);
 	x->root = sl_object_root(x->s);
 }
 

@@ -39,7 +39,7 @@ static const struct sl_store_config config = {
 static void open_store(struct fx *x)
 {
 	_cleanup_free_ char *why = NULL;
-	int r = sl_store_open(x->path, -1, &x->s, &why);
+	int r = sl_store_open(x->path, &x->s, &why);
 	if (r < 0)
 		print_error("%s\n", why ? why : strerror(-r));
 	assert_int_equal(r, 0);
@@ -105,7 +105,7 @@ static int open_error(struct fx *x)
 {
 	struct sl_store *s;
 	_cleanup_free_ char *why = NULL;
-	int r = sl_store_open(x->path, -1, &s, &why);
+	int r = sl_store_open(x->path, &s, &why);
 	assert_true(r < 0);
 	assert_non_null(why);
 	return r;

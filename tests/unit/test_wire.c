@@ -75,9 +75,9 @@ struct srv {
 	atomic_ullong interrupted;
 };
 
-static void on_init(void *arg, uint64_t flags)
+static void on_init(void *arg, const struct sl_server_agreed *agreed)
 {
-	((struct srv *)arg)->flags = flags;
+	((struct srv *)arg)->flags = agreed->flags;
 }
 
 static void on_interrupt(void *arg, uint64_t unique)

@@ -58,7 +58,7 @@ static void attach(struct fx *x)
 static void open_store(struct fx *x)
 {
 	char *why = NULL;
-	expect_ok(sl_store_open(x->store, -1, &x->s, &why), &why);
+	expect_ok(sl_store_open(x->store, &x->s, &why), &why);
 	assert_true(sl_store_reflinks(x->s));
 	x->store_fd = open(x->store, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	assert_true(x->store_fd >= 0);

@@ -351,6 +351,11 @@ void sl_fan_stop(struct sl_fan *g)
 	g->started = false;
 }
 
+bool sl_fan_area(const void *area)
+{
+	return *(const uint32_t *)area == AREA_MAGIC;
+}
+
 void sl_fan_each_fd(const void *area, size_t size, void (*fn)(void *arg, int fd), void *arg)
 {
 	const struct area *a = area;

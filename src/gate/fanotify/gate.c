@@ -180,6 +180,7 @@ static int set_area(struct sl_fan *g)
 	if (size < sizeof(*g->area))
 		return -ENOMEM;
 	g->area->nslots = (uint32_t)SL_MIN((size - sizeof(*g->area)) / sizeof(struct slot), rl.rlim_cur);
+	g->area->magic = AREA_MAGIC;
 	size_t n = SL_ARRAY_SIZE(g->area->pids);
 	for (size_t i = 0; i + 1 < n; i++)
 		g->area->pids[i] = g->area->pids[i + 1];

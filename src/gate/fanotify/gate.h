@@ -53,5 +53,7 @@ int sl_fan_settle(struct sl_fan *g);
 
 /** Accesses that wait. */
 size_t sl_fan_waiting(struct sl_fan *g);
+/** True if it is a fanotify gate that uses @area. */
+bool sl_fan_area(const void *area);
 /** For the keeper: call @fn for each descriptor in @area that an answer still goes by. */
 void sl_fan_each_fd(const void *area, size_t size, void (*fn)(void *arg, int fd), void *arg);

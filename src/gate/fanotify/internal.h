@@ -28,7 +28,9 @@ struct slot {
 	int32_t pid;
 	uint64_t off, len; /* len 0: all of the file */
 };
+#define AREA_MAGIC 0x4e414653
 struct area {
+	uint32_t magic;
 	_Atomic int32_t pids[16]; /* of the services, newest last: what they did is no change by a user */
 	uint32_t nslots;
 	_Alignas(4096) char read[READ_BYTES];

@@ -18,7 +18,8 @@ static void reply_attr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o
 
 void gate_getattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
-	/* The kernel is about to learn the present size: from then on a short answer to a READ is understood. */
+	/* The kernel is about to learn the present size: from then on a short answer to a READ is understood.
+	 */
 	pthread_mutex_lock(&o->lock);
 	if (!o->invalidating)
 		o->told_size = 0;
@@ -93,11 +94,14 @@ void gate_xattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 	uint32_t size = rq->m.in.getxattr.size;
 	switch (op) {
 	case FUSE_SETXATTR:
-		r = sl_xattr_set(o, rq->m.name, rq->m.data, rq->m.data_len, (int)rq->m.in.setxattr.flags);
+		/* What is sent again may have been carried out: then it is there already. */
+		r = sl_xattr_set(o, rq->m.name, rq->m.data, rq->m.data_len,
+				 sl_req_resent(rq) ? 0 : (int)rq->m.in.setxattr.flags);
 		sl_reply_err(rq, (int)r);
 		return;
 	case FUSE_REMOVEXATTR:
-		sl_reply_err(rq, sl_xattr_remove(o, rq->m.name));
+		r = sl_xattr_remove(o, rq->m.name);
+		sl_reply_err(rq, r == -ENODATA && sl_req_resent(rq) ? 0 : (int)r);
 		return;
 	default:
 		size = SL_MIN(size, 65536u);

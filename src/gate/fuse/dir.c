@@ -15,27 +15,34 @@ struct linux_dirent64 {
 	char d_name[];
 };
 
+static void reply_opendir(struct sl_req *rq, uint64_t fh)
+{
+	struct fuse_open_out out = {.fh = fh, .open_flags = FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR};
+	sl_reply(rq, &out, sizeof(out));
+}
+
 void gate_opendir(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
 	sl_fill_note_open(g->fill, o);
 	if (!gate_need(g, rq, o, SL_WANT_NAMES, 0, 0))
 		return;
-	struct handle *h = calloc(1, sizeof(*h));
+	struct handle *h = gate_handle_opened(g, rq);
+	if (h) {
+		reply_opendir(rq, gate_handle_number(g, h));
+		return;
+	}
+	int fd = sl_object_open_dir(o);
+	if (fd < 0) {
+		sl_reply_err(rq, fd);
+		return;
+	}
+	h = gate_handle_new(g, SLOT_DIR, o, fd, sl_req_unique(rq));
 	if (!h) {
-		sl_reply_err(rq, -ENOMEM);
+		close(fd);
+		sl_reply_err(rq, -ENFILE);
 		return;
 	}
-	h->fd = sl_object_open_dir(o);
-	if (h->fd < 0) {
-		sl_reply_err(rq, h->fd);
-		free(h);
-		return;
-	}
-	h->o = sl_object_ref(o);
-	pthread_mutex_init(&h->lock, NULL);
-	gate_handle_add(g, h);
-	struct fuse_open_out out = {.fh = (uintptr_t)h, .open_flags = FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR};
-	sl_reply(rq, &out, sizeof(out));
+	reply_opendir(rq, gate_handle_open(g, h));
 }
 
 /* The record at @offset, or NULL at the end; *@err for what goes wrong. The handle is locked. */
@@ -97,7 +104,9 @@ static int dir_add(struct sl_gate *g, struct handle *h, const struct linux_diren
 
 void gate_readdir(struct sl_gate *g, struct sl_req *rq)
 {
-	struct handle *h = handle_of(rq->m.in.read.fh);
+	struct handle *h = gate_handle(g, rq, rq->m.in.read.fh);
+	if (!h)
+		return;
 	bool plus = rq->m.h.opcode == FUSE_READDIRPLUS;
 	size_t cap = SL_MIN(rq->m.in.read.size, SL_WIRE_MAX_DATA), len = 0;
 	_cleanup_free_ char *out = malloc(cap + 8);

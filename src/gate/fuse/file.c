@@ -2,7 +2,6 @@
 /* Open files. */
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <sys/ioctl.h>
 
 #include "base/log.h"
 #include "gate/fuse/internal.h"
@@ -15,22 +14,23 @@
  * Passthrough: reads and writes go to the store's file without us. All opens of an inode at one time are of
  * one kind, and share one backing file. @o->lock is held; returns whether this one is.
  */
-static bool open_passthrough(struct sl_gate *g, struct sl_object *o, int fd)
+static bool open_passthrough(struct sl_gate *g, struct sl_object *o, struct handle *h)
 {
 	if (!g->passthrough || o->open_cached)
 		return false;
 	if (o->open_passthrough == 0) {
-		struct fuse_backing_map m = {.fd = fd};
-		int id = ioctl(sl_transport_fd(g->transport), FUSE_DEV_IOC_BACKING_OPEN, &m);
+		int id = gate_backing_open(g, h);
 		if (id <= 0) {
 			sl_notice("passthrough is not possible with this store (%s): reads and writes go "
 				  "through the service",
-				  strerror(errno));
+				  strerror(-id));
 			g->passthrough = false;
+			g->h.area->no_passthrough = 1;
 			return false;
 		}
 		o->backing_id = id;
 	}
+	h->slot->backing_id = o->backing_id;
 	o->open_passthrough++;
 	return true;
 }
@@ -38,8 +38,7 @@ static bool open_passthrough(struct sl_gate *g, struct sl_object *o, int fd)
 static void close_passthrough(struct sl_gate *g, struct sl_object *o)
 {
 	if (--o->open_passthrough == 0) {
-		uint32_t id = (uint32_t)o->backing_id;
-		ioctl(sl_transport_fd(g->transport), FUSE_DEV_IOC_BACKING_CLOSE, &id);
+		gate_backing_close(g, o->backing_id);
 		o->backing_id = 0;
 	}
 }
@@ -56,27 +55,37 @@ static void note_use(int fd)
 	}
 }
 
-int gate_open_handle(struct sl_gate *g, struct sl_object *o, int flags, int *fd, struct fuse_open_out *out)
+static void open_reply(struct sl_gate *g, struct handle *h, struct fuse_open_out *out)
 {
-	struct handle *h = calloc(1, sizeof(*h));
-	if (!h)
-		return -ENOMEM;
+	*out = (struct fuse_open_out){.fh = gate_handle_number(g, h),
+				      .open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH};
+	if (h->passthrough) {
+		out->open_flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH;
+		out->backing_id = h->slot->backing_id;
+	}
+}
+
+int gate_open_handle(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, int flags, int *fd,
+		     struct fuse_open_out *out)
+{
 	if (*fd < 0)
 		*fd = sl_object_open(o, (flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR);
-	if (*fd < 0) {
-		free(h);
+	if (*fd < 0)
 		return *fd;
-	}
-	*h = (struct handle){.o = sl_object_ref(o), .fd = sl_steal_fd(fd), .flags = flags};
+	struct handle *h = gate_handle_new(g, SLOT_FILE, o, *fd, sl_req_unique(rq));
+	if (!h)
+		return -ENFILE;
+	(void)sl_steal_fd(fd);
+	h->flags = flags;
 	pthread_mutex_lock(&o->lock);
 	bool ours = o->rec.flags & (SL_MODIFIED | SL_LOCAL), busy = false;
 	o->opens++;
 	/* A file opened for writing is modified from its opening on, as far as we can tell: only one that is
 	 * so already qualifies. */
 	if ((ours || ((flags & O_ACCMODE) == O_RDONLY && sl_chunkmap_full(&o->map))) && !o->evicting)
-		h->passthrough = open_passthrough(g, o, h->fd);
+		h->passthrough = open_passthrough(g, o, h);
 	else if (o->open_passthrough && (flags & O_ACCMODE) == O_RDONLY)
-		h->passthrough = open_passthrough(g, o, h->fd);
+		h->passthrough = open_passthrough(g, o, h);
 	else if (o->open_passthrough)
 		busy = true; /* opened in passthrough mode since gate_open() looked: its writes would not be
 				seen */
@@ -84,22 +93,26 @@ int gate_open_handle(struct sl_gate *g, struct sl_object *o, int flags, int *fd,
 		o->opens--;
 	else if (!h->passthrough)
 		o->open_cached++;
-	int backing = o->backing_id;
 	pthread_mutex_unlock(&o->lock);
 	if (busy) {
-		close(h->fd);
-		sl_object_put(o);
-		free(h);
+		gate_handle_free(g, h);
 		return -EBUSY;
 	}
-	gate_handle_add(g, h);
+	gate_handle_open(g, h);
 	note_use(h->fd);
-	*out = (struct fuse_open_out){.fh = (uintptr_t)h, .open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH};
-	if (h->passthrough) {
-		out->open_flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH;
-		out->backing_id = backing;
-	}
+	open_reply(g, h, out);
 	return 0;
+}
+
+bool gate_open_again(struct sl_gate *g, struct sl_req *rq, struct fuse_open_out *out, struct sl_object **ret)
+{
+	struct handle *h = gate_handle_opened(g, rq);
+	if (!h || h->slot->kind != SLOT_FILE)
+		return false;
+	open_reply(g, h, out);
+	if (ret)
+		*ret = sl_object_ref(h->o);
+	return true;
 }
 
 void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
@@ -113,6 +126,10 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 	}
 	if (gate_hold(g, rq, o))
 		return;
+	if (gate_open_again(g, rq, &out, NULL)) {
+		sl_reply(rq, &out, sizeof(out));
+		return;
+	}
 	if ((flags & O_ACCMODE) != O_RDONLY) {
 		/* While others have it open in passthrough mode this one must be so too, and its writes would
 		 * not be seen. */
@@ -123,7 +140,7 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 			return;
 	}
 	sl_fill_note_open(g->fill, o);
-	int r = gate_open_handle(g, o, flags, &fd, &out);
+	int r = gate_open_handle(g, rq, o, flags, &fd, &out);
 	if (r == -EBUSY)
 		gate_open(g, rq, o);
 	else if (r < 0)
@@ -132,37 +149,26 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 		sl_reply(rq, &out, sizeof(out));
 }
 
-void gate_handle_add(struct sl_gate *g, struct handle *h)
-{
-	pthread_mutex_lock(&g->lock);
-	sl_list_add_tail(&g->handles, &h->link);
-	pthread_mutex_unlock(&g->lock);
-}
-
-void gate_handle_free(struct sl_gate *g, struct handle *h)
+void gate_file_closed(struct sl_gate *g, struct handle *h)
 {
 	struct sl_object *o = h->o;
-	pthread_mutex_lock(&g->lock);
-	sl_list_del(&h->link);
-	pthread_mutex_unlock(&g->lock);
-	if (sl_object_is_reg(o)) {
-		pthread_mutex_lock(&o->lock);
-		o->opens--;
-		if (h->passthrough)
-			close_passthrough(g, o);
-		else
-			o->open_cached--;
-		pthread_mutex_unlock(&o->lock);
-	}
-	close(h->fd);
-	sl_object_put(o);
-	free(h->buf);
-	free(h);
+	pthread_mutex_lock(&o->lock);
+	o->opens--;
+	if (h->passthrough)
+		close_passthrough(g, o);
+	else
+		o->open_cached--;
+	pthread_mutex_unlock(&o->lock);
 }
 
 void gate_release(struct sl_gate *g, struct sl_req *rq)
 {
-	gate_handle_free(g, handle_of(rq->m.in.release.fh));
+	/* If it comes again it may be done. */
+	struct handle *h = gate_handle(g, sl_req_resent(rq) ? NULL : rq, rq->m.in.release.fh);
+	if (h)
+		gate_handle_free(g, h);
+	else if (!sl_req_resent(rq))
+		return;
 	sl_reply_err(rq, 0);
 }
 
@@ -171,7 +177,9 @@ void gate_release(struct sl_gate *g, struct sl_req *rq)
 void gate_read(struct sl_gate *g, struct sl_req *rq)
 {
 	const struct fuse_read_in *in = &rq->m.in.read;
-	struct handle *h = handle_of(in->fh);
+	struct handle *h = gate_handle(g, rq, in->fh);
+	if (!h)
+		return;
 	struct sl_object *o = h->o;
 	size_t n = SL_MIN(in->size, SL_WIRE_MAX_DATA);
 	uint64_t off = in->offset;
@@ -185,8 +193,8 @@ void gate_read(struct sl_gate *g, struct sl_req *rq)
 		bool here = sl_chunkmap_test(&o->map, in->offset, n);
 		full = sl_chunkmap_full(&o->map);
 		/*
-		 * The file became shorter at the origin, and the kernel does not know yet: it would fill up a short
-		 * answer with zeros. That much must not be read.
+		 * The file became shorter at the origin, and the kernel does not know yet: it would fill up a
+		 * short answer with zeros. That much must not be read.
 		 */
 		bool cut = o->told_size > o->map.size && in->offset + n > o->map.size &&
 			   !(o->rec.flags & (SL_MODIFIED | SL_LOCAL));
@@ -215,7 +223,9 @@ void gate_read(struct sl_gate *g, struct sl_req *rq)
 
 void gate_write(struct sl_gate *g, struct sl_req *rq)
 {
-	struct handle *h = handle_of(rq->m.in.write.fh);
+	struct handle *h = gate_handle(g, rq, rq->m.in.write.fh);
+	if (!h)
+		return;
 	if (!gate_need_writable(g, rq, h->o, false))
 		return;
 	int r = sl_pwrite_full(h->fd, rq->m.data, rq->m.data_len, (off_t)rq->m.in.write.offset);
@@ -230,7 +240,9 @@ void gate_write(struct sl_gate *g, struct sl_req *rq)
 void gate_fallocate(struct sl_gate *g, struct sl_req *rq)
 {
 	const struct fuse_fallocate_in *in = &rq->m.in.fallocate;
-	struct handle *h = handle_of(in->fh);
+	struct handle *h = gate_handle(g, rq, in->fh);
+	if (!h)
+		return;
 	if (!gate_need_writable(g, rq, h->o, false))
 		return;
 	sl_reply_err(rq,
@@ -240,7 +252,10 @@ void gate_fallocate(struct sl_gate *g, struct sl_req *rq)
 void gate_copy(struct sl_gate *g, struct sl_req *rq)
 {
 	const struct fuse_copy_file_range_in *in = &rq->m.in.copy_file_range;
-	struct handle *from = handle_of(in->fh_in), *to = handle_of(in->fh_out);
+	struct handle *from = gate_handle(g, rq, in->fh_in),
+		      *to = from ? gate_handle(g, rq, in->fh_out) : NULL;
+	if (!to)
+		return;
 	size_t n = (size_t)SL_MIN(in->len, COPY_MAX);
 	if (!gate_need_writable(g, rq, to->o, false))
 		return;
@@ -310,7 +325,9 @@ static void seek_done(struct sl_oreq *r)
 void gate_lseek(struct sl_gate *g, struct sl_req *rq)
 {
 	const struct fuse_lseek_in *in = &rq->m.in.lseek;
-	struct handle *h = handle_of(in->fh);
+	struct handle *h = gate_handle(g, rq, in->fh);
+	if (!h)
+		return;
 	struct sl_object *o = h->o;
 	if (in->whence != SEEK_DATA && in->whence != SEEK_HOLE) {
 		sl_reply_err(rq, -EINVAL);
@@ -357,8 +374,9 @@ void gate_lseek(struct sl_gate *g, struct sl_req *rq)
 
 void gate_fsync(struct sl_gate *g, struct sl_req *rq)
 {
-	(void)g;
-	struct handle *h = handle_of(rq->m.in.fsync.fh);
+	struct handle *h = gate_handle(g, rq, rq->m.in.fsync.fh);
+	if (!h)
+		return;
 	bool data = rq->m.in.fsync.fsync_flags & FUSE_FSYNC_FDATASYNC;
 	sl_reply_err(rq, (data ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0);
 }

@@ -183,6 +183,11 @@ struct change {
 	struct sl_object *o; /* a reference */
 };
 
+void sl_gate_changing(struct sl_gate *g, struct sl_object *o, uint64_t old_size)
+{
+	gate_note_change(g, o, old_size);
+}
+
 /* An open that came while the kernel still has old pages of the file, and must not be answered from them. */
 struct held {
 	struct sl_list link;
@@ -195,7 +200,8 @@ static uint64_t node_id(struct sl_gate *g, struct sl_object *o)
 }
 
 /*
- * On a thread of its own: the kernel waits in here for reads of the pages that are to go, and those wait for us.
+ * On a thread of its own: the kernel waits in here for reads of the pages that are to go, and those wait for
+ * us.
  */
 void sl_gate_changed(struct sl_gate *g, struct sl_object *o)
 {
@@ -238,8 +244,9 @@ static void invalidate(struct sl_gate *g, struct change *c)
 	struct fuse_notify_inval_inode_out n = {.ino = node_id(g, c->o), .off = 0, .len = 0};
 	int r = sl_server_notify(g->server, FUSE_NOTIFY_INVAL_INODE, &(struct iovec){&n, sizeof(n)}, 1);
 	if (r < 0 && r != -ENOENT && r != -ENODEV && r != -ENOTCONN)
-		sl_warn("cannot invalidate what the kernel has cached of inode %llu: %s", (unsigned long long)n.ino,
-			strerror(-r));
+		sl_warn("cannot invalidate what the kernel has cached of inode %llu: %s",
+			(unsigned long long)n.ino, strerror(-r));
+	gate_note_changed(g, sl_object_ino(c->o));
 	pthread_mutex_lock(&g->lock);
 	pthread_mutex_lock(&c->o->lock);
 	c->o->invalidating--;
@@ -280,10 +287,24 @@ static void *janitor(void *arg)
 
 /* ---- nodes ---- */
 
-struct sl_object *gate_object(struct sl_gate *g, struct sl_req *rq, uint64_t nodeid)
+struct sl_object *gate_find(struct sl_gate *g, uint64_t nodeid)
 {
 	struct sl_object *o = nodeid == FUSE_ROOT_ID ? sl_object_ref(sl_object_root(g->store))
 						     : sl_object_find(g->store, nodeid);
+	if (o || !g->index || sl_index_find(g->index, nodeid, &o) < 0)
+		return o;
+	/* The kernel knows it from the last service. How many references it has is not known: it will say
+	 * more, and gate_unentry() takes that for all there are. */
+	pthread_mutex_lock(&o->lock);
+	if (o->nlookup++ == 0)
+		sl_object_ref(o);
+	pthread_mutex_unlock(&o->lock);
+	return o;
+}
+
+struct sl_object *gate_object(struct sl_gate *g, struct sl_req *rq, uint64_t nodeid)
+{
+	struct sl_object *o = gate_find(g, nodeid);
 	if (!o)
 		sl_reply_err(rq, -ESTALE);
 	return o;
@@ -328,12 +349,61 @@ void gate_unentry(struct sl_object *o, uint64_t n)
 		sl_object_put(o);
 }
 
+/* The kernel forgets an object that has no name any more: nothing will ask for it again. */
+static void drop_orphan(struct sl_gate *g, struct sl_object *o)
+{
+	struct handle *h = NULL;
+	pthread_mutex_lock(&o->lock);
+	if (o->nlookup == 0) {
+		h = o->orphan;
+		o->orphan = NULL;
+	}
+	pthread_mutex_unlock(&o->lock);
+	if (h)
+		gate_handle_free(g, h);
+}
+
 void gate_forget(struct sl_gate *g, uint64_t nodeid, uint64_t n)
 {
 	struct sl_object *o = sl_object_find(g->store, nodeid);
-	if (o && o != sl_object_root(g->store))
+	if (o && o != sl_object_root(g->store)) {
+		pthread_mutex_lock(&o->lock);
+		bool more = n > o->nlookup;
+		pthread_mutex_unlock(&o->lock);
+		/* It counts what it had from the last service as well. If it has had it from us too, it may
+		 * still have it: then it will be found again by its name. */
+		if (more && g->index)
+			sl_index_note(g->index, o);
 		gate_unentry(o, n);
+		drop_orphan(g, o);
+	}
 	sl_object_put(o);
+}
+
+void gate_orphan(struct sl_gate *g, struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool known = o->nlookup && !o->orphan;
+	pthread_mutex_unlock(&o->lock);
+	if (!g->cfg.area || !known)
+		return;
+	int fd = sl_object_pin(o);
+	struct handle *h = fd >= 0 ? gate_handle_new(g, SLOT_ORPHAN, o, fd, 0) : NULL;
+	if (!h) {
+		if (fd >= 0)
+			close(fd);
+		return;
+	}
+	gate_handle_open(g, h);
+	pthread_mutex_lock(&o->lock);
+	bool first = !o->orphan;
+	if (first)
+		o->orphan = h;
+	pthread_mutex_unlock(&o->lock);
+	if (!first)
+		gate_handle_free(g, h);
+	else
+		drop_orphan(g, o); /* if it was forgotten just now */
 }
 
 /* ---- dispatch ---- */
@@ -462,10 +532,15 @@ void gate_dispatch(struct sl_req *rq, void *arg)
 	}
 }
 
-static void gate_init(void *arg, uint64_t flags)
+static void gate_init(void *arg, const struct sl_server_agreed *agreed)
 {
 	struct sl_gate *g = arg;
-	g->passthrough = flags & FUSE_PASSTHROUGH;
+	struct gate_area *a = g->h.area;
+	g->passthrough = agreed->flags & FUSE_PASSTHROUGH;
+	a->flags = agreed->flags;
+	a->max_data = agreed->max_data;
+	a->resend = agreed->resend;
+	a->agreed_known = 1; /* before it is answered */
 }
 
 int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret)
@@ -490,10 +565,17 @@ int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret)
 	pthread_cond_init(&g->cond, &ca);
 	pthread_condattr_destroy(&ca);
 	int r = sl_transport_new(SL_TRANSPORT_DEV, cfg->fuse_fd, cfg->fuse_fd, &g->transport);
+	if (r == 0)
+		r = gate_handles_init(&g->h, cfg->area, cfg->area_size);
 	if (r < 0) {
+		sl_transport_free(g->transport);
 		free(g);
 		return r;
 	}
+	struct gate_area *a = g->h.area;
+	struct sl_server_agreed agreed = {.flags = a->flags, .max_data = a->max_data, .resend = a->resend};
+	if (a->agreed_known)
+		g->passthrough = a->flags & FUSE_PASSTHROUGH && !a->no_passthrough;
 	struct sl_server_config sc = {
 	    .threads = cfg->threads ? cfg->threads : SL_MAX(4u, (unsigned)get_nprocs() + 1),
 	    .want_flags = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS |
@@ -504,17 +586,24 @@ int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret)
 	    .max_readahead = 1u << 20,
 	    .max_background = 256,
 	    .max_stack_depth = 1,
+	    .agreed = a->agreed_known ? &agreed : NULL,
 	    .init = gate_init,
 	    .handle = gate_dispatch,
 	    .interrupt = gate_interrupt,
 	    .arg = g,
 	};
 	r = sl_server_new(g->transport, &sc, &g->server);
+	if (r == 0 && cfg->takeover)
+		r = gate_takeover(g, cfg->numbers_lost);
+	if (r < 0 && cfg->takeover)
+		return r; /* the next one may manage it: nothing is closed */
 	if (r == 0)
 		r = -pthread_create(&g->janitor, NULL, janitor, g);
 	if (r < 0) {
 		sl_server_free(g->server);
 		sl_transport_free(g->transport);
+		gate_handles_fini(&g->h);
+		sl_index_free(g->index);
 		free(g);
 		return r;
 	}
@@ -557,6 +646,8 @@ void sl_gate_free(struct sl_gate *g)
 		gate_handle_free(g, sl_list_entry(g->handles.next, struct handle, link));
 	sl_objects_each(g->store, drop_lookups, NULL);
 	sl_htab_fini(&g->pending);
+	gate_handles_fini(&g->h);
+	sl_index_free(g->index);
 	sl_server_free(g->server);
 	sl_transport_free(g->transport);
 	pthread_mutex_destroy(&g->lock);

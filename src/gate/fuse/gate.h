@@ -19,6 +19,11 @@ struct sl_gate_config {
 	struct sl_origin *origin; /* for holes of sparse files that are not here */
 	int fuse_fd;		  /* mounted; the gate owns it from now on */
 	unsigned threads;	  /* 0: by the number of processors */
+	/* Memory that outlives the service, zeros at first: what is open. NULL: nothing outlives it. */
+	void *area;
+	size_t area_size;
+	bool takeover;	   /* the connection and the area are those of a service that died */
+	bool numbers_lost; /* and descriptor numbers in the area mean nothing */
 };
 
 int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret);
@@ -29,7 +34,15 @@ void sl_gate_stop(struct sl_gate *g);
 /** After the run, and after every want is done: let go of all objects. */
 void sl_gate_free(struct sl_gate *g);
 
-/** For struct sl_fill_config.changed. */
+/** For the keeper: each descriptor that the area says must stay open. See struct sl_keeper_config. */
+void sl_gate_each_fd(const void *area, size_t size, void (*fn)(void *arg, int fd), void *arg);
+/** Can the connection that @area describes be taken over? */
+bool sl_gate_can_take_over(const void *area);
+/** How many bytes of it were ever written to. */
+size_t sl_gate_area_used(const void *area);
+
+/** For struct sl_fill_config.changing and changed. */
+void sl_gate_changing(struct sl_gate *g, struct sl_object *o, uint64_t old_size);
 void sl_gate_changed(struct sl_gate *g, struct sl_object *o);
 bool sl_gate_passthrough(const struct sl_gate *g);
 /** Requests that wait for something to arrive. */

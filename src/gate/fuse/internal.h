@@ -6,6 +6,8 @@
 #include <stdatomic.h>
 
 #include "gate/fuse/gate.h"
+#include "gate/fuse/handles.h"
+#include "store/index.h"
 #include "wire/server.h"
 
 /* "For ever": the kernel limits it itself. */
@@ -26,34 +28,13 @@ struct sl_gate {
 	struct sl_htab pending; /* kept requests by their number */
 	unsigned interrupted;	/* how many of them the kernel would like to see ended */
 	struct sl_list changed; /* objects to be invalidated */
-	struct sl_list held;	   /* of struct held: opens that wait for an invalidation */
+	struct sl_list held;	/* of struct held: opens that wait for an invalidation */
 	struct sl_list handles; /* of struct handle: what is open */
+	struct handles h;
+	struct sl_index *index; /* in a successor: for nodes that the kernel knows from before; else NULL */
 	bool stop;
 	pthread_t janitor; /* sends invalidations, and looks after the interrupted */
 };
-
-/* An open file or directory; its address is the handle that the kernel gets. */
-struct handle {
-	struct sl_list link; /* in the gate's list */
-	struct sl_object *o;
-	int fd;
-	int flags;
-	bool passthrough;
-	/* directories */
-	pthread_mutex_t lock;
-	char *buf;
-	size_t len, pos;
-	uint64_t next; /* the offset that buf + pos continues at */
-};
-
-static inline struct handle *handle_of(uint64_t fh)
-{
-	return (struct handle *)(uintptr_t)fh;
-}
-
-void gate_handle_add(struct sl_gate *g, struct handle *h);
-/** Take it off the list, close and free it. */
-void gate_handle_free(struct sl_gate *g, struct handle *h);
 
 /** The object of a node id, as a new reference; answers the request itself, and returns NULL, where there is
  * none. */
@@ -67,7 +48,8 @@ bool gate_need(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, enum s
 /** Make sure that @o may be written: completely here, and marked as modified. As gate_need(). */
 bool gate_need_writable(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, bool truncate);
 void gate_dispatch(struct sl_req *rq, void *arg);
-/** Hold @rq until no invalidation of @o is under way. True if it was held; the caller must not touch it any more. */
+/** Hold @rq until no invalidation of @o is under way. True if it was held; the caller must not touch it any
+ * more. */
 bool gate_hold(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 
 /** What the kernel learns of @o, and one more lookup of it. @a: its attributes, if they are known; NULL: they
@@ -79,6 +61,14 @@ int gate_attr(struct sl_gate *g, struct sl_object *o, struct fuse_attr *a);
 /* Operations, by file. */
 void gate_lookup(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 void gate_forget(struct sl_gate *g, uint64_t nodeid, uint64_t n);
+/** The object whose name goes is still known to the kernel: keep hold of it across a restart. */
+void gate_orphan(struct sl_gate *g, struct sl_object *o);
+/** Take over what the last service left. 0, -EOPNOTSUPP where the kernel cannot do that, -errno. */
+int gate_takeover(struct sl_gate *g, bool numbers_lost);
+/** What goes with the end of a handle of a file. */
+void gate_file_closed(struct sl_gate *g, struct handle *h);
+/** The object that a request names, or NULL. In a successor, also one from before. */
+struct sl_object *gate_find(struct sl_gate *g, uint64_t nodeid);
 void gate_getattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 void gate_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 void gate_readlink(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
@@ -91,7 +81,11 @@ void gate_statfs(struct sl_gate *g, struct sl_req *rq);
 
 void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *o); /* CREATE, TMPFILE */
 /** A handle for @o; takes *@fd if that is open already (read-write), else opens. */
-int gate_open_handle(struct sl_gate *g, struct sl_object *o, int flags, int *fd, struct fuse_open_out *out);
+int gate_open_handle(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, int flags, int *fd,
+		     struct fuse_open_out *out);
+/** True, and what is to be answered, if @rq is sent again and had opened a file already. @ret: a reference to
+ * it, or NULL. */
+bool gate_open_again(struct sl_gate *g, struct sl_req *rq, struct fuse_open_out *out, struct sl_object **ret);
 void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 void gate_release(struct sl_gate *g, struct sl_req *rq); /* and RELEASEDIR */
 void gate_read(struct sl_gate *g, struct sl_req *rq);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Operations on names. A directory has its names before any of them is looked up, made or removed. */
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 
@@ -85,6 +86,23 @@ static mode_t store_mode(const struct sl_gate *g, uint32_t mode, bool dir)
 	return g->privileged ? mode & 07777 : (mode & 01777) | (dir ? 0700 : 0600);
 }
 
+/*
+ * A request that comes again may have been carried out by a service that died before it could say so. The
+ * kernel holds the directory locked from before it asks until it is answered, and asks to make only what it
+ * knows not to be there: what is there now, and was made here, is what this very request made, perhaps not to
+ * its end.
+ */
+static bool made_already(struct sl_req *rq, struct sl_object *dir, const char *name, uint32_t type, int err)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	if (err != -EEXIST || !sl_req_resent(rq) || sl_object_lookup(dir, name, &o) < 0)
+		return false;
+	pthread_mutex_lock(&o->lock);
+	bool ours = o->type == type && (o->rec.flags & SL_LOCAL || !o->has_record);
+	pthread_mutex_unlock(&o->lock);
+	return ours;
+}
+
 void gate_make(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 {
 	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0))
@@ -103,8 +121,11 @@ void gate_make(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 		rdev = S_ISCHR(mode) || S_ISBLK(mode) ? rdev_decode(rq->m.in.mknod.rdev) : 0;
 		r = mknodat(dfd, name, (mode & S_IFMT) | store_mode(g, mode, false), rdev) < 0 ? -errno : 0;
 	} else if (r == 0) {
+		mode = S_IFLNK;
 		r = symlinkat(rq->m.name2, dfd, name) < 0 ? -errno : 0;
 	}
+	if (made_already(rq, dir, name, op == FUSE_MKDIR ? S_IFDIR : mode & S_IFMT, r))
+		r = 0;
 	if (r == 0) {
 		_cleanup_object_ struct sl_object *o = NULL;
 		r = settle(g, dir, dfd, name, &rq->m.h, mode);
@@ -127,6 +148,11 @@ void gate_link(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 	if (!o)
 		return;
 	int r = sl_object_link(o, dir, rq->m.name);
+	if (r == -EEXIST && sl_req_resent(rq)) {
+		_cleanup_object_ struct sl_object *there = NULL;
+		if (sl_object_lookup(dir, rq->m.name, &there) == 0 && there == o)
+			r = 0; /* done before */
+	}
 	if (r < 0)
 		sl_reply_err(rq, r);
 	else
@@ -142,6 +168,13 @@ static bool need_victim(struct sl_gate *g, struct sl_req *rq, struct sl_object *
 	return gate_need(g, rq, o, SL_WANT_NAMES, 0, 0);
 }
 
+/* The object that loses its name, if anybody knows it. */
+static struct sl_object *loser(struct sl_object *dir, const char *name)
+{
+	struct sl_object *o = NULL;
+	return sl_object_lookup(dir, name, &o) < 0 ? NULL : o;
+}
+
 void gate_unlink(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 {
 	bool rmdir = rq->m.h.opcode == FUSE_RMDIR;
@@ -149,7 +182,66 @@ void gate_unlink(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 		return;
 	if (rmdir && !need_victim(g, rq, dir, rq->m.name))
 		return;
-	sl_reply_err(rq, sl_object_unlink(dir, rq->m.name, rmdir));
+	_cleanup_object_ struct sl_object *o = loser(dir, rq->m.name);
+	int r = sl_object_unlink(dir, rq->m.name, rmdir);
+	if (r == 0 && o)
+		gate_orphan(g, o);
+	if (r == -ENOENT && sl_req_resent(rq))
+		r = 0; /* done before: see made_already() */
+	sl_reply_err(rq, r);
+}
+
+/*
+ * A rename that comes again may have been carried out, and an exchange must not be carried out twice: what
+ * its source was is noted before. Notes of requests that were answered after all are left by a service that
+ * died just then; the oldest makes room.
+ */
+static unsigned note_of(const struct gate_area *a, uint64_t unique)
+{
+	unsigned i = 0;
+	while (i < SL_ARRAY_SIZE(a->renames) && a->renames[i].unique != unique)
+		i++;
+	return i;
+}
+
+static bool renamed_already(struct sl_gate *g, struct sl_req *rq, struct sl_object *newdir)
+{
+	const struct gate_area *a = g->h.area;
+	unsigned i = sl_req_resent(rq) ? note_of(a, sl_req_unique(rq)) : SL_ARRAY_SIZE(a->renames);
+	if (i == SL_ARRAY_SIZE(a->renames))
+		return false;
+	_cleanup_object_ struct sl_object *there = loser(newdir, rq->m.name2);
+	return there && sl_object_ino(there) == a->renames[i].ino;
+}
+
+static void note_rename(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
+{
+	struct gate_area *a = g->h.area;
+	uint64_t unique = sl_req_unique(rq);
+	pthread_mutex_lock(&g->lock);
+	unsigned i = note_of(a, unique);
+	if (i == SL_ARRAY_SIZE(a->renames))
+		i = note_of(a, 0);
+	if (i == SL_ARRAY_SIZE(a->renames)) {
+		i = 0;
+		for (unsigned k = 1; k < SL_ARRAY_SIZE(a->renames); k++)
+			if (a->renames[k].unique < a->renames[i].unique)
+				i = k;
+		a->renames[i].unique = 0;
+	}
+	a->renames[i].ino = sl_object_ino(o);
+	a->renames[i].unique = unique;
+	pthread_mutex_unlock(&g->lock);
+}
+
+static void drop_note(struct sl_gate *g, uint64_t unique)
+{
+	struct gate_area *a = g->h.area;
+	pthread_mutex_lock(&g->lock);
+	unsigned i = note_of(a, unique);
+	if (i < SL_ARRAY_SIZE(a->renames))
+		a->renames[i].unique = 0;
+	pthread_mutex_unlock(&g->lock);
 }
 
 void gate_rename(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
@@ -161,10 +253,27 @@ void gate_rename(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 		return;
 	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0) || !gate_need(g, rq, newdir, SL_WANT_NAMES, 0, 0))
 		return;
+	uint64_t unique = sl_req_unique(rq);
+	if (renamed_already(g, rq, newdir)) {
+		sl_reply_err(rq, 0);
+		drop_note(g, unique);
+		return;
+	}
 	if (!need_victim(g, rq, newdir, rq->m.name2))
 		return;
-	sl_reply_err(
-	    rq, sl_object_rename(dir, rq->m.name, newdir, rq->m.name2, two ? rq->m.in.rename2.flags : 0));
+	unsigned flags = two ? rq->m.in.rename2.flags : 0;
+	_cleanup_object_ struct sl_object *o = loser(dir, rq->m.name), *target = loser(newdir, rq->m.name2);
+	if (o)
+		note_rename(g, rq, o);
+	int r = sl_object_rename(dir, rq->m.name, newdir, rq->m.name2, flags);
+	if (r == 0 && target && target != o && !(flags & RENAME_EXCHANGE))
+		gate_orphan(g, target);
+	if (g->index && r == 0 && o)
+		sl_index_note(g->index, o);
+	if (g->index && r == 0 && target && flags & RENAME_EXCHANGE)
+		sl_index_note(g->index, target);
+	sl_reply_err(rq, r);
+	drop_note(g, unique);
 }
 
 /* ---- making and opening at once ---- */
@@ -184,6 +293,8 @@ static int make_file(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir
 	else
 		fd = openat(dfd, rq->m.name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
 			    store_mode(g, mode, false));
+	if (fd < 0 && !tmp && made_already(rq, dir, rq->m.name, S_IFREG, -errno))
+		fd = openat(dfd, rq->m.name, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	if (tmp) {
@@ -207,6 +318,15 @@ void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 	if (!gate_need(g, rq, dir, SL_WANT_NAMES, 0, 0))
 		return;
 	_cleanup_object_ struct sl_object *o = NULL;
+	struct fuse_create_out out = {0};
+	if (gate_open_again(g, rq, &out.open, &o)) {
+		int err = gate_entry(g, o, NULL, &out.entry);
+		if (err < 0)
+			sl_reply_err(rq, err);
+		else
+			sl_reply(rq, &out, sizeof(out));
+		return;
+	}
 	_cleanup_close_ int dfd = sl_object_open_dir(dir);
 	_cleanup_close_ int fd = -EBADF;
 	int r = dfd < 0 ? dfd : make_file(g, rq, dir, dfd, &o, &fd);
@@ -216,11 +336,10 @@ void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 		if (r == 0 && !sl_object_is_reg(o))
 			r = -EEXIST;
 	}
-	struct fuse_create_out out = {0};
 	if (r == 0)
 		r = gate_entry(g, o, NULL, &out.entry);
 	if (r == 0) {
-		r = gate_open_handle(g, o, (int)rq->m.in.create.flags, &fd, &out.open);
+		r = gate_open_handle(g, rq, o, (int)rq->m.in.create.flags, &fd, &out.open);
 		if (r < 0)
 			gate_unentry(o, 1);
 	}

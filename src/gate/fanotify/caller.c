@@ -6,39 +6,59 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include "gate/fanotify/internal.h"
 
 #define TRIES 200 /* of 50 us */
 
-/* None of these makes a file shorter or moves its content: the range is all that they need. */
-static const long ranged[] = {
-    SYS_read,	  SYS_pread64,	       SYS_readv,	   SYS_preadv,	 SYS_preadv2,  SYS_write,
-    SYS_pwrite64, SYS_writev,	       SYS_pwritev,	   SYS_pwritev2, SYS_sendfile, SYS_mmap,
-    SYS_splice,	  SYS_copy_file_range, SYS_io_uring_enter, SYS_execve,	 SYS_execveat,
+/* Of these the range is all that is needed; of some, unless it is their output, whose argument that is. */
+static const struct {
+	long nr;
+	int out; /* argument with a descriptor that is written to, or -1 */
+	enum fan_need need;
+} calls[] = {
+    {SYS_read, -1, FAN_RANGE},		 {SYS_pread64, -1, FAN_RANGE},
+    {SYS_readv, -1, FAN_RANGE},		 {SYS_preadv, -1, FAN_RANGE},
+    {SYS_preadv2, -1, FAN_RANGE},	 {SYS_mmap, -1, FAN_RANGE},
+    {SYS_execve, -1, FAN_RANGE},	 {SYS_execveat, -1, FAN_RANGE},
+    {SYS_sendfile, 0, FAN_RANGE},	 {SYS_splice, 2, FAN_RANGE},
+    {SYS_copy_file_range, 2, FAN_RANGE}, {SYS_io_uring_enter, -1, FAN_RANGE_AND_END}, /* it may be a write */
 };
 
-bool fan_ranged(int tid)
+static bool is_file(int tid, unsigned long fd, const struct stat *st)
 {
-	char path[48], text[64];
+	char path[64];
+	struct stat other;
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", tid, (int)fd);
+	return stat(path, &other) < 0 || (other.st_ino == st->st_ino && other.st_dev == st->st_dev);
+}
+
+enum fan_need fan_need(int tid, const struct stat *st)
+{
+	char path[48], text[256];
 	snprintf(path, sizeof(path), "/proc/%d/syscall", tid);
 	_cleanup_close_ int fd = tid > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -EBADF;
 	for (int tries = 0; fd >= 0 && tries < TRIES; tries++) {
 		ssize_t n = pread(fd, text, sizeof(text) - 1, 0);
 		if (n <= 0)
-			return false;
+			return FAN_WHOLE;
 		text[n] = '\0';
 		if (!strncmp(text, "running", 7)) {
 			usleep(50); /* it is about to stand still */
 			continue;
 		}
-		char *end;
-		long nr = strtol(text, &end, 10);
-		for (size_t i = 0; end != text && i < SL_ARRAY_SIZE(ranged); i++)
-			if (nr == ranged[i])
-				return true;
-		return false;
+		long nr;
+		unsigned long arg[3];
+		if (sscanf(text, "%ld %lx %lx %lx", &nr, &arg[0], &arg[1], &arg[2]) != 4)
+			return FAN_WHOLE;
+		for (size_t i = 0; i < SL_ARRAY_SIZE(calls); i++)
+			if (nr == calls[i].nr)
+				return calls[i].out >= 0 && is_file(tid, arg[calls[i].out], st)
+					   ? FAN_WHOLE
+					   : calls[i].need;
+		return FAN_WHOLE;
 	}
-	return false;
+	return FAN_WHOLE;
 }

@@ -147,9 +147,20 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	if (s->mask & FAN_OPEN_PERM) {
 		if (!g->whole_on_open && fan_mount_known(g, fd, s->pid))
 			return look_open(g, fd, o, may_wait);
-	} else if (s->len && (fan_ranged(s->pid))) {
-		*off = s->off;
-		*len = s->len;
+	} else if (s->len) {
+		enum fan_need need = fan_need(s->pid, &st);
+		pthread_mutex_lock(&o->lock);
+		bool end = *len == 0 || sl_chunkmap_test(&o->map, *len - 1, 1);
+		pthread_mutex_unlock(&o->lock);
+		if (need == FAN_RANGE_AND_END && !end) {
+			*off = *len - 1;
+			*len = 1;
+			return WANTS; /* and then the range */
+		}
+		if (need != FAN_WHOLE) {
+			*off = s->off;
+			*len = s->len;
+		}
 	}
 	return look_range(g, fd, o, *off, *len, may_wait);
 }

@@ -76,11 +76,12 @@ void fan_dispatch(struct waiter *w);
  */
 bool fan_mount_known(struct sl_fan *g, int fd, int pid);
 /**
- * True if the thread @tid, which waits for an answer, is in a system call for which the range it asked for is
- * enough. Others, a truncation or a collapsed range above all, need the whole file, or what they cut off and
- * move would be brought back later.
+ * How much the thread @tid, which waits for an answer about the file @st, needs of it. What changes a file
+ * needs all: what is cut off or moved must not be brought back later, and of what was written nothing may
+ * depend on the origin any more. What writes behind the end needs the block in which the file ends.
  */
-bool fan_ranged(int tid);
+enum fan_need { FAN_RANGE, FAN_RANGE_AND_END, FAN_WHOLE };
+enum fan_need fan_need(int tid, const struct stat *st);
 void fan_keep_recent(struct sl_fan *g, struct sl_object *o);
 /** Never ask about @o again, until the mark goes. */
 void fan_ignore(struct sl_fan *g, int fd);

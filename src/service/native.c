@@ -21,25 +21,55 @@
 
 /* ---- what is mounted where ---- */
 
-/* Is @dev mounted anywhere, as far as the process @pid sees? *@where says where. */
-static bool sees_mount(const char *pid, dev_t dev, char **where)
+/*
+ * A line of /proc/PID/mountinfo with the device @dev, of which a part of the tree is shown, or the mount @id.
+ * Copies device and mount point.
+ */
+static bool find_mount(const char *pid, dev_t *dev, int id, char point[4097])
 {
-	char path[320], *line = NULL;
+	char path[320], *line = NULL, root[4097];
 	size_t cap = 0;
 	bool found = false;
 	snprintf(path, sizeof(path), "/proc/%s/mountinfo", pid);
 	FILE *f = fopen(path, "re");
 	while (f && !found && getline(&line, &cap, f) > 0) {
 		unsigned a, b;
-		char point[4097];
-		found = sscanf(line, "%*s %*s %u:%u %*s %4096s", &a, &b, point) == 3 && makedev(a, b) == dev;
-		if (found && asprintf(where, "%s (as process %s sees it)", point, pid) < 0)
-			*where = NULL;
+		int n;
+		if (sscanf(line, "%d %*s %u:%u %4096s %4096s", &n, &a, &b, root, point) != 5)
+			continue;
+		found = id ? n == id : makedev(a, b) == *dev && !strncmp(root, "/tree", 5);
+		if (found)
+			*dev = makedev(a, b);
 	}
 	free(line);
 	if (f)
 		fclose(f);
 	return found;
+}
+
+static bool sees_mount(const char *pid, dev_t dev, char **where)
+{
+	char point[4097];
+	bool found = find_mount(pid, &dev, 0, point);
+	if (found && asprintf(where, "%s (as process %s sees it)", point, pid) < 0)
+		*where = NULL;
+	return found;
+}
+
+/* The device as mountinfo has it, which on btrfs is not what stat(2) says. */
+static int device_of(struct sl_clone *c, dev_t *dev)
+{
+	const struct sl_store_config *cfg = sl_store_config(c->store);
+	struct stat st;
+	struct statx sx;
+	char point[4097];
+	if (fstat(sl_store_tree_fd(c->store), &st) < 0)
+		return -errno;
+	*dev = st.st_dev;
+	if (!cfg->image && !cfg->device &&
+	    statx(AT_FDCWD, sl_store_path(c->store), 0, STATX_MNT_ID, &sx) == 0 && sx.stx_mask & STATX_MNT_ID)
+		(void)find_mount("self", dev, (int)sx.stx_mnt_id, point);
+	return 0;
 }
 
 /* In any namespace? */
@@ -190,15 +220,15 @@ int sl_native_hide(struct sl_clone *c, bool force, char **why)
 {
 	const char *dir = sl_store_config(c->store)->dir;
 	_cleanup_free_ char *where = NULL;
-	struct stat st;
-	int r = 0;
-	if (fstat(sl_store_tree_fd(c->store), &st) < 0)
-		return -errno;
+	dev_t dev;
+	int r = device_of(c, &dev);
+	if (r < 0)
+		return r;
 	bool shown = sl_native_shown(c);
 	if (shown && umount2(dir, UMOUNT_NOFOLLOW) < 0)
 		r = sl_fail(why, -errno, "%s", strerror(errno));
 	/* Only now: what namespaces have of it by propagation goes with it. */
-	if (r == 0 && other_mounts(st.st_dev, &where)) {
+	if (r == 0 && other_mounts(dev, &where)) {
 		r = sl_fail(why, -EBUSY, "it is mounted on %s as well", where ? where : "another place");
 		if (shown && !force)
 			(void)attach(c, NULL);

@@ -12,6 +12,9 @@
  * What has to be kept in mind:
  *   - A *part* of a cold block cannot be written: XFS reads the rest first, and fails. Fill whole blocks, and
  * punch the block out before when it is a file's last and not whole. Truncation into a cold block fails.
+ *   - A page fault needs a whole folio, of up to 2 MiB, and gives SIGBUS where a part of it is cold: fill
+ * what is mapped to boundaries of 2 MiB (SL_ZONE_MAP_UNIT). read() needs what it reads only.
+ *   - What is zeros at the origin has to be written or punched like anything else.
  *   - The kernel reads ahead into what is cold, which fails without harm, and says so in its log ("I/O error,
  * dev loop0").
  *   - XFS reads a device's last block when it mounts it: sl_image_attach() makes the file as long as it has
@@ -25,7 +28,8 @@
 
 #include <stdint.h>
 
-#define SL_ZONE_SIZE (48ull << 20)
+#define SL_ZONE_SIZE	 (48ull << 20)
+#define SL_ZONE_MAP_UNIT (2ull << 20)
 
 /**
  * Make "cold" and "tails/" in the store's directory @store_fd (a real descriptor, on the image's XFS) out of

@@ -291,6 +291,37 @@ static void test_fill(void **state)
 	close(fd);
 }
 
+/* Mappings of what is filled to whole units see it, beside what is cold, however they are read. */
+static void test_map(void **state)
+{
+	NEED_ROOT();
+	struct fx *x = *state;
+	create(x, SL_IMAGE_MIN);
+	seal(x);
+	static const int advice[] = {MADV_NORMAL, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_HUGEPAGE};
+	const size_t unit = SL_ZONE_MAP_UNIT;
+	int fd = placeholder(x, "m", 16 * SL_ZONE_MAP_UNIT);
+	char *buf = malloc(unit);
+	memset(buf, 'm', unit);
+	for (uint64_t off = 0; off < 16 * unit; off += 2 * unit)
+		assert_int_equal(sl_pwrite_full(fd, buf, unit, (off_t)off), 0);
+	assert_int_equal(fsync(fd), 0);
+	for (size_t a = 0; a < SL_ARRAY_SIZE(advice); a++) {
+		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+		for (uint64_t off = 0; off < 16 * unit; off += 2 * unit) {
+			char *map = mmap(NULL, unit, PROT_READ, MAP_SHARED, fd, (off_t)off);
+			assert_ptr_not_equal(map, MAP_FAILED);
+			(void)madvise(map, unit, advice[a]);
+			assert_memory_equal(map + unit / 2, buf, unit / 2);
+			assert_memory_equal(map, buf, unit / 2);
+			munmap(map, unit);
+			assert_int_equal(byte_at(fd, off + unit), -EIO);
+		}
+	}
+	free(buf);
+	close(fd);
+}
+
 /* A full filesystem, many names, freed space given back: the zone stays as it is, and so does the file's length. */
 static void test_full(void **state)
 {
@@ -413,6 +444,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_cold, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_fill, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_map, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_full, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_grow, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_large, setup, teardown),

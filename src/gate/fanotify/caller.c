@@ -21,8 +21,8 @@ static const struct {
 } calls[] = {
     {SYS_read, -1, FAN_RANGE},		 {SYS_pread64, -1, FAN_RANGE},
     {SYS_readv, -1, FAN_RANGE},		 {SYS_preadv, -1, FAN_RANGE},
-    {SYS_preadv2, -1, FAN_RANGE},	 {SYS_mmap, -1, FAN_RANGE},
-    {SYS_execve, -1, FAN_RANGE},	 {SYS_execveat, -1, FAN_RANGE},
+    {SYS_preadv2, -1, FAN_RANGE},	 {SYS_mmap, -1, FAN_MAPPED},
+    {SYS_execve, -1, FAN_MAPPED},	 {SYS_execveat, -1, FAN_MAPPED},
     {SYS_sendfile, 0, FAN_RANGE},	 {SYS_splice, 2, FAN_RANGE},
     {SYS_copy_file_range, 2, FAN_RANGE}, {SYS_io_uring_enter, -1, FAN_RANGE_AND_END}, /* it may be a write */
 };

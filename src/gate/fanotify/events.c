@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/time.h"
 #include "gate/fanotify/internal.h"
+#include "store/zone.h"
 
 #define EVICT_WAIT_US 1000
 
@@ -160,6 +161,10 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 		if (need != FAN_WHOLE) {
 			*off = s->off;
 			*len = s->len;
+		}
+		if (need == FAN_MAPPED) {
+			*off = SL_ALIGN_DOWN(s->off, SL_ZONE_MAP_UNIT);
+			*len = SL_ALIGN_UP(s->off + s->len, SL_ZONE_MAP_UNIT) - *off;
 		}
 	}
 	return look_range(g, fd, o, *off, *len, may_wait);

@@ -80,7 +80,7 @@ bool fan_mount_known(struct sl_fan *g, int fd, int pid);
  * needs all: what is cut off or moved must not be brought back later, and of what was written nothing may
  * depend on the origin any more. What writes behind the end needs the block in which the file ends.
  */
-enum fan_need { FAN_RANGE, FAN_RANGE_AND_END, FAN_WHOLE };
+enum fan_need { FAN_RANGE, FAN_MAPPED, FAN_RANGE_AND_END, FAN_WHOLE };
 enum fan_need fan_need(int tid, const struct stat *st);
 void fan_keep_recent(struct sl_fan *g, struct sl_object *o);
 /** Never ask about @o again, until the mark goes. */

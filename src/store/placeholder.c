@@ -109,11 +109,20 @@ static int make_other(struct sl_store *s, int dirfd, const char *name, const str
 	return r;
 }
 
+/* @st is a file that the index knows by @key, or one that it does not know. */
+static bool is_indexed(struct sl_store *s, const char *key, const struct stat *st)
+{
+	struct stat in;
+	return fstatat(s->links_fd, key, &in, AT_SYMLINK_NOFOLLOW) < 0 || in.st_ino == st->st_ino;
+}
+
 /*
  * What stands where a placeholder is to be made was left by an interrupted attempt, or belongs to the user.
- * Returns 1 to keep it, 0 when it was removed, or -errno.
+ * @key: of the link index, for a file of several names, else NULL. Returns 1 to keep it, 0 when it was
+ * removed, or -errno.
  */
-static int clear_place(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a)
+static int clear_place(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
+		       const char *key)
 {
 	struct sl_record old;
 	struct stat st;
@@ -125,7 +134,7 @@ static int clear_place(struct sl_store *s, int dirfd, const char *name, const st
 		if (old.flags & (SL_LOCAL | SL_MODIFIED))
 			return 1;
 		if (sl_version_same_object(&old.origin, &v) && ((old.mode ^ a->mode) & S_IFMT) == 0 &&
-		    (S_ISDIR(a->mode) || sl_version_eq(&old.origin, &v)))
+		    (S_ISDIR(a->mode) || sl_version_eq(&old.origin, &v)) && (!key || is_indexed(s, key, &st)))
 			return 1;
 		if (S_ISDIR(old.mode) && old.state != SL_COLD)
 			return 1; /* what is below may have been changed here */
@@ -160,24 +169,31 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 	if (s->native && !place)
 		return -ENOMEM;
 
-	for (int tries = 0; tries < 2; tries++) {
+	for (int tries = 0; tries < 5; tries++) {
 		int r = -ENOENT;
 		if (linked) {
 			r = linkat(s->links_fd, sl_link_key(&rec.origin, key), dirfd, name, 0) < 0 ? -errno
 												   : 0;
 			if (r == 0)
 				return 0;
+			if (r == -EMLINK) /* the origin's filesystem allows more: an object of its own */
+				linked = false;
 		}
 		if (r != -EEXIST) {
 			r = S_ISREG(a->mode) ? make_file(s, dirfd, name, a, &rec, place)
 					     : make_other(s, dirfd, name, a, target, &rec, place);
-			if (r == 0 && linked && linkat(dirfd, name, s->links_fd, key, 0) < 0 &&
-			    errno != EEXIST)
-				return -errno;
+			if (r == 0 && linked && linkat(dirfd, name, s->links_fd, key, 0) < 0) {
+				r = -errno;
+				unlinkat(dirfd, name, 0);
+				/* Another directory with a name of the same file is being populated: it was
+				 * faster, and what it made is the object. */
+				if (r == -EEXIST)
+					continue;
+			}
 		}
 		if (r != -EEXIST)
 			return r;
-		r = clear_place(s, dirfd, name, a);
+		r = clear_place(s, dirfd, name, a, linked ? key : NULL);
 		if (r < 0)
 			return r;
 		if (r == 1) {

@@ -15,11 +15,15 @@ serve() { # a libfuse server for one connection
 	_pids+=("$server")
 	wait_for 20 test -S "$T/s"
 }
+ended() { # the server, as it does when its client has gone
+	wait_for 60 gone "$server" || kill -9 "$server"
+	wait "$server"
+}
 left="status 0, 0 lookups and 0 handles left"
 
 serve
 like "$("$client" "$T/s" flags)" "^flags 0x[0-9a-f]+ max_data [0-9]+$" "INIT is agreed on"
-wait "$server"
+ended
 is "$(cat "$T/server")" "$left" "the server saw the end"
 
 serve
@@ -29,12 +33,12 @@ like "$(cat "$T/tree")" "^100444 300000 [0-9a-f]{16} big
 100444 0 [0-9a-f]{16} dir/empty
 100444 7 [0-9a-f]{16} dir/inner
 100444 14 [0-9a-f]{16} hello$" "lookup, readdir, open, read, release"
-wait "$server"
+ended
 is "$(cat "$T/server")" "$left" "everything was given back"
 
 serve
 is "$("$client" "$T/s" cat dir/inner)" "inside" "a file's content"
-wait "$server"
+ended
 
 serve
 "$client" "$T/s" cat big >"$T/big"
@@ -42,12 +46,12 @@ ok "a file of many reads" python3 -c '
 import sys
 b = open(sys.argv[1], "rb").read()
 assert b == bytes(i % 251 for i in range(300000)), len(b)' "$T/big"
-wait "$server"
+ended
 
 serve
 nok "a name that is not there" "$client" "$T/s" cat nothing
 like "$(cat "$T/.out")" "No such file" "says so"
-wait "$server"
+ended
 is "$(cat "$T/server")" "$left" "and leaves nothing"
 
 # The same through a slow link, which tests the relay on the way.
@@ -56,7 +60,7 @@ serve
 _pids+=($!)
 wait_for 20 test -S "$T/r"
 is "$("$client" "$T/r" tree 2>&1 | sort -k 4)" "$(cat "$T/tree")" "the same tree through a slow link"
-wait "$server"
+ended
 is "$(cat "$T/server")" "$left" "the end came through as well"
 
 # A link that breaks in the middle of a file.
@@ -66,6 +70,6 @@ _pids+=($!)
 wait_for 20 test -S "$T/r2"
 nok "a broken link is an error" "$client" "$T/r2" cat big
 like "$(tr -d "\0" <"$T/.out" | tail -c 100)" "not connected" "and says so"
-wait "$server"
+ended
 
 done_testing

@@ -193,11 +193,12 @@ static ssize_t stream_writev(int fd, struct iovec *iov, int count, void *arg)
 static int accept_one(const char *path)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
-	if (strlen(path) >= sizeof(sa.sun_path))
+	/* Who sees the socket may connect: it gets its name when it listens. */
+	if (snprintf(sa.sun_path, sizeof(sa.sun_path), "%s~", path) >= (int)sizeof(sa.sun_path))
 		return -1;
-	strcpy(sa.sun_path, path);
 	int l = socket(AF_UNIX, SOCK_STREAM, 0);
-	if (l < 0 || bind(l, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(l, 1) < 0)
+	if (l < 0 || bind(l, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(l, 1) < 0 ||
+	    rename(sa.sun_path, path) < 0)
 		return -1;
 	return accept(l, NULL, NULL);
 }

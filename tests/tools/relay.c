@@ -118,12 +118,16 @@ static int listen_on(const char *where)
 {
 	int fd = -1, one = 1;
 	if (!strncmp(where, "unix:", 5)) {
+		/* Who sees the socket may connect: it gets its name when it listens. */
 		struct sockaddr_un sa;
-		if (unix_address(where + 5, &sa) < 0)
+		char unready[sizeof(sa.sun_path)];
+		snprintf(unready, sizeof(unready), "%s~", where + 5);
+		if (unix_address(unready, &sa) < 0)
 			die(where);
 		fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 		unlink(sa.sun_path);
-		if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+		if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, 128) < 0 ||
+		    rename(sa.sun_path, where + 5) < 0)
 			die(where);
 	} else if (!strncmp(where, "tcp:", 4)) {
 		struct sockaddr_in sa = {.sin_family = AF_INET,
@@ -132,7 +136,7 @@ static int listen_on(const char *where)
 		socklen_t n = sizeof(sa);
 		fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 		if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
-		    bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 ||
+		    bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, 128) < 0 ||
 		    getsockname(fd, (struct sockaddr *)&sa, &n) < 0)
 			die(where);
 		printf("%d\n", ntohs(sa.sin_port));
@@ -141,8 +145,6 @@ static int listen_on(const char *where)
 		errno = EINVAL;
 		die(where);
 	}
-	if (listen(fd, 128) < 0)
-		die(where);
 	return fd;
 }
 

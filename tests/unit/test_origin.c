@@ -617,7 +617,7 @@ static void test_timeout(void **state)
 	assert_int_equal(ask_one(x, SL_OREQ_STAT, "a"), -ETIMEDOUT);
 	assert_int_equal(ask_one(x, SL_OREQ_LIST, ""), -ETIMEDOUT);
 	uint64_t took = sl_now() - start;
-	assert_in_range(took, 2 * SL_NS_PER_SEC - SL_NS_PER_MS, 6 * SL_NS_PER_SEC);
+	assert_in_range(took, 2 * SL_NS_PER_SEC - SL_NS_PER_MS, 30 * SL_NS_PER_SEC);
 }
 
 struct async {
@@ -654,7 +654,7 @@ static void test_stop(void **state)
 			usleep(1000);
 	while (!late.ran)
 		usleep(1000);
-	assert_true(sl_now() - start < 3 * SL_NS_PER_SEC);
+	assert_true(sl_now() - start < 30 * SL_NS_PER_SEC); /* half of their deadline */
 	assert_int_equal(late.err, -ETIMEDOUT);
 	for (int i = 0; i < 100; i++) {
 		assert_int_equal(a[i].ran, 1);

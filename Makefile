@@ -26,6 +26,11 @@ bench: all
 	@tools/install-deps bench
 	@bench/run
 
+conformance: all
+	@tools/install-deps bench
+	@ninja -C $(BUILD) checks
+	@SLUICE_BUILD=$(abspath $(BUILD)) tests/tools/conformance-table --run fuse,fanotify,sshfs,rclone --write docs/conformance.md $(BUILD)/conformance.jsonl
+
 install: all
 	@$(if $(PREFIX),meson configure $(BUILD) -Dprefix='$(PREFIX)' && ninja -C $(BUILD) $(PROGRAMS))
 	@meson install -C $(BUILD) --no-rebuild
@@ -38,7 +43,8 @@ help:
 	@echo 'make check      all tests: plain, with ASan and UBSan, with TSan (TESTS="unit fuzz system asan tsan")'
 	@echo 'make demo       a guided tour with a local export'
 	@echo 'make bench      measure against the alternatives'
+	@echo 'make conformance  try every way to the bytes of cold files, here and with the alternatives; writes docs/conformance.md'
 	@echo 'make install    PREFIX=/usr/local, DESTDIR= are honoured'
 	@echo 'make clean      remove all build directories'
 
-.PHONY: all check demo bench install clean help
+.PHONY: all check demo bench conformance install clean help

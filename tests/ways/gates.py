@@ -76,7 +76,7 @@ class Sluice(Gate):
         sock = os.path.join(self.tmp, "s")
         serve = self.spawn(SLUICE, "serve", "--unix", sock, self.origin, stdout=subprocess.PIPE)
         assert serve.stdout.readline().startswith(b"serving"), "no export"
-        out(SLUICE, "clone", *self.options, *(["--allow-other"] if ROOT else []), "unix:" + sock, self.dir)
+        out(SLUICE, "clone", *self.options, "unix:" + sock, self.dir)
 
     def down(self):
         try:
@@ -104,7 +104,7 @@ class Sluice(Gate):
 
 class Fuse(Sluice):
     name = "fuse"
-    options = ("--gate", "fuse")
+    options = ("--gate", "fuse", "--allow-other") if ROOT else ("--gate", "fuse")
 
 
 class Fanotify(Sluice):

@@ -6,12 +6,12 @@ import mmap
 import os
 import shutil
 import struct
-import subprocess
 
-from way import NotHere, Wrong, content, forked, in_child, program, read, reap, syscall, way
+from way import NotHere, Wrong, content, forked, in_child, program, read, read_fd, reap, syscall, way
 from execs import payload
 
-CLONE_NEWNS = 0x20000
+CLONE_NEWNS, MS_RDONLY = 0x20000, 1
+SYS_OPEN_TREE, AT_FDCWD, OPEN_TREE_CLONE = 428, -100, 1
 FS_IOC_ENABLE_VERITY = 0x40806685
 BLOCKS = {"f": 64 * 4096}
 
@@ -78,6 +78,21 @@ def namespace_older(w):
     in_child(go)
 
 
+@way("a mount that is in no namespace (open_tree)", root=True)
+def detached(w):
+    tree = syscall("syscall", SYS_OPEN_TREE, AT_FDCWD, w.dir.encode(), OPEN_TREE_CLONE)
+    w.same(read_fd(os.open("f", os.O_RDONLY, dir_fd=tree)))
+
+
+@way("the clone's filesystem, mounted a second time", root=True)
+def second_mount(w):
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
+        source = next((line.split(" - ")[1].split()[1] for line in f if line.split(" ")[4] == w.root), "none")
+    if not source.startswith("/dev/"):
+        raise NotHere("it is not on a block device")
+    w.same(read(os.path.join(w.mount(source), os.path.relpath(w.path(), w.root))))
+
+
 @way("chroot", root=True)
 def chroot(w):
     want = w.bytes()
@@ -109,13 +124,14 @@ def chroot_exec(w):
 # ---- overlayfs ----
 
 
-def overlay(w):
+def overlay(w, top=None):
+    top = top or w.tmp
     for d in ("upper", "work"):
-        os.mkdir(os.path.join(w.tmp, d))
+        os.mkdir(os.path.join(top, d))
     try:
-        return w.mount("-t", "overlay", "-o", f"lowerdir={w.dir},upperdir={w.tmp}/upper,workdir={w.tmp}/work", "overlay")
-    except OSError as e:
-        raise NotHere(f"no overlayfs on this: {e}") from None
+        return w.mount("-t", "overlay", "-o", f"lowerdir={w.dir},upperdir={top}/upper,workdir={top}/work", "overlay")
+    except (OSError, Wrong):
+        raise NotHere("overlayfs does not take this filesystem for that layer") from None
 
 
 @way("overlayfs, lower layer: read", root=True, quick=True)
@@ -177,6 +193,17 @@ def copy_up_mode(w):
     w.same(read(m + "/f"))
 
 
+@way("overlayfs, copy-up within the clone", root=True)
+def copy_up_inside(w):
+    # Where there are reflinks, they are what is made.
+    top = os.path.join(w.root, os.path.basename(w.tmp) + ".upper")
+    os.mkdir(top)
+    m = overlay(w, top)
+    os.chmod(m + "/f", 0o600)
+    w.same(read(top + "/upper/f"))
+    w.same(read(m + "/f"))
+
+
 @way("overlayfs, copy-up by rename", root=True)
 def copy_up_rename(w):
     m = overlay(w)
@@ -230,15 +257,18 @@ def erofs(directory):
     os.rmdir(directory + "/tree")
 
 
-@way("erofs, mounted from a cold file without a device", root=True, make=erofs)
+@way("erofs, mounted from a cold file without a device", root=True, make=erofs, may_refuse="not from every filesystem")
 def mount_erofs(w):
-    m = os.path.join(w.tmp, "erofs")
-    os.mkdir(m)
-    p = subprocess.run(["mount", "-i", "-t", "erofs", "-o", "ro", w.path(), m], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                       stderr=subprocess.STDOUT, check=False, text=True)
-    if p.returncode:
-        raise NotHere(f"this kernel does not: {p.stdout.strip()}")
-    w.same(read(m + "/f"), w.bytes("inside"))
+    def mounted(image_file, name): # mount(8) would take a loop device
+        os.mkdir(os.path.join(w.tmp, name))
+        syscall("mount", image_file.encode(), os.path.join(w.tmp, name).encode(), b"erofs", MS_RDONLY, None)
+        return os.path.join(w.tmp, name, "f")
+
+    try:
+        mounted(os.path.join(w.want, "f"), "m0")
+    except OSError as e:
+        raise NotHere(f"this kernel does not: {e}") from None
+    w.same(read(mounted(w.path(), "m1")), w.bytes("inside"))
 
 
 def swap(directory):

@@ -3,7 +3,7 @@
 
 import os
 
-from way import SIZE, Wrong, content, program, read, syscall, way
+from way import SIZE, NotHere, Wrong, content, program, read, syscall, way
 
 IN_ACCESS, AT_FDCWD, RENAME_EXCHANGE = 1, -100, 2
 
@@ -110,6 +110,29 @@ def attributes(w):
 def xattr(w):
     os.setxattr(w.path(), "user.way", b"x")
     w.same(read(w.path()))
+
+
+def flagged(w, flag):
+    """What can be neither changed nor filled by ordinary means."""
+    try:
+        program(["chattr", "+" + flag, w.path()])
+    except (OSError, Wrong) as e:
+        raise NotHere(f"no such attribute: {e}") from None
+    try:
+        w.same(read(w.path()))
+    finally:
+        program(["chattr", "-" + flag, w.path()])
+    w.same(read(w.path()))
+
+
+@way("a cold file that was made immutable", root=True, may_refuse="nobody may write to it, and a fill is a write")
+def immutable(w):
+    flagged(w, "i")
+
+
+@way("a cold file that was made append-only", root=True, may_refuse="nobody may write to it, and a fill is a write")
+def append_only(w):
+    flagged(w, "a")
 
 
 def tree(directory):

@@ -134,26 +134,30 @@ def difference(got, want):
     return f"{size}{what} from {at} on"
 
 
-ERRORS = {os.strerror(n): name for n, name in errno.errorcode.items()}
-COMPLAINTS = re.compile("|".join(re.escape(text) for text in sorted(ERRORS, key=len, reverse=True)), re.I)
+COMPLAINTS = re.compile("|".join(re.escape(os.strerror(n)) for n in sorted(errno.errorcode, key=lambda n: -len(os.strerror(n)))), re.I)
 
 
 def program(argv, ok=(0,), pipe_in=None, **kw):
     if not shutil.which(argv[0], path=os.environ["PATH"] + ":/usr/sbin:/sbin") and "/" not in argv[0]:
         raise NotHere(f"{argv[0]} is not installed")
     kw["env"] = dict(os.environ, PATH=os.environ["PATH"] + ":/usr/sbin:/sbin", **kw.get("env", {}))
-    stdin = {"input": pipe_in} if pipe_in is not None else {"stdin": subprocess.DEVNULL}
+    stdin = {"input": pipe_in} if pipe_in is not None else {} if "stdin" in kw else {"stdin": subprocess.DEVNULL}
     p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, **stdin, **kw)
     if p.returncode in ok:
         return p.stdout
-    said = p.stderr.decode(errors="replace").strip()
     if p.returncode == -signal.SIGBUS:
         raise OSError(errno.EIO, "SIGBUS")
+    complain(argv[0], p.returncode, p.stderr.strip() or p.stdout)
+
+
+def complain(name, status, said):
+    """Raise what a program says that failed: the error that it names, if it names one."""
+    said = said.decode(errors="replace").strip()
     named = COMPLAINTS.search(said)
     if named:
-        name = ERRORS.get(named.group()) or next(v for k, v in ERRORS.items() if k.lower() == named.group().lower())
-        raise OSError(getattr(errno, name), said)
-    raise Wrong(f"{argv[0]} ended with {p.returncode}: {said[-200:] or p.stdout.decode(errors='replace')[-200:]}")
+        n = next(n for n in errno.errorcode if os.strerror(n).lower() == named.group().lower())
+        raise OSError(n, said[:1000])
+    raise Wrong(f"{name} ended with {status}: {said[-200:]}")
 
 
 def syscall(function, *args):

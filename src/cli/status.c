@@ -64,7 +64,7 @@ static void print_service(json_t *j)
 	       sl_json_u64(j, "waiting") ? "" : "\n");
 	if (sl_json_u64(j, "waiting"))
 		printf("; %llu accesses are waiting\n", (unsigned long long)sl_json_u64(j, "waiting"));
-	if (json_object_get(j, "forgotten_files"))
+	if (sl_json_u64(j, "forgotten_files"))
 		printf("  recovered   from an unclean end: %s in %llu files to be fetched again\n",
 		       sl_format_size(b, sl_json_u64(j, "forgotten_bytes")),
 		       (unsigned long long)sl_json_u64(j, "forgotten_files"));

@@ -30,7 +30,7 @@
 #define __sanitizer_syscall_post_fork(res)
 #endif
 
-#define QUICK_NS    SL_NS_PER_SEC /* who dies sooner than that after its start will be started more slowly */
+#define QUICK_NS    (250 * SL_NS_PER_MS) /* who dies sooner than that after its start will be started more slowly */
 #define BACKOFF_MIN (50 * SL_NS_PER_MS)
 #define BACKOFF_MAX (5 * SL_NS_PER_SEC)
 #define TRIES_MAX   24 /* services in a row that did not even come to be ready: some 80 seconds */

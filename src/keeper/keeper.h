@@ -96,10 +96,9 @@ void sl_keeper_ready(struct sl_keeper *k);
 void sl_keeper_ending(struct sl_keeper *k);
 /** A successor cannot start: leave everything as it is, for the next one. Ends the process. */
 _Noreturn void sl_keeper_fail(struct sl_keeper *k);
-/**
- * Have the keeper end this service and execute @program, which takes over. Returns after the keeper was told,
- * or -errno with a sentence when @program cannot be run or has another layout.
- */
-int sl_keeper_upgrade(struct sl_keeper *k, const char *program, char **why);
+/** Can @program take over? 0, or -errno with a sentence: it cannot be run, or has another layout. */
+int sl_keeper_check(struct sl_keeper *k, const char *program, char **why);
+/** Have the keeper end this service and execute @program, which was checked, in its place. */
+void sl_keeper_upgrade(struct sl_keeper *k, const char *program);
 /** For --state-version. */
 void sl_keeper_print_version(void);

@@ -124,7 +124,7 @@ static int ask_version(const char *program, char *text, size_t cap)
 	return r;
 }
 
-int sl_keeper_upgrade(struct sl_keeper *k, const char *program, char **why)
+int sl_keeper_check(struct sl_keeper *k, const char *program, char **why)
 {
 	char theirs[64], ours[64];
 	if (!k)
@@ -134,6 +134,8 @@ int sl_keeper_upgrade(struct sl_keeper *k, const char *program, char **why)
 	int r = ask_version(program, theirs, sizeof(theirs));
 	if (r < 0)
 		return sl_fail(why, r, "%s cannot be run: %s", program, strerror(-r));
+	if (!*theirs)
+		return sl_fail(why, -ENOEXEC, "%s is no version of sluice that can take over", program);
 	snprintf(ours, sizeof(ours), "%d.%zu", SL_STATE_VERSION, sizeof(struct sl_state));
 	if (strcmp(ours, theirs))
 		return sl_fail(why, -EPROTONOSUPPORT,
@@ -141,11 +143,15 @@ int sl_keeper_upgrade(struct sl_keeper *k, const char *program, char **why)
 			       "the clone and "
 			       "start it with that program",
 			       program, theirs, ours);
+	return 0;
+}
+
+void sl_keeper_upgrade(struct sl_keeper *k, const char *program)
+{
 	sl_notice("upgrade: %s takes over", program);
-	strcpy(k->st->program, program);
+	snprintf(k->st->program, sizeof(k->st->program), "%s", program);
 	k->st->upgrade = 1;
 	ring(k);
-	return 0;
 }
 
 void sl_keeper_print_version(void)

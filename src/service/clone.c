@@ -140,7 +140,8 @@ static void *recovery_thread(void *arg)
 {
 	struct sl_clone *c = arg;
 	/* An armoured placeholder has blocks of its own from the beginning: there is nothing to tell by. */
-	if (!sl_store_reflinks(c->store) && sl_walk(sl_object_root(c->store), count_forgotten, c) == 0)
+	if (!sl_store_reflinks(c->store) && sl_walk(sl_object_root(c->store), count_forgotten, c) == 0 &&
+	    (c->forgotten_files || !sl_keeper_successor(c->keeper)))
 		sl_notice("the last service did not end in good order: %llu files had together %llu bytes "
 			  "that were not committed yet; "
 			  "they are fetched again when they are read",

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The commands that a running clone carries out: status, evict, pin, unpin, stop. hydrate.c and verify.c have
+/* The commands that a running clone carries out: status, evict, pin, unpin, stop, upgrade. hydrate.c and verify.c have
  * their own. */
+#include <limits.h>
 #include <stdio.h>
 #include <time.h>
 
@@ -143,6 +144,10 @@ static json_t *service_json(struct sl_clone *c)
 			      sl_store_reflinks(c->store), "privileged", sl_store_privileged(c->store),
 			      "limit", (json_int_t)cfg->limit, "unclean_start", c->unclean);
 	json_object_set_new(j, "gate", json_string(c->fan ? "fanotify" : "fuse"));
+	char program[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", program, sizeof(program) - 1);
+	program[n < 0 ? 0 : n] = '\0';
+	json_object_set_new(j, "program", sl_command_name(program));
 	json_object_set_new(j, "keeper_pid", json_integer(sl_keeper_pid(c->keeper)));
 	json_object_set_new(j, "service_restarts", json_integer(sl_keeper_restarts(c->keeper)));
 	json_object_set_new(j, "fetches", json_integer((json_int_t)fs.fetches));
@@ -340,6 +345,22 @@ static json_t *cmd_stop(struct sl_command_call *c)
 	return json_pack("{sb}", "ok", 1);
 }
 
+/* ---- upgrade ---- */
+
+static json_t *cmd_upgrade(struct sl_command_call *c)
+{
+	const char *program = json_string_value(json_object_get(c->request, "program"));
+	_cleanup_free_ char *why = NULL;
+	int r = program ? sl_keeper_check(c->clone->keeper, program, &why) : -EINVAL;
+	if (r < 0)
+		return sl_command_error("%s", why ? why : strerror(-r));
+	(void)sl_fill_commit(c->clone->fill); /* what is here need not be fetched again */
+	/* This process has no time to say it afterwards. */
+	sl_control_send(c, json_pack("{sb}", "ok", 1));
+	sl_keeper_upgrade(c->clone->keeper, program);
+	return NULL;
+}
+
 json_t *sl_command_run(struct sl_command_call *c)
 {
 	const char *cmd = json_string_value(json_object_get(c->request, "cmd"));
@@ -347,6 +368,8 @@ json_t *sl_command_run(struct sl_command_call *c)
 		return sl_command_error("the request names no command");
 	if (!strcmp(cmd, "status"))
 		return cmd_status(c);
+	if (!strcmp(cmd, "upgrade"))
+		return cmd_upgrade(c);
 	if (!strcmp(cmd, "hydrate"))
 		return sl_command_hydrate(c);
 	if (!strcmp(cmd, "evict"))

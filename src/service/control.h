@@ -29,5 +29,5 @@ void sl_control_send(struct sl_command_call *c, json_t *line);
 /** Send {"progress": …} at most every 100 ms; takes over @what. Returns false when nobody listens any more,
  * or the service ends. */
 bool sl_control_progress(struct sl_command_call *c, uint64_t *last, json_t *what);
-/** Run the command of a request: returns the final line. */
+/** Run the command of a request: returns the final line, or NULL where it was sent. */
 json_t *sl_command_run(struct sl_command_call *c);

@@ -466,6 +466,11 @@ bool sl_store_privileged(const struct sl_store *s)
 	return s->privileged;
 }
 
+void sl_store_leave_lock(struct sl_store *s)
+{
+	s->lock_fd = -EBADF;
+}
+
 int sl_store_lock_fd(const struct sl_store *s)
 {
 	return s->lock_fd;

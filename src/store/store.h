@@ -68,6 +68,8 @@ int sl_store_open(const char *path, struct sl_store **ret, char **why);
 int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_store **ret, char **why);
 /** The descriptor of the lock. */
 int sl_store_lock_fd(const struct sl_store *s);
+/** Closing the store leaves the lock to whoever else has the descriptor, until that ends as well. */
+void sl_store_leave_lock(struct sl_store *s);
 /** Native: the mount that the store itself works through; the store's own. Else negative. */
 int sl_store_work_fd(const struct sl_store *s);
 bool sl_store_native(const struct sl_store *s);

@@ -83,6 +83,8 @@ const struct sl_store_config *sl_store_config(const struct sl_store *s);
 const char *sl_store_path(const struct sl_store *s);
 /** True where the store's filesystem has reflinks, so that placeholders are armoured. */
 bool sl_store_reflinks(const struct sl_store *s);
+/** Native: true where reading what placeholders are made of is an error (zone.h). */
+bool sl_store_sealed(const struct sl_store *s);
 /** True where owners are kept and records are out of users' reach (trusted xattrs). */
 bool sl_store_privileged(const struct sl_store *s);
 /** Make everything that was written to the store's filesystem durable. */

@@ -54,7 +54,11 @@ struct sl_fan {
 	struct area *area;
 	bool own_area;
 	int group, notify, stop_fd;
-	bool whole_on_open; /* without reflinks a placeholder has holes, and a copy of it would not ask */
+	/*
+	 * Where what a placeholder is made of can be read, it would be by what raises no events: a mapping that grows, a loop
+	 * device, the descriptor of another listener. So such files are filled when they are opened.
+	 */
+	bool whole_on_open;
 	pthread_t events, changes;
 	bool started;
 	atomic_bool refusing;

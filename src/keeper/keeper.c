@@ -23,11 +23,14 @@
 #include "keeper/internal.h"
 #include "keeper/manager.h"
 
+/* What <sanitizer/linux_syscall_hooks.h> declares, which not every compiler brings along: without it TSan takes the child's
+ * threads for the parent's. */
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/linux_syscall_hooks.h>
+void __sanitizer_syscall_pre_impl_fork(void);
+void __sanitizer_syscall_post_impl_fork(long res);
 #else
-#define __sanitizer_syscall_pre_fork()
-#define __sanitizer_syscall_post_fork(res)
+#define __sanitizer_syscall_pre_impl_fork()
+#define __sanitizer_syscall_post_impl_fork(res)
 #endif
 
 #define QUICK_NS    (250 * SL_NS_PER_MS) /* who dies sooner than that after its start will be started more slowly */
@@ -41,9 +44,9 @@
  * only use system calls, or make a new thread for everything else. */
 pid_t sl_keeper_clone(unsigned long flags)
 {
-	__sanitizer_syscall_pre_fork();
+	__sanitizer_syscall_pre_impl_fork();
 	long pid = syscall(SYS_clone, flags | CLONE_FILES | SIGCHLD, NULL, NULL, NULL, 0);
-	__sanitizer_syscall_post_fork(pid);
+	__sanitizer_syscall_post_impl_fork(pid);
 	return pid < 0 ? -errno : (pid_t)pid;
 }
 

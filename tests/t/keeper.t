@@ -114,7 +114,8 @@ def restarts():
         with open(C + name, "rb") as f:
             kill_and_follow()
             slt.sluice("evict", C + name)
-            assert slt.state(C + name)["state"] == "full"
+            # Without passthrough nobody needs all of it at once: what was not committed is fetched again.
+            assert slt.state(C + name)["state"] == "full" or not brief()["passthrough"]
             assert f.read() == get(O + name)
         slt.sluice("evict", C + name)
         assert slt.state(C + name)["state"] == "cold"
@@ -292,7 +293,7 @@ def managed():
     m.start()
     with point("the manager is told, and given what it shall hold"):
         m.hear(lambda: "READY=1" in m.said)
-        assert {"state", "fuse", "lock", "control"} <= set(m.stored), m.stored
+        assert {"state", "fuse", "lock"} <= set(m.stored), m.stored
         assert brief()["keeper_pid"] == m.p.pid
     dev = os.stat(C).st_dev
     with open(C + "/large", "rb") as f, open(C + "/written", "wb", buffering=0) as w:

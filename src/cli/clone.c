@@ -223,7 +223,7 @@ static int make(struct request *q, char **why)
 	}
 	r = sl_registry_add(q->cfg.id, q->store_path, why);
 	if (r == 0 && q->start)
-		r = sl_service_start(q->store_path, true, why);
+		r = sl_service_start(q->store_path, true, !q->json, why);
 	return r;
 }
 

@@ -85,7 +85,7 @@ static int run_remove(const struct sl_command *cmd, int argc, char **argv)
 	if (r == 0 && !discard) {
 		r = check_ours(store, &why);
 		if (r < 0 && was_running)
-			(void)sl_service_start(store, false, NULL); /* nothing has changed */
+			(void)sl_service_start(store, false, false, NULL); /* nothing has changed */
 	}
 	if (r == 0)
 		r = sl_store_remove(store, &why);

@@ -9,11 +9,14 @@
 #include <sys/wait.h>
 
 #include "base/fd.h"
+#include "base/human.h"
 #include "base/log.h"
 #include "base/time.h"
 #include "cli/call.h"
 #include "cli/registry.h"
 #include "service/clone.h"
+
+#define PROGRESS_AFTER_NS SL_NS_PER_SEC
 
 bool sl_service_gone(const char *store, unsigned seconds)
 {
@@ -63,7 +66,52 @@ static void daemon_main(const char *store, int ready_fd, bool need_origin)
 	exit(sl_keeper_run(&cfg));
 }
 
-int sl_service_start(const char *store, bool need_origin, char **why)
+struct names_progress {
+	uint64_t t0; /* of the first line */
+	bool show;
+};
+
+/*
+ * A line of the service while it builds the names of a native clone. How much there is to come nobody knows
+ * before all directories were listed: the estimate is for those that are known, as if none of them had
+ * subdirectories.
+ */
+static void on_names(struct names_progress *p, const char *line)
+{
+	unsigned long long objects, dirs, left;
+	if (!p->t0)
+		p->t0 = sl_now();
+	uint64_t ns = sl_now() - p->t0;
+	if (!p->show || ns < PROGRESS_AFTER_NS ||
+	    sscanf(line, "names %llu %llu %llu", &objects, &dirs, &left) != 3)
+		return;
+	double sec = (double)ns / 1e9;
+	char t[16] = "";
+	if (dirs)
+		sl_format_ns(t, (uint64_t)((double)ns / (double)dirs * (double)left));
+	sl_progress("names: %llu objects, %.0f/s, %llu directories left%s%s", objects, (double)objects / sec,
+		    left, *t && left ? ", at least " : "", left ? t : "");
+}
+
+/* What the service says on its way up. Lines of progress are shown and taken out of @text. */
+static size_t read_ready(int fd, char *text, size_t size, struct names_progress *p)
+{
+	size_t n = 0;
+	ssize_t k;
+	while (n < size - 1 && ((k = read(fd, text + n, size - 1 - n)) > 0 || (k < 0 && errno == EINTR))) {
+		n += k > 0 ? (size_t)k : 0;
+		text[n] = '\0';
+		for (char *nl; !strncmp(text, "names ", 6) && (nl = strchr(text, '\n'));) {
+			on_names(p, text);
+			n -= (size_t)(nl + 1 - text);
+			memmove(text, nl + 1, n + 1);
+		}
+	}
+	text[n] = '\0';
+	return n;
+}
+
+int sl_service_start(const char *store, bool need_origin, bool progress, char **why)
 {
 	int p[2];
 	if (pipe2(p, O_CLOEXEC) < 0)
@@ -81,17 +129,10 @@ int sl_service_start(const char *store, bool need_origin, char **why)
 	}
 	waitpid(pid, NULL, 0);
 	char text[2048];
-	size_t n = 0;
-	ssize_t k;
-	while (n < sizeof(text) - 1 &&
-	       ((k = read(p[0], text + n, sizeof(text) - 1 - n)) > 0 || (k < 0 && errno == EINTR)))
-		n += k > 0 ? (size_t)k : 0;
+	struct names_progress np = {.show = progress};
+	size_t n = read_ready(p[0], text, sizeof(text), &np);
 	close(p[0]);
-	text[n] = '\0';
-	char *last = text;
-	for (char *nl; !strncmp(last, "names ", 6) && (nl = strchr(last, '\n')); last = nl + 1)
-		;
-	memmove(text, last, strlen(last) + 1);
+	sl_progress_end();
 	if (!strcmp(text, "ready\n"))
 		return 0;
 	sl_service_gone(store, 30);
@@ -140,7 +181,7 @@ static int run_start(const struct sl_command *cmd, int argc, char **argv)
 		struct sl_keeper_config kc = keeper_config(store, -1, false);
 		return sl_keeper_run(&kc) ? SL_EXIT_FAIL : SL_EXIT_OK;
 	}
-	r = sl_service_start(store, false, &why);
+	r = sl_service_start(store, false, !json, &why);
 	if (r == 0 && json) {
 		json_t *j = json_pack("{sb ss ss}", "ok", 1, "dir", cfg.dir, "store", store);
 		sl_print_json(j);

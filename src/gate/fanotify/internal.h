@@ -33,6 +33,7 @@ struct area {
 	uint32_t magic;
 	_Atomic int32_t pids[16]; /* of the services, newest last: what they did is no change by a user */
 	uint32_t nslots;
+	_Atomic uint32_t top; /* no slot from here on was ever used: memory that is only looked at costs something as well */
 	_Alignas(4096) char read[READ_BYTES];
 	char changes[READ_BYTES]; /* the same of changes; to hear of one twice does no harm */
 	struct slot slot[];

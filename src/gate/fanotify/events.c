@@ -89,8 +89,10 @@ static int look_range(struct sl_fan *g, int fd, struct sl_object *o, uint64_t of
 	pthread_mutex_lock(&o->lock);
 	bool here = sl_chunkmap_test(&o->map, off, len), full = sl_chunkmap_full(&o->map);
 	pthread_mutex_unlock(&o->lock);
-	if (here)
+	if (here) {
+		o->allowed = sl_now();
 		respond(g, fd, FAN_ALLOW);
+	}
 	pthread_rwlock_unlock(&o->io);
 	if (here && !full)
 		sl_fill_note_read(g->fill, o, off, len);

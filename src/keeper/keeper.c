@@ -23,8 +23,8 @@
 #include "keeper/internal.h"
 #include "keeper/manager.h"
 
-/* What <sanitizer/linux_syscall_hooks.h> declares, which not every compiler brings along: without it TSan takes the child's
- * threads for the parent's. */
+/* What <sanitizer/linux_syscall_hooks.h> declares, which not every compiler brings along: without it TSan
+ * takes the child's threads for the parent's. */
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 void __sanitizer_syscall_pre_impl_fork(void);
 void __sanitizer_syscall_post_impl_fork(long res);
@@ -33,7 +33,8 @@ void __sanitizer_syscall_post_impl_fork(long res);
 #define __sanitizer_syscall_post_impl_fork(res)
 #endif
 
-#define QUICK_NS    (250 * SL_NS_PER_MS) /* who dies sooner than that after its start will be started more slowly */
+#define QUICK_NS                                                                                             \
+	(250 * SL_NS_PER_MS) /* who dies sooner than that after its start will be started more slowly */
 #define BACKOFF_MIN (50 * SL_NS_PER_MS)
 #define BACKOFF_MAX (5 * SL_NS_PER_SEC)
 #define TRIES_MAX   24 /* services in a row that did not even come to be ready: some 80 seconds */

@@ -61,11 +61,16 @@ def read(rng, origin, clone, names):
         elif how == "direct":
             offset, count = offset // PAGE * PAGE, -(-count // PAGE) * PAGE
             with mmap.mmap(-1, count) as buffer:
-                got = buffer[:os.preadv(fd, [buffer], offset)]
+                n = os.preadv(fd, [buffer], offset)
+                while n and n % PAGE == 0 and n < count and (more := os.preadv(fd, [memoryview(buffer)[n:]], offset + n)):
+                    n += more
+                got = buffer[:n]
         else:
             if how == "again": # from below the kernel's cache
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            got = os.pread(fd, count, offset)
+            got = b"" # a read may end early, before an error for one
+            while piece := os.pread(fd, count - len(got), offset + len(got)):
+                got += piece
     finally:
         os.close(fd)
     same(got, part(f"{origin}/{name}", offset, count), f"read ({how}) of {name} at {offset}")

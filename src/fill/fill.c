@@ -28,6 +28,7 @@ int sl_fill_map_error(int err)
 	case -ENOMEM:
 	case -ENOSPC:
 	case -EDQUOT:
+	case -ENAMETOOLONG:
 		return err;
 	default:
 		return -EIO;

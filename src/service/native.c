@@ -192,10 +192,13 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 		if (r == 0)
 			r = sl_store_complete(c->store);
 		if (r < 0)
-			return sl_fail(why, r, "not all names could be fetched: %s%s", strerror(-r),
-				       r == -EACCES
-					   ? " (a directory that the exporter may not read; the log names it)"
-					   : "");
+			return sl_fail(
+			    why, r, "not all names could be fetched: %s%s", strerror(-r),
+			    r == -EACCES ? " (a directory that the exporter may not read; the log names it)"
+			    : r == -ENAMETOOLONG
+				? " (a path, or the target of a symlink, is longer than the clone's "
+				  "filesystem has room for; the log names it)"
+				: "");
 	}
 	/* An earlier service may have shown it. */
 	_cleanup_close_ int dir =

@@ -2,6 +2,10 @@
 # shellcheck shell=bash
 # Sourced by tests/t/NAME-native.t: NAME.t once more, with clones on the fanotify gate. Where that gate differs for a good reason
 # the test says so beside the point (NATIVE in slt.py, $NATIVE in clone.sh).
+#   . native.sh            runs NAME.t
+#   . native.sh OTHER      runs OTHER.t
+#   . native.sh --self     returns: the file itself is a test of native clones
+# Skips the file where there is no fanotify gate.
 
 skip_native() {
 	echo "1..0 # SKIP $1"
@@ -16,5 +20,8 @@ print("" if gate["ok"] else next((f.get("why") or f["what"] for f in gate["featu
 	{ echo "Bail out! doctor does not say whether there is a fanotify gate" && exit 1; }
 [ -z "$_why" ] || skip_native "no fanotify gate here: $_why"
 export GATE=fanotify
-_name=$(basename "$0")
-exec "$TOP/tests/t/${_name%-native.t}.t"
+case ${1-} in
+--self) ;;
+'') exec "${0%-native.t}.t" ;;
+*) exec "$(dirname "$0")/$1.t" ;;
+esac

@@ -219,7 +219,10 @@ static int start(struct sl_keeper *k)
 	sigaddset(&set, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	fflush(NULL);
-	st->oom_score = oom_score(-1000);
+	int score = oom_score(-1000);
+	if (!st->successor) /* or it is a keeper's already */
+		st->oom_score = score;
+	prctl(PR_SET_NAME, "sl-keeper");
 	st->keeper_pid = (int32_t)getpid();
 	st->phase = SL_PHASE_STARTING;
 	st->started = sl_now();

@@ -208,7 +208,7 @@ for f in fine d/below f; do
 done
 is "$(ls "$T/keep" 2>/dev/null | sort | tr '\n' ' ')" "d dir f fine garbage gone long newer short " "all names are still shown"
 if [ -n "$NATIVE" ]; then # by inode, which is what a native clone knows
-	for f in garbage newer short long dir; do
+	for f in "${damaged[@]}"; do
 		like "$(<"$store/log")" "inode $(stat -c %i "$T/keep/$f") of the store" "the log names $f"
 	done
 else

@@ -171,6 +171,13 @@ static bool left_on(const char *store, const struct sl_store_config *cfg, dev_t 
 	return id >= 0 && find_mount("self", dev, id, point);
 }
 
+bool sl_native_left(const char *store, const struct sl_store_config *cfg)
+{
+	dev_t dev, at;
+	bool own;
+	return cfg->native && left_on(store, cfg, &dev, &own) && mounted_on(cfg->dir, &at) && at == dev;
+}
+
 static bool still_used(const char *store, const struct sl_store_config *cfg)
 {
 	dev_t dev;

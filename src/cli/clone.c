@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/statvfs.h>
 
 #include "base/fd.h"
 #include "base/human.h"
@@ -11,6 +12,7 @@
 #include "cli/call.h"
 #include "cli/registry.h"
 #include "cli/start.h"
+#include "gate/fanotify/probe.h"
 #include "gate/fuse/mount.h"
 #include "origin/origin.h"
 
@@ -19,6 +21,7 @@ struct request {
 	bool json, start;
 	struct sl_store_config cfg;
 	char *store_path;
+	char *because; /* of --gate auto */
 	bool made_dir, made_store;
 };
 
@@ -107,15 +110,24 @@ static int choose_store(struct request *q, char **why)
 	return asprintf(&q->store_path, "%s/%.64s-%.8s", data, base, hex) < 0 ? -ENOMEM : 0;
 }
 
-/* The image has room for the origin, as far as that tells; it grows when it must. */
+/*
+ * As large as what it lies on, which costs nothing: the image is sparse, and what limits it is the room
+ * there. Larger where the origin is: what is here may be moved to a larger disk.
+ */
 static void choose_capacity(struct request *q, const struct sl_oreq *fs)
 {
-	const uint64_t least = 4ull << 30, most = 1ull << 40;
+	const uint64_t least = 4ull << 30, most = 4ull << 40;
 	uint64_t used = (fs->fs.blocks - SL_MIN(fs->fs.bfree, fs->fs.blocks)) * fs->fs.bsize;
-	if (q->cfg.image && !q->cfg.capacity) {
-		used += used / 4 + least;
-		q->cfg.capacity = SL_MIN(used, most);
-	}
+	struct statvfs v;
+	_cleanup_free_ char *up = strdup(q->store_path);
+	char *slash = up ? strrchr(up, '/') : NULL;
+	if (slash > up)
+		*slash = '\0';
+	uint64_t host =
+	    slash && statvfs(slash > up ? up : "/", &v) == 0 ? (uint64_t)v.f_blocks * v.f_frsize : 0;
+	uint64_t want = SL_MAX(used + used / 4 + least, host);
+	if (q->cfg.image && !q->cfg.capacity)
+		q->cfg.capacity = SL_MIN(want, most);
 }
 
 /* Is the origin there, and what is at its root? Also tells an origin that is none before anything is made. */
@@ -157,6 +169,15 @@ static bool is_mount_root(const char *path)
 static int choose_gate(struct request *q, char **why)
 {
 	q->cfg.native = q->gate && !strcmp(q->gate, "fanotify");
+	if (q->gate && !strcmp(q->gate, "auto")) {
+		_cleanup_free_ char *no = NULL;
+		q->cfg.native = sl_fanotify_available(NULL, &no) == 0;
+		if (asprintf(&q->because, "%s",
+			     q->cfg.native ? "everything that the fanotify gate needs is here"
+			     : no	   ? no
+					   : "it is not possible here") < 0)
+			q->because = NULL;
+	}
 	if (!q->cfg.native && (q->device || q->cfg.capacity))
 		return sl_fail(why, -EINVAL, "--%s is for --gate fanotify",
 			       q->device ? "device" : "capacity");
@@ -312,13 +333,19 @@ static int run_clone(const struct sl_command *cmd, int argc, char **argv)
 		json_t *j =
 		    json_pack("{sb ss ss ss ss sf}", "ok", 1, "id", q.cfg.id, "origin", q.cfg.origin, "dir",
 			      q.cfg.dir, "store", q.store_path, "seconds", (double)(sl_now() - t0) / 1e9);
+		json_object_set_new(j, "gate", json_string(q.cfg.native ? "fanotify" : "fuse"));
+		if (q.because)
+			json_object_set_new(j, "gate_because", json_string(q.because));
 		sl_print_json(j);
 		json_decref(j);
 	} else {
 		char t[16];
 		printf("%s is a clone of %s (%s)\n", q.dir, q.cfg.origin, sl_format_ns(t, sl_now() - t0));
+		if (q.because)
+			printf("behind the %s gate: %s\n", q.cfg.native ? "fanotify" : "fuse", q.because);
 	}
 	free(q.store_path);
+	free(q.because);
 	sl_store_config_fini(&q.cfg);
 	return r < 0 ? SL_EXIT_FAIL : SL_EXIT_OK;
 }

@@ -19,7 +19,10 @@ static int count_ours(void *arg, const char *path, struct sl_object *o, int err)
 {
 	struct ours *x = arg;
 	(void)err;
-	if (!o || !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) || !o->has_record)
+	/* In a native store all that came from the origin has a record; in others symlinks and special files
+	 * may go without. */
+	if (!o || (o->has_record ? !(o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN))
+				 : !sl_store_native(o->store)))
 		return 0;
 	if (x->n++ == 0)
 		x->first = strdup(path);

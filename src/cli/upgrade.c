@@ -15,7 +15,8 @@
 /* The service's pid and program. */
 static int ask(const char *store, json_t **ret, char **why)
 {
-	int r = sl_call(store, json_pack("{ss s[] sb}", "cmd", "status", "paths", "brief", 1), NULL, NULL, NULL, ret, why);
+	int r = sl_call(store, json_pack("{ss s[] sb}", "cmd", "status", "paths", "brief", 1), NULL, NULL,
+			NULL, ret, why);
 	if (r == 0 && sl_answer_error(*ret))
 		r = sl_fail(why, -EIO, "%s", sl_answer_error(*ret));
 	return r;
@@ -33,8 +34,8 @@ static int wait_for_next(const char *store, uint64_t old, json_t **ret, char **w
 		json_decref(*ret);
 		*ret = NULL;
 		if (sl_now() > until)
-			return sl_fail(why, -ETIMEDOUT, "the new service does not answer%s%s", reason ? ": " : "",
-				       reason ? reason : "");
+			return sl_fail(why, -ETIMEDOUT, "the new service does not answer%s%s",
+				       reason ? ": " : "", reason ? reason : "");
 		struct timespec ts = {.tv_nsec = 10000000};
 		nanosleep(&ts, NULL);
 	}
@@ -47,15 +48,16 @@ static int upgrade(const char *store, const char *program, json_t **now, char **
 	uint64_t old = r == 0 ? sl_json_u64(before, "service_pid") : 0;
 	json_decref(before);
 	if (r == 0)
-		r = sl_call(store, json_pack("{ss ss}", "cmd", "upgrade", "program", program), NULL, NULL, NULL, &answer,
-			    why);
+		r = sl_call(store, json_pack("{ss ss}", "cmd", "upgrade", "program", program), NULL, NULL,
+			    NULL, &answer, why);
 	if (r == 0 && sl_answer_error(answer))
 		r = sl_fail(why, -EIO, "%s", sl_answer_error(answer));
 	json_decref(answer);
 	if (r == 0)
 		r = wait_for_next(store, old, now, why);
 	if (r == 0 && strcmp(program, json_string_value(json_object_get(*now, "program")) ?: ""))
-		r = sl_fail(why, -EIO, "%s could not be executed: the program that ran before goes on", program);
+		r = sl_fail(why, -EIO, "%s could not be executed: the program that ran before goes on",
+			    program);
 	return r;
 }
 
@@ -93,7 +95,8 @@ static int run_upgrade(const struct sl_command *cmd, int argc, char **argv)
 		r = upgrade(store, program, &now, &why);
 	if (r == 0 && json) {
 		json_t *j = json_pack("{sb ss sO sO}", "ok", 1, "program", program, "service_pid",
-				      json_object_get(now, "service_pid"), "keeper_pid", json_object_get(now, "keeper_pid"));
+				      json_object_get(now, "service_pid"), "keeper_pid",
+				      json_object_get(now, "keeper_pid"));
 		sl_print_json(j);
 		json_decref(j);
 	} else if (r == 0) {
@@ -107,7 +110,8 @@ const struct sl_command sl_cmd_upgrade = {
     .name = "upgrade",
     .summary = "Replace the program of a running clone, without a gap",
     .usage = "[OPTION…] DIR|STORE",
-    .help = "The clone's service ends and this program goes on in its place; what is open stays open, and no access\n"
+    .help = "The clone's service ends and this program goes on in its place; what is open stays open, and no "
+	    "access\n"
 	    "fails. Where the two programs cannot take over from each other nothing happens.\n\n"
 	    "  -p, --program FILE   go on with FILE instead of this program\n"
 	    "  -j, --json           print the result as JSON\n"

@@ -28,6 +28,7 @@ int sl_fill_map_error(int err)
 	case -ENOMEM:
 	case -ENOSPC:
 	case -EDQUOT:
+	case -ENAMETOOLONG:
 		return err;
 	default:
 		return -EIO;
@@ -667,6 +668,9 @@ static int land(struct fetch *x)
 	struct sl_fill *f = x->f;
 	struct sl_object *o = x->o;
 	int r = 0;
+	/* Who was let through to the version before must not read half of this one. */
+	for (uint64_t quiet; (quiet = o->quiet) > sl_now();)
+		usleep((useconds_t)SL_MIN((quiet - sl_now()) / 1000 + 1, 10000u));
 	pthread_rwlock_rdlock(&o->io);
 	/* Others that are just landing have seen to it, and none was let through since: the lock was not
 	 * free. */

@@ -185,7 +185,7 @@ static void populate_run(struct sl_work *work)
 	}
 	if (admitted)
 		sl_space_settle(f, j->req.nentries * 512);
-	if (r < 0 && j->err == 0 && r != -ENOSPC && r != -EDQUOT && r != -ENOMEM)
+	if (r < 0 && j->err == 0 && r != -ENOSPC && r != -EDQUOT && r != -ENOMEM && r != -ENAMETOOLONG)
 		r = -EIO; /* our own trouble with the store is not the origin's */
 	if (r < 0 && j->err < 0) {
 		_cleanup_free_ char *path = sl_object_path(dir);

@@ -23,14 +23,18 @@
 #include "keeper/internal.h"
 #include "keeper/manager.h"
 
+/* What <sanitizer/linux_syscall_hooks.h> declares, which not every compiler brings along: without it TSan
+ * takes the child's threads for the parent's. */
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/linux_syscall_hooks.h>
+void __sanitizer_syscall_pre_impl_fork(void);
+void __sanitizer_syscall_post_impl_fork(long res);
 #else
-#define __sanitizer_syscall_pre_fork()
-#define __sanitizer_syscall_post_fork(res)
+#define __sanitizer_syscall_pre_impl_fork()
+#define __sanitizer_syscall_post_impl_fork(res)
 #endif
 
-#define QUICK_NS    (250 * SL_NS_PER_MS) /* who dies sooner than that after its start will be started more slowly */
+#define QUICK_NS                                                                                             \
+	(250 * SL_NS_PER_MS) /* who dies sooner than that after its start will be started more slowly */
 #define BACKOFF_MIN (50 * SL_NS_PER_MS)
 #define BACKOFF_MAX (5 * SL_NS_PER_SEC)
 #define TRIES_MAX   24 /* services in a row that did not even come to be ready: some 80 seconds */
@@ -41,9 +45,9 @@
  * only use system calls, or make a new thread for everything else. */
 pid_t sl_keeper_clone(unsigned long flags)
 {
-	__sanitizer_syscall_pre_fork();
+	__sanitizer_syscall_pre_impl_fork();
 	long pid = syscall(SYS_clone, flags | CLONE_FILES | SIGCHLD, NULL, NULL, NULL, 0);
-	__sanitizer_syscall_post_fork(pid);
+	__sanitizer_syscall_post_impl_fork(pid);
 	return pid < 0 ? -errno : (pid_t)pid;
 }
 
@@ -215,7 +219,10 @@ static int start(struct sl_keeper *k)
 	sigaddset(&set, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	fflush(NULL);
-	st->oom_score = oom_score(-1000);
+	int score = oom_score(-1000);
+	if (!st->successor) /* or it is a keeper's already */
+		st->oom_score = score;
+	prctl(PR_SET_NAME, "sl-keeper");
 	st->keeper_pid = (int32_t)getpid();
 	st->phase = SL_PHASE_STARTING;
 	st->started = sl_now();

@@ -11,11 +11,12 @@
 
 #include "base/macros.h"
 
-/* The bell is of no use without the processes that it calls. */
+/* The bell is of no use without the processes that it calls. Nor is the control socket: whoever connected
+ * would wait for a service that the manager may never start again. */
 static const char *const names[SL_KEPT_MAX] = {
-    [SL_KEPT_STATE] = "state", [SL_KEPT_LOCK] = "lock",	  [SL_KEPT_CONTROL] = "control",
-    [SL_KEPT_FUSE] = "fuse",   [SL_KEPT_GROUP] = "group", [SL_KEPT_NOTIFY] = "notify",
-    [SL_KEPT_WORK] = "work",   [SL_KEPT_IMAGE] = "image", [SL_KEPT_MOUNT] = "mount",
+    [SL_KEPT_STATE] = "state", [SL_KEPT_LOCK] = "lock",	    [SL_KEPT_FUSE] = "fuse",
+    [SL_KEPT_GROUP] = "group", [SL_KEPT_NOTIFY] = "notify", [SL_KEPT_WORK] = "work",
+    [SL_KEPT_IMAGE] = "image", [SL_KEPT_MOUNT] = "mount",
 };
 
 static void tell(const char *text, int fd)

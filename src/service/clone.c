@@ -275,8 +275,9 @@ static bool tell_progress(void *arg, const struct sl_fill_progress *p)
 	struct pollfd pf[2] = {{.fd = t->sig_fd, .events = POLLIN}, {.fd = t->c->stop_fd, .events = POLLIN}};
 	int n = snprintf(text, sizeof(text), "names %llu %llu %llu\n", (unsigned long long)p->objects,
 			 (unsigned long long)p->directories, (unsigned long long)p->left);
-	if (t->ready_fd >= 0)
-		(void)sl_write_full(t->ready_fd, text, (size_t)n);
+	/* Who is gone does not want it any more; what is there already is used by the next attempt. */
+	if (t->ready_fd >= 0 && sl_write_full(t->ready_fd, text, (size_t)n) == -EPIPE)
+		return false;
 	return poll(pf, 2, 0) == 0;
 }
 
@@ -339,6 +340,9 @@ static void close_parts(struct sl_clone *c, bool clean)
 		    openat(sl_store_root_fd(c->store), CLEAN, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 		sl_info("ended in good order");
 	}
+	/* The keeper ends last, and has the log open until then. */
+	if (c->keeper && c->store)
+		sl_store_leave_lock(c->store);
 	sl_store_close(c->store);
 }
 

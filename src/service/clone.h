@@ -14,6 +14,7 @@ struct sl_clone {
 	struct sl_fill *fill;
 	struct sl_gate *gate; /* the fuse gate, or NULL */
 	struct sl_fan *fan;   /* the fanotify gate, or NULL */
+	dev_t dev;	      /* of its filesystem; 0: not looked up yet */
 	uint64_t started;     /* seconds since the epoch */
 	int stop_fd;	      /* an eventfd; written to when the service shall end */
 	/* what the last crash made us forget; counted in the background after an unclean start */

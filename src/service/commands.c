@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The commands that a running clone carries out: status, evict, pin, unpin, stop, upgrade. hydrate.c and verify.c have
- * their own. */
+/* The commands that a running clone carries out: status, evict, pin, unpin, stop, upgrade. hydrate.c and
+ * verify.c have their own. */
 #include <limits.h>
 #include <stdio.h>
 #include <time.h>

@@ -56,19 +56,24 @@ static bool sees_mount(const char *pid, dev_t dev, char **where)
 	return found;
 }
 
-/* The device as mountinfo has it, which on btrfs is not what stat(2) says. */
+/* The device as mountinfo has it, which on btrfs is not what stat(2) says. Looked up once: a filesystem that
+ * was shut down tells nothing. */
 static int device_of(struct sl_clone *c, dev_t *dev)
 {
 	const struct sl_store_config *cfg = sl_store_config(c->store);
 	struct stat st;
 	struct statx sx;
 	char point[4097];
-	if (fstat(sl_store_tree_fd(c->store), &st) < 0)
-		return -errno;
-	*dev = st.st_dev;
-	if (!cfg->image && !cfg->device &&
-	    statx(AT_FDCWD, sl_store_path(c->store), 0, STATX_MNT_ID, &sx) == 0 && sx.stx_mask & STATX_MNT_ID)
-		(void)find_mount("self", dev, (int)sx.stx_mnt_id, point);
+	if (!c->dev) {
+		if (fstat(sl_store_tree_fd(c->store), &st) < 0)
+			return -errno;
+		c->dev = st.st_dev;
+		if (!cfg->image && !cfg->device &&
+		    statx(AT_FDCWD, sl_store_path(c->store), 0, STATX_MNT_ID, &sx) == 0 &&
+		    sx.stx_mask & STATX_MNT_ID)
+			(void)find_mount("self", &c->dev, (int)sx.stx_mnt_id, point);
+	}
+	*dev = c->dev;
 	return 0;
 }
 
@@ -90,14 +95,31 @@ static bool other_mounts(dev_t dev, char **where)
 	return found;
 }
 
+static int mount_id(const char *path)
+{
+	char p[64], line[128];
+	int id = -1;
+	_cleanup_close_ int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	snprintf(p, sizeof(p), "/proc/self/fdinfo/%d", fd);
+	FILE *f = fd >= 0 ? fopen(p, "re") : NULL;
+	while (f && fgets(line, sizeof(line), f) && sscanf(line, "mnt_id: %d", &id) != 1)
+		;
+	if (f)
+		fclose(f);
+	return id;
+}
+
+/* Not by stat(2), which fails on a filesystem that was shut down. */
 static bool mounted_on(const char *dir, dev_t *dev)
 {
-	struct statx sx;
-	if (statx(AT_FDCWD, dir, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &sx) < 0 ||
-	    !(sx.stx_attributes & STATX_ATTR_MOUNT_ROOT))
+	char point[4097];
+	_cleanup_free_ char *parent = strdup(dir);
+	char *end = parent ? strrchr(parent, '/') : NULL;
+	if (!end)
 		return false;
-	*dev = makedev(sx.stx_dev_major, sx.stx_dev_minor);
-	return true;
+	end[end == parent] = '\0';
+	int id = mount_id(dir);
+	return id >= 0 && id != mount_id(parent) && find_mount("self", dev, id, point);
 }
 
 /* The loop device whose backing file is @image; its number in @n. */
@@ -192,10 +214,13 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 		if (r == 0)
 			r = sl_store_complete(c->store);
 		if (r < 0)
-			return sl_fail(why, r, "not all names could be fetched: %s%s", strerror(-r),
-				       r == -EACCES
-					   ? " (a directory that the exporter may not read; the log names it)"
-					   : "");
+			return sl_fail(
+			    why, r, "not all names could be fetched: %s%s", strerror(-r),
+			    r == -EACCES ? " (a directory that the exporter may not read; the log names it)"
+			    : r == -ENAMETOOLONG
+				? " (a path, or the target of a symlink, is longer than the clone's "
+				  "filesystem has room for; the log names it)"
+				: "");
 	}
 	/* An earlier service may have shown it. */
 	_cleanup_close_ int dir =
@@ -208,12 +233,10 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 
 /* ---- and hiding it ---- */
 
-bool sl_native_shown(const struct sl_clone *c)
+bool sl_native_shown(struct sl_clone *c)
 {
-	dev_t dev;
-	struct stat st;
-	return mounted_on(sl_store_config(c->store)->dir, &dev) &&
-	       fstat(sl_store_tree_fd(c->store), &st) == 0 && st.st_dev == dev;
+	dev_t dev, own;
+	return mounted_on(sl_store_config(c->store)->dir, &dev) && device_of(c, &own) == 0 && own == dev;
 }
 
 int sl_native_hide(struct sl_clone *c, bool force, char **why)

@@ -14,7 +14,7 @@ int sl_native_clear(const char *store, const struct sl_store_config *cfg, char *
 int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct sl_fill_progress *p),
 		   void *arg, char **why);
 /** Is the tree shown on the clone's directory? */
-bool sl_native_shown(const struct sl_clone *c);
+bool sl_native_shown(struct sl_clone *c);
 /**
  * Take the mount away. -EBUSY while something is in use, here or where it is mounted besides; with @force
  * what is in use becomes inaccessible.

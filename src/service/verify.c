@@ -120,18 +120,36 @@ static int cmp_entry(const void *a, const void *b)
 	return strcmp(((const struct sl_oentry *)a)->name, ((const struct sl_oentry *)b)->name);
 }
 
-/* One name that is here against the origin's entry of that name, or none. */
-static void verify_name(struct verify *v, struct sl_object *dir, struct sl_object *o, const char *path,
+/* Native: nobody tells of names that users change, but a record says where its object comes from. */
+static bool moved_here(struct sl_object *o, const char *dir_place, const char *name)
+{
+	_cleanup_free_ char *own = NULL, *place = sl_path_join(dir_place, name);
+	return sl_store_native(o->store) && sl_object_place(o, &own) == 0 && place && strcmp(own, place) != 0;
+}
+
+/* The same of a name that is gone: names were changed here, and this one was there when they were @listed. */
+static bool deleted_here(struct sl_object *dir, const struct sl_version *listed, const struct sl_attr *entry,
+			 bool same_dir)
+{
+	struct sl_attr a;
+	const struct timespec *x = &entry->ctime, *y = &listed->ctime;
+	bool newer = x->tv_sec != y->tv_sec ? x->tv_sec > y->tv_sec : x->tv_nsec > y->tv_nsec;
+	return sl_store_native(dir->store) && sl_object_attr(dir, &a) == 0 &&
+	       !sl_time_eq(a.mtime, listed->mtime) && (same_dir || !newer);
+}
+
+/* One name that is here, in the directory of @place, against the origin's entry of that name, or none. */
+static void verify_name(struct verify *v, struct sl_object *o, const char *path, const char *place,
 			const char *name, const struct sl_oentry *e, bool same_dir)
 {
-	(void)dir;
-	(void)name;
 	pthread_mutex_lock(&o->lock);
 	unsigned flags = o->rec.flags;
 	struct sl_version had = o->rec.origin;
 	bool recorded = o->has_record;
 	pthread_mutex_unlock(&o->lock);
-	if (flags & (SL_LOCAL | SL_MOVED)) {
+	/* Of several names of one object its place is one. */
+	bool linked = e && recorded && e->attr.ino == had.ino;
+	if (flags & (SL_LOCAL | SL_MOVED) || (!linked && moved_here(o, place, name))) {
 		v->local++;
 		return;
 	}
@@ -200,13 +218,17 @@ static int verify_dir(struct verify *v, struct sl_object *dir, const char *path)
 		if (k == 0 && o->damaged)
 			report(v, p, "failed", "its record is damaged");
 		else if (k == 0)
-			verify_name(v, dir, o, p, names[i].name, e, same);
+			verify_name(v, o, p, place, names[i].name, e, same);
 		else if (k != -ENOENT)
 			report(v, p, "failed", "its record is damaged");
 	}
 	for (size_t i = 0; i < q.nentries && r == 0; i++) {
 		if (seen[i] || sl_object_whiteout(dir, q.entries[i].name))
 			continue;
+		if (deleted_here(dir, &had, &q.entries[i].attr, same)) {
+			v->local++;
+			continue;
+		}
 		_cleanup_free_ char *p = sl_path_join(path, q.entries[i].name);
 		report(v, p, same ? "wrong" : "changed", "only at the origin");
 	}

@@ -15,6 +15,7 @@
 #include "store/xfs.h"
 
 /* ext4's is the same number with the same flags. */
+#define GOINGDOWN_FREEZE   0u
 #define GOINGDOWN_LOGFLUSH 1u
 
 /* The file handle types of XFS: {u64 ino, u32 generation}, or {u32, u32} on small filesystems mounted so; the
@@ -134,7 +135,11 @@ int sl_fs_shutdown(int mount_fd)
 	_cleanup_close_ int fd = real_fd(mount_fd);
 	if (fd < 0)
 		return fd;
-	uint32_t flags = GOINGDOWN_LOGFLUSH;
+	/* What users have written and not synced is theirs: frozen first, the filesystem loses nothing of it.
+	 * Where it cannot be frozen that ends without an error. */
+	uint32_t flags = GOINGDOWN_FREEZE;
+	(void)ioctl(fd, XFS_IOC_GOINGDOWN, &flags);
+	flags = GOINGDOWN_LOGFLUSH;
 	if (ioctl(fd, XFS_IOC_GOINGDOWN, &flags) < 0)
 		return errno == ENOTTY ? -EOPNOTSUPP : -errno;
 	return 0;

@@ -42,8 +42,8 @@ int sl_fs_trim(int mount_fd, uint64_t *bytes);
 
 /**
  * Make a filesystem unusable, at once and until it is unmounted everywhere: every access that needs the disk
- * fails with EIO. The log is written first, so that what was synced is there at the next mount; data that was
- * not is lost. -EOPNOTSUPP where the filesystem cannot (XFS and ext4 can).
+ * fails with EIO. All that was written is made durable first, so that it is there at the next mount.
+ * -EOPNOTSUPP where the filesystem cannot (XFS and ext4 can).
  *
  * read() of XFS fails from then on whatever is cached. Mapped pages that are in memory stay readable; those
  * that are not give SIGBUS.

@@ -85,6 +85,7 @@ int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name);
 void sl_whiteout_drop_dir(struct sl_store *s, uint64_t ino);
 
 /* armour.c: files of zeros that end at each byte of a block, "tails/LENGTH". */
+#define SL_ARMOUR_MAX (4ull << 40)
 #define SL_TAILS    "tails"
 #define SL_TAIL_MAX 4096
 /** Open what placeholders are made of, once the store's block size is known; close it. */

@@ -8,6 +8,7 @@
 #include <sys/xattr.h>
 
 #include "base/log.h"
+#include "base/time.h"
 #include "store/fs.h"
 #include "store/internal.h"
 
@@ -882,6 +883,9 @@ int sl_object_set_meta(struct sl_object *o)
 	return r;
 }
 
+/* Between the permission to read and the end of read(2), generously. */
+#define LET_NS (200 * SL_NS_PER_MS)
+
 static void empty_map(struct sl_object *o)
 {
 	(void)sl_object_save_map(o, true);
@@ -908,6 +912,7 @@ static int renew(struct sl_object *o, int fd)
 		return -errno;
 	empty_map(o);
 	o->rewritten = true;
+	o->quiet = o->allowed + LET_NS;
 	if (size > SL_ALIGN_UP((uint64_t)st.st_size, block))
 		r = sl_armour(o->store, fd, SL_ALIGN_UP((uint64_t)st.st_size, block), size);
 	if (r == -EOPNOTSUPP)

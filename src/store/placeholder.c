@@ -186,6 +186,9 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 	struct sl_store *s = dir->store;
 	if (S_ISLNK(a->mode) && (!target || !*target))
 		return -EPROTO;
+	/* Armour has an extent for each 48 MiB: a file can be too large for that, and its origin can lie about it. */
+	if (s->native && S_ISREG(a->mode) && a->size > SL_ARMOUR_MAX)
+		return -EFBIG;
 	struct sl_record rec = make_record(a);
 	bool linked = S_ISREG(a->mode) && a->nlink > 1;
 	char key[SL_LINK_KEY_MAX];

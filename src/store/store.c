@@ -206,8 +206,7 @@ static int make_fs(const char *path, const struct sl_store_config *c, char **why
 		r = fd < 0 ? -errno : make_base(fd, path, true, why);
 	_cleanup_free_ char *no_zone = NULL;
 	if (r == 0 && c->image && sl_zone_make(fd, &no_zone) < 0)
-		sl_notice("what gets past the gate will read zeros where content is missing: %s",
-			  no_zone ? no_zone : "no cold zone");
+		sl_notice("no cold zone: %s", no_zone ? no_zone : "?");
 	return r;
 }
 
@@ -337,8 +336,8 @@ static int open_base(struct sl_store *s, char **why)
 	_cleanup_free_ char *image = sl_path_join(s->path, "image"), *no_zone = NULL;
 	s->sealed = s->cfg.image && image && sl_zone_seal(image, s->base_fd, &no_zone) == 0;
 	if (!s->sealed)
-		sl_notice("what gets past the gate reads zeros where content is missing%s%s",
-			  no_zone ? ": " : "", no_zone ? no_zone : "");
+		sl_notice("this filesystem has no cold zone%s%s: files are fetched as a whole when they are opened", no_zone ? ": " : "",
+			  no_zone ? no_zone : "");
 	return 0;
 }
 
@@ -463,9 +462,19 @@ bool sl_store_reflinks(const struct sl_store *s)
 	return s->reflinks;
 }
 
+bool sl_store_sealed(const struct sl_store *s)
+{
+	return s->sealed;
+}
+
 bool sl_store_privileged(const struct sl_store *s)
 {
 	return s->privileged;
+}
+
+void sl_store_leave_lock(struct sl_store *s)
+{
+	s->lock_fd = -EBADF;
 }
 
 int sl_store_lock_fd(const struct sl_store *s)

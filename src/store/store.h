@@ -68,6 +68,8 @@ int sl_store_open(const char *path, struct sl_store **ret, char **why);
 int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_store **ret, char **why);
 /** The descriptor of the lock. */
 int sl_store_lock_fd(const struct sl_store *s);
+/** Closing the store leaves the lock to whoever else has the descriptor, until that ends as well. */
+void sl_store_leave_lock(struct sl_store *s);
 /** Native: the mount that the store itself works through; the store's own. Else negative. */
 int sl_store_work_fd(const struct sl_store *s);
 bool sl_store_native(const struct sl_store *s);
@@ -81,6 +83,8 @@ const struct sl_store_config *sl_store_config(const struct sl_store *s);
 const char *sl_store_path(const struct sl_store *s);
 /** True where the store's filesystem has reflinks, so that placeholders are armoured. */
 bool sl_store_reflinks(const struct sl_store *s);
+/** Native: true where reading what placeholders are made of is an error (zone.h). */
+bool sl_store_sealed(const struct sl_store *s);
 /** True where owners are kept and records are out of users' reach (trusted xattrs). */
 bool sl_store_privileged(const struct sl_store *s);
 /** Make everything that was written to the store's filesystem durable. */

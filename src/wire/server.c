@@ -11,6 +11,16 @@
 #include "base/log.h"
 #include "base/macros.h"
 
+/* A request may be the consequence of an answer: what was done before that answer was done before the
+ * request. The kernel sees to it, which TSan cannot know. */
+#ifdef __SANITIZE_THREAD__
+void __tsan_acquire(void *addr);
+void __tsan_release(void *addr);
+#else
+#define __tsan_acquire(addr)
+#define __tsan_release(addr)
+#endif
+
 struct sl_server {
 	struct sl_transport *t;
 	struct sl_server_config cfg;
@@ -74,6 +84,7 @@ static void send_reply(struct sl_req *rq, int err, const void *out, size_t len, 
 	if (data_len)
 		iov[n++] = (struct iovec){(void *)data, data_len};
 	h.len = (uint32_t)(sizeof(h) + len + data_len);
+	__tsan_release(rq->server);
 	int r = sl_transport_send(rq->server->t, iov, n);
 	/* ENOENT: the kernel's caller was killed meanwhile and nobody wants the answer. */
 	if (r < 0 && r != -ENOENT && !rq->server->end)
@@ -165,7 +176,8 @@ static void handle_init(struct sl_server *s, struct sl_req *rq)
 	struct fuse_init_out out = {.major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION};
 
 	pthread_mutex_lock(&s->init_lock);
-	/* One that is sent again was agreed on, but its answer did not get out: the same comes out of it once more. */
+	/* One that is sent again was agreed on, but its answer did not get out: the same comes out of it once
+	 * more. */
 	bool again = sl_transport_is_dev(s->t) && sl_req_resent(rq);
 	if ((s->ready && !again) || in->major < FUSE_KERNEL_VERSION ||
 	    (in->major == FUSE_KERNEL_VERSION && in->minor < SL_FUSE_MINOR_MIN)) {
@@ -194,7 +206,8 @@ static void handle_init(struct sl_server *s, struct sl_req *rq)
 		s->flags = flags;
 		struct sl_server_agreed agreed = {.flags = flags,
 						  .max_data = s->cfg.max_data,
-						  .resend = sl_init_flags(in->flags, in->flags2) & FUSE_HAS_RESEND};
+						  .resend =
+						      sl_init_flags(in->flags, in->flags2) & FUSE_HAS_RESEND};
 		if (s->cfg.init)
 			s->cfg.init(s->cfg.arg, &agreed);
 		s->ready = true;
@@ -209,6 +222,7 @@ static int serve_one(struct sl_server *s, void *buf, size_t cap)
 	ssize_t n = sl_transport_recv(s->t, buf, cap);
 	if (n < 0)
 		return (int)n;
+	__tsan_acquire(s);
 	struct sl_req rq = {.server = s};
 	int r = sl_msg_in_decode(buf, (size_t)n, s->flags, &rq.m);
 	if (r == -ENOSYS) {
@@ -246,8 +260,8 @@ static void *server_thread(void *arg)
 	size_t cap = SL_WIRE_MAX_MSG;
 	_cleanup_free_ void *buf = malloc(cap);
 	int r = buf ? 0 : -ENOMEM;
-	/* The kernel fails a request with EIO when it cannot copy it to us, and it cannot when this process is killed in
-	 * that moment and a page of the buffer is not there yet. */
+	/* The kernel fails a request with EIO when it cannot copy it to us, and it cannot when this process
+	 * is killed in that moment and a page of the buffer is not there yet. */
 	if (buf && sl_transport_is_dev(s->t))
 		memset(buf, 0, cap);
 	while (r == 0 && !s->end)
@@ -257,8 +271,8 @@ static void *server_thread(void *arg)
 		atomic_compare_exchange_strong(&s->result, &none, r);
 	}
 	s->end = true;
-	/* The others must notice as well. /dev/fuse wakes them itself when it is gone; at the end of a stream each
-	 * of them comes to that end, after it has answered what it is at. */
+	/* The others must notice as well. /dev/fuse wakes them itself when it is gone; at the end of a stream
+	 * each of them comes to that end, after it has answered what it is at. */
 	if (!sl_transport_is_dev(s->t) && r != -ENODATA)
 		sl_transport_shutdown(s->t);
 	pthread_mutex_lock(&s->run_lock);

@@ -33,10 +33,12 @@ struct sl_server_config {
 	uint16_t max_background;
 	uint32_t max_stack_depth; /* with FUSE_PASSTHROUGH */
 
-	/** The connection is not new: INIT came to another server, which ended without answering everything. Else NULL. */
+	/** The connection is not new: INIT came to another server, which ended without answering everything.
+	 * Else NULL. */
 	const struct sl_server_agreed *agreed;
 
-	/** Called before any other request (and before INIT is answered) with what was agreed. May be NULL. */
+	/** Called before any other request (and before INIT is answered) with what was agreed. May be NULL.
+	 */
 	void (*init)(void *arg, const struct sl_server_agreed *agreed);
 	/** Answer @rq, or sl_req_keep() it. Runs on the server's threads, several at a time. FORGETs come
 	 * here as well. */
@@ -71,7 +73,8 @@ void sl_reply_data(struct sl_req *rq, const void *out, size_t len, const void *d
 /** For FORGET and its like: free without an answer. */
 void sl_reply_none(struct sl_req *rq);
 
-/** True for a request that the kernel had sent before, to a server that ended: it may have been carried out. */
+/** True for a request that the kernel had sent before, to a server that ended: it may have been carried out.
+ */
 static inline bool sl_req_resent(const struct sl_req *rq)
 {
 	return rq->m.h.unique & FUSE_UNIQUE_RESEND;

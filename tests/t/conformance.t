@@ -11,7 +11,7 @@ quick=
 [ -z "${ASAN_OPTIONS-}${TSAN_OPTIONS-}" ] || quick=--quick
 # conformance [OPTION...]: as points
 conformance() { # shellcheck disable=SC2086
-	"$TOOLS/conformance" --tap $quick "$@" ${WAYS-}
+	TMPDIR=$T "$TOOLS/conformance" --tap $quick "$@" ${WAYS-}
 }
 
 for p in payload aread libpayload.so; do

@@ -118,8 +118,8 @@ is $? 0 "and does not outlive the clone"
 
 sshd=$(PATH=$PATH:/usr/sbin command -v sshd)
 shell=$(getent passwd "$(id -un)" | cut -d : -f 7)
-if [ -n "${SLUICE_AS_USER-}" ] && ! grep -qxF "${shell:-/bin/sh}" /etc/shells; then
-	: # nobody may not log in, and root just did
+if ! grep -qxF "${shell:-/bin/sh}" /etc/shells; then
+	[ -n "${SLUICE_AS_USER-}" ] || skip "origins by ssh: this user has no shell to log in with"
 elif [ -n "$sshd" ]; then
 	mkdir -m 700 "$T/ssh"
 	ssh-keygen -q -t ed25519 -N '' -f "$T/ssh/host" && ssh-keygen -q -t ed25519 -N '' -f "$T/ssh/key"

@@ -25,13 +25,22 @@ cmp "$o/a" "$c/a" && cmp "$o/b" "$c/b"
 is "$(state_of "$c/a") $(state_of "$c/b")" "full full" "what was read is here"
 json=$(evict "$c/dir/sub/3")
 is "$? $(said files)" "0 0" "a file whose name has not arrived has nothing to evict"
-is "$(field listings "$c")" 1 "and its name does not arrive for that"
+# Of a native clone all names are there from the beginning.
+[ -n "$NATIVE" ] || is "$(field listings "$c")" 1 "and its name does not arrive for that"
+# What it takes of the host's filesystem. A placeholder in an image has blocks, all of the same ones.
+on_host() {
+	local f
+	f=$(store_of "$c")/image
+	if [ -n "$NATIVE" ]; then sync -f "$c" "$f"; else f=$(store_of "$c")/tree/a; fi
+	stat -c %b "$f"
+}
+gives_back() { [ "$(on_host)" -le $((on_disk - 300000 / 512 + (NATIVE ? 200 : 0))) ]; } # less what was noted meanwhile
 before=$(stat -c '%A %s %Y %i' "$c/a")
-on_disk=$(stat -c %b "$(store_of "$c")/tree/a")
+on_disk=$(on_host)
 json=$(evict "$c/a")
 is "$(said files) $(said busy) $(said kept)" "1 0 0" "evict of a file says so"
 ok "and that it gave space back" test "$(said bytes)" -ge 300000
-ok "which it did" test "$(stat -c %b "$(store_of "$c")/tree/a")" -le $((on_disk - 300000 / 512))
+ok "which it did" wait_for 30 gives_back
 is "$(state_of "$c/a") $(state_of "$c/b")" "cold full" "that file is cold, and no other"
 is "$(stat -c '%A %s %Y %i' "$c/a")" "$before" "its name and attributes stay"
 ok "its content comes again" same_fresh "$o/a" "$c/a"
@@ -121,17 +130,22 @@ is "$(said kept) $(state_of "$c/dir/sub/3")" "5 full" "a directory is pinned wit
 # ---- by age and size ----
 
 cat "$c"/ages/* >"$T/.out"
-touch -a -d '10 days ago' "$c/ages/old1"
-touch -a -d '9 days ago' "$c/ages/old2"
+# used AGE FILE. Not by touch(1), which opens the file for writing: for the fanotify gate it is changed then.
+used() {
+	python3 -c 'import os, sys; os.utime(sys.argv[2], ns=(int(sys.argv[1]) * 10**9, os.stat(sys.argv[2]).st_mtime_ns))' \
+		"$(date -d "$1" +%s)" "$2"
+}
+used '10 days ago' "$c/ages/old1"
+used '9 days ago' "$c/ages/old2"
 json=$(evict --older-than 7d "$c/ages")
 is "$(said files)" 2 "evict --older-than 7d takes what was not used for that long"
 is "$(cd "$c/ages" && for f in *; do state_of "$f"; done | tr '\n' ' ')" "full full full cold cold " "and nothing else"
 ok "it comes again" same_fresh "$o/ages/old1" "$c/ages/old1"
 json=$(evict --older-than 7d "$c/ages")
-is "$(said files) $(state_of "$c/ages/old1")" "0 full" "reading is using"
+is "$(state_of "$c/ages/old1")" "full" "reading is using" # its neighbour may have been fetched ahead, and that is none
 same_fresh "$o/ages/old2" "$c/ages/old2"
 i=20
-for f in old1 old2 new1 new2 new3; do touch -a -d "$((i--)) minutes ago" "$c/ages/$f"; done
+for f in old1 old2 new1 new2 new3; do used "$((i--)) minutes ago" "$c/ages/$f"; done
 json=$(evict --to-free 700000 "$c/ages")
 is "$(said files)" 2 "evict --to-free takes no more than needed"
 is "$(cd "$c/ages" && for f in *; do state_of "$f"; done | tr '\n' ' ')" "full full full cold cold " "and the longest unused first"
@@ -221,6 +235,8 @@ is "$(for i in 10 11 12 13 14; do state_of "$c/$i"; done | sort -u)" full "and w
 
 if [ "$(id -u)" = 0 ] && ! losetup -f >"$T/.out" 2>&1; then
 	skip "a store that is full: no loop devices"
+elif [ -n "$NATIVE" ]; then
+	: # An XFS takes 300 MiB: bad-days-native.t has one that is full.
 elif [ "$(id -u)" = 0 ]; then
 	truncate -s 40M "$T/img"
 	mkfs.ext4 -q -m 0 -N 400 "$T/img"

@@ -20,7 +20,7 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import slt  # noqa: E402
-from slt import ROOT, T, out  # noqa: E402
+from slt import NATIVE, ROOT, T, out  # noqa: E402
 
 libc = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD = -100
@@ -335,7 +335,8 @@ def _(o, c):
     p.stdin.write(b"hello\n")
     p.stdin.flush()
     assert p.stdout.readline() == b"hello\n"
-    fails(errno.ETXTBSY, os.open, c + "/prog", os.O_WRONLY)
+    if not NATIVE:  # the kernel does not give it for files that somebody is asked about before access
+        fails(errno.ETXTBSY, os.open, c + "/prog", os.O_WRONLY)
     shutil.copy(shutil.which("true"), c + "/prog.new")
     os.rename(c + "/prog.new", c + "/prog")
     p.stdin.write(b"still here\n")
@@ -374,7 +375,7 @@ def _(o, c):
             cold(f"{c}/{d}/{name}")
             for to in (T + "/cp", f"{c}/{d}/copy"):
                 p = subprocess.run(["cp", s, r, f"{c}/{d}/{name}", to], stderr=subprocess.PIPE, check=False)
-                if r == "--reflink=always":
+                if r == "--reflink=always" and not (NATIVE and to.startswith(c)):
                     assert p.returncode == 1, "a reflink of what is not here"
                 else:
                     assert p.returncode == 0, p.stderr
@@ -437,6 +438,13 @@ def _(o, c):
         assert get(f"{T}/dd-{n}") == data[n], n
 
 
+def nothing_in_holes(extents, data):
+    zero = bytearray(data)
+    for s, e in extents:
+        zero[s:e] = bytes(e - s)
+    assert not any(zero), "data in what is said to be a hole"
+
+
 @case("SEEK_HOLE and SEEK_DATA: cold as at the origin, later at least true")
 def _(o, c):
     data = put_sparse(o + "/f")
@@ -446,16 +454,18 @@ def _(o, c):
     want = holes(a)
     assert len(want) == 2
     cold(c + "/f")
-    assert holes(b) == want, (holes(b), want)
-    cold(c + "/f")
-    os.pread(b, 10, 1 << 20)
-    assert holes(b) == want, (holes(b), want)
+    if NATIVE:  # a placeholder has no holes: the kernel does not ask before it tells of them
+        assert holes(b) == [(0, len(data))], holes(b)
+        cold(c + "/f")
+        os.pread(b, 10, 1 << 20)
+        nothing_in_holes(holes(b), data)
+    else:
+        assert holes(b) == want, (holes(b), want)
+        cold(c + "/f")
+        os.pread(b, 10, 1 << 20)
+        assert holes(b) == want, (holes(b), want)
     assert get(c + "/f") == data
-    full = holes(b)
-    zero = bytearray(data)
-    for s, e in full:
-        zero[s:e] = bytes(e - s)
-    assert not any(zero), "data in what is said to be a hole"
+    nothing_in_holes(holes(b), data)
     os.close(b)
     b = fd_of(c + "/dense")
     assert holes(b) == [(0, 200_000)]
@@ -557,7 +567,7 @@ def _(o, c):
     fails(errno.ENOENT, os.rename, c + "/d1/a", c + "/d1/x")
     fails(errno.ENOTDIR, os.rename, c + "/d1", c + "/d2/a")
     fails(errno.EISDIR, os.rename, c + "/d2/a", c + "/d1")
-    fails(errno.ENOTEMPTY, os.rename, c + "/d1", c + "/d2")
+    fails(errno.EEXIST if NATIVE else errno.ENOTEMPTY, os.rename, c + "/d1", c + "/d2")  # XFS has that word for it
     fails(errno.EINVAL, os.rename, c + "/d1", c + "/d1/below")
 
     def check():
@@ -716,7 +726,8 @@ def _(o, c):
     with open(c + "/new/below/f", "wb") as f:
         f.write(b"content")
     os.symlink("below/f", c + "/new/link")
-    os.symlink("x" * 4095, c + "/long")
+    target = "x" * (1023 if NATIVE else 4095)  # XFS has no longer ones
+    os.symlink(target, c + "/long")
     os.mkfifo(c + "/fifo", 0o640)
     s = socket.socket(socket.AF_UNIX)
     os.chdir(c)
@@ -724,7 +735,7 @@ def _(o, c):
     os.chdir("/")
     s.close()
     assert get(c + "/new/link") == b"content"
-    assert os.readlink(c + "/long") == "x" * 4095
+    assert os.readlink(c + "/long") == target
     # A fifo works as one.
     r, w = os.open(c + "/fifo", os.O_RDONLY | os.O_NONBLOCK), os.open(c + "/fifo", os.O_WRONLY)
     os.write(w, b"through")
@@ -735,7 +746,7 @@ def _(o, c):
     assert sorted(os.listdir(c)) == sorted(["full", "empty", "link", "file", "new", "long", "fifo", "sock", "n" * 255])
     assert stat.S_IMODE(os.stat(c + "/empty").st_mode) == 0o700 and os.listdir(c + "/empty") == []
     assert get(c + "/new/link") == b"content"
-    assert os.readlink(c + "/long") == "x" * 4095
+    assert os.readlink(c + "/long") == target
     assert stat.S_ISFIFO(os.stat(c + "/fifo").st_mode) and stat.S_IMODE(os.stat(c + "/fifo").st_mode) == 0o640
     assert stat.S_ISSOCK(os.stat(c + "/sock").st_mode)
 
@@ -885,7 +896,10 @@ def _(o, c):
     check()
     if ROOT:
         slt.sluice("evict", c + "/f")
-        cold(c + "/f")
+        if NATIVE:  # times tell what is changed here; one who sets them has changed it
+            assert slt.state(c + "/f")["state"] == "full"
+        else:
+            cold(c + "/f")
         check()
         assert get(c + "/f") == data
     check()
@@ -914,6 +928,11 @@ def _(o, c):
     assert write(c) == write(T + "/setuid")
 
 
+def xattrs(path):
+    """Without the record of a native clone, which root sees. As in every filesystem, it is root's to leave alone."""
+    return sorted(n for n in os.listxattr(path) if not (NATIVE and n.startswith("trusted.sluice")))
+
+
 @case("user xattrs: the origin's are shown; set, replaced, removed here; also after a restart")
 def _(o, c):
     put(o + "/f", 30_000)
@@ -927,7 +946,7 @@ def _(o, c):
         os.setxattr(p, "user.empty", b"")
     yield
     for p in (c + "/f", c + "/d"):
-        assert sorted(os.listxattr(p)) == ["user.big", "user.empty", "user.one"], os.listxattr(p)
+        assert xattrs(p) == ["user.big", "user.empty", "user.one"], xattrs(p)
         assert os.getxattr(p, "user.big") == big and os.getxattr(p, "user.empty") == b""
     cold(c + "/f")
     f = c + "/f"
@@ -946,7 +965,7 @@ def _(o, c):
     # The first thing that happens to this one is a change: the origin's must be there all the same.
     os.setxattr(c + "/later", "user.two", b"2")
     # What the store keeps for itself is not shown and cannot be changed.
-    for name in ("user.sluice", "user.sluice.map", "trusted.sluice"):
+    for name in () if NATIVE else ("user.sluice", "user.sluice.map", "trusted.sluice"):
         fails(errno.ENODATA, os.getxattr, f, name)
         try:
             os.setxattr(f, name, b"garbage")
@@ -956,11 +975,11 @@ def _(o, c):
             raise AssertionError(f"{name} can be set")
     cold(f)
     for _ in range(2):
-        assert sorted(os.listxattr(f)) == ["user.empty", "user.one", "user.two"]
+        assert xattrs(f) == ["user.empty", "user.one", "user.two"]
         assert os.getxattr(f, "user.one") == b"one"
-        assert sorted(os.listxattr(c + "/d")) == ["user.big", "user.empty", "user.one", "user.two"]
+        assert xattrs(c + "/d") == ["user.big", "user.empty", "user.one", "user.two"]
         assert os.getxattr(c + "/g", "user.g") == b"g"
-        assert sorted(os.listxattr(c + "/later")) == ["user.big", "user.empty", "user.one", "user.two"]
+        assert xattrs(c + "/later") == ["user.big", "user.empty", "user.one", "user.two"]
         yield
 
 
@@ -1164,6 +1183,11 @@ def _(o, c):
 def _(o, c):
     put(o + "/f", 1)
     yield
+    if NATIVE:  # the store's filesystem is an image, and what statfs tells of
+        assert b"xfs" in out("stat", "-f", "-c", "%T", c)
+        a, b = os.statvfs(c), os.stat(slt.status(c, "--brief")["store"] + "/image")
+        assert 0 < a.f_blocks * a.f_frsize <= b.st_size + (256 << 20), (a, b)
+        return
     a, b = os.statvfs(c), os.statvfs(os.path.dirname(slt.status(c, "--brief")["store"]))
     assert (a.f_frsize, a.f_blocks, a.f_namemax) == (b.f_frsize, b.f_blocks, b.f_namemax), (a, b)
     assert out("stat", "-f", "-c", "%T", c) == b"fuseblk\n" or b"fuse" in out("stat", "-f", "-c", "%T", c)

@@ -114,10 +114,11 @@ def restarts():
         with open(C + name, "rb") as f:
             kill_and_follow()
             slt.sluice("evict", C + name)
-            assert slt.state(C + name)["state"] == "full"
+            # Without passthrough nobody needs all of it at once: what was not committed is fetched again.
+            assert slt.state(C + name)["state"] == "full" or not brief()["passthrough"]
             assert f.read() == get(O + name)
-        slt.sluice("evict", C + name)
-        assert slt.state(C + name)["state"] == "cold"
+        # The kernel tells of the close when it likes.
+        slt.wait_for(60, "it can be evicted", lambda: slt.sluice("evict", C + name) and slt.state(C + name)["state"] == "cold")
     with point("commands that come while no service runs are answered by the next one"):
         for _ in range(5):
             os.kill(brief()["service_pid"], 9)
@@ -175,6 +176,41 @@ def keepers():
         assert not os.path.ismount(C)
         slt.sluice("start", C)
         assert not brief()["unclean_start"]
+    with point("an unmount while no service runs ends the clone in good order"):
+        st = brief()
+        os.kill(st["keeper_pid"], signal.SIGSTOP)
+        os.kill(st["service_pid"], 9)
+        slt.wait_for(60, "the service is gone", lambda: slt.gone(st["service_pid"]))
+        out(*(["umount"] if slt.ROOT else ["fusermount3", "-u"]), C)
+        os.kill(st["keeper_pid"], signal.SIGCONT)
+        slt.wait_for(60, "the keeper is gone", lambda: slt.gone(st["keeper_pid"]))
+        assert not os.path.ismount(C)
+        slt.sluice("start", C)
+        assert not brief()["unclean_start"]
+    with point("an object without name keeps its number, and is no other one, across restarts"):
+        os.mkdir(C + "/cwd")
+        with open(C + "/held", "wb") as f:
+            f.write(b"old content")
+        assert get(C + "/held") == b"old content"
+        kill_and_follow()
+        fd, here = os.open(C + "/held", os.O_PATH), os.getcwd()
+        os.chdir(C + "/cwd")
+        os.unlink(C + "/held")
+        os.rmdir(C + "/cwd")
+        kill_and_follow()
+        for i in range(20):
+            with open(f"{C}/new{i}", "wb") as f:
+                f.write(b"new content")
+            os.mkdir(f"{C}/newdir{i}")
+        assert get(f"/proc/self/fd/{fd}") == b"old content"
+        assert os.listdir(".") == []
+        numbers = {os.stat(f"{C}/{n}{i}").st_ino for n in ("new", "newdir") for i in range(20)}
+        assert os.fstat(fd).st_ino not in numbers and os.stat(".").st_ino not in numbers
+        os.chdir(here)
+        os.close(fd)
+        for i in range(20):
+            os.unlink(f"{C}/new{i}")
+            os.rmdir(f"{C}/newdir{i}")
     with point("a service that cannot start takes its keeper with it"):
         os.mkdir(T + "/o3")
         slt.clone(T + "/o3", T + "/c3")
@@ -292,7 +328,7 @@ def managed():
     m.start()
     with point("the manager is told, and given what it shall hold"):
         m.hear(lambda: "READY=1" in m.said)
-        assert {"state", "fuse", "lock", "control"} <= set(m.stored), m.stored
+        assert {"state", "fuse", "lock"} <= set(m.stored), m.stored
         assert brief()["keeper_pid"] == m.p.pid
     dev = os.stat(C).st_dev
     with open(C + "/large", "rb") as f, open(C + "/written", "wb", buffering=0) as w:

@@ -40,7 +40,7 @@ EOP
 cat >"$T/answers.py" <<'EOP'
 import errno, mmap, os, random, sys, threading
 o, c, N = sys.argv[1], sys.argv[2], int(sys.argv[3])
-SIZE, PIECE, READERS, BURSTS = 4 << 20, 1 << 18, 4, 8
+SIZE, PIECE, READERS, BURSTS = 2 << 20, 1 << 17, 4, 8
 versions = 0
 def version(i):
     global versions

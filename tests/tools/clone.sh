@@ -2,7 +2,11 @@
 # shellcheck shell=bash
 # For system tests that use clones; sourced after lib.sh.
 
-need_fuse
+# Not empty where clones are native ones ($GATE, see native.sh).
+NATIVE=
+[ "${GATE-}" = fanotify ] && NATIVE=1
+
+[ -n "$NATIVE" ] || need_fuse
 [ "$(id -u)" = 0 ] || command -v fusermount3 >/dev/null || skip_all "fusermount3 is not installed"
 # udev makes it so; without udev, as in containers, nobody has.
 [ "$(id -u)" != 0 ] || chmod 666 /dev/fuse
@@ -107,7 +111,7 @@ import_tap() {
 
 # also_as_user [NAME=VALUE...]: the points of this file once more, as somebody without privilege, when we are root.
 also_as_user() {
-	[ "$(id -u)" = 0 ] || return 0
+	[ "$(id -u)" = 0 ] && [ -z "$NATIVE" ] || return 0
 	if as_user test -r "$0" && as_user test -x "$SLUICE"; then
 		import_tap "as a user: " as_user env TMPDIR="$(user_dir)" SLUICE_AS_USER=1 "$@" "$0"
 	else

@@ -17,6 +17,7 @@ import traceback
 
 TOOLS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.geteuid() == 0
+NATIVE = os.environ.get("GATE") == "fanotify"  # clones are native ones, see native.sh
 SANITIZED = bool(os.environ.get("SLUICE_SANITIZER"))  # the program is slow: do less of what goes by numbers
 T = os.environ.get("T", "")
 SLUICE = os.environ.get("SLUICE", "")

@@ -200,13 +200,15 @@ def scanner_map(w):
 
 @way("a scanner that reads before it allows the open (FAN_OPEN_PERM)", root=True)
 def scanner_perm(w):
-    fan, scanned = listener(w, FAN_CLASS_CONTENT, FAN_OPEN_PERM), []
+    fan, scanned, errors = listener(w, FAN_CLASS_CONTENT, FAN_OPEN_PERM), [], []
 
     def scan(): # every open, as a gate may open the file as well
         while True:
             fd = event(fan)
             try:
                 scanned.append(read_fd(fd))
+            except OSError as e:
+                errors.append(e)
             finally:
                 os.write(fan, struct.pack("=iI", fd, FAN_ALLOW))
                 os.close(fd)
@@ -216,3 +218,5 @@ def scanner_perm(w):
     for s in scanned:
         w.same(s)
     w.same(got)
+    if errors:
+        raise errors[0]

@@ -213,9 +213,11 @@ class Holes(Gate):
             for n in names:
                 p = os.path.join(d, n)
                 if os.path.isfile(p) and not os.path.islink(p):
-                    size = os.stat(p).st_size
+                    st = os.stat(p)
+                    os.chmod(p, 0o600)
                     os.truncate(p, 0)
-                    os.truncate(p, size)
+                    os.truncate(p, st.st_size)
+                    os.chmod(p, st.st_mode & 0o7777)
 
 
 GATES = {g.name: g for g in (Fuse, Fanotify, Sshfs, Rclone, Plain, Holes)}

@@ -84,7 +84,7 @@ def detached(w):
     w.same(read_fd(os.open("f", os.O_RDONLY, dir_fd=tree)))
 
 
-@way("the clone's filesystem, mounted a second time", root=True)
+@way("the clone's filesystem, mounted a second time", root=True, may_refuse="the kernel may say that it is mounted")
 def second_mount(w):
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
         source = next((line.split(" - ")[1].split()[1] for line in f if line.split(" ")[4] == w.root), "none")

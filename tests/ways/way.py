@@ -101,7 +101,10 @@ class Here:
         """mount(8) on a new directory of ours, whose path it returns."""
         where = os.path.join(self.tmp, f"m{len(os.listdir(self.tmp))}")
         os.mkdir(where)
-        program(["mount", *argv, where])
+        try:
+            program(["mount", *argv, where])
+        except Wrong as e: # it is refused, whatever mount(8) makes of it
+            raise OSError(errno.EBUSY if "already mounted" in str(e) else errno.EIO, str(e)) from None
         return where
 
 

@@ -89,8 +89,10 @@ static int look_range(struct sl_fan *g, int fd, struct sl_object *o, uint64_t of
 	pthread_mutex_lock(&o->lock);
 	bool here = sl_chunkmap_test(&o->map, off, len), full = sl_chunkmap_full(&o->map);
 	pthread_mutex_unlock(&o->lock);
-	if (here)
+	if (here) {
+		o->allowed = sl_now();
 		respond(g, fd, FAN_ALLOW);
+	}
 	pthread_rwlock_unlock(&o->io);
 	if (here && !full)
 		sl_fill_note_read(g->fill, o, off, len);
@@ -233,17 +235,23 @@ void fan_dispatch(struct waiter *w)
 	dispatch(w, false);
 }
 
-/* Keep an access: from here on it stands in its slot. */
-static void keep(struct sl_fan *g, int fd, const struct slot *s)
+/* From here on an access stands in its slot. */
+static void note(struct sl_fan *g, int fd, const struct slot *s)
 {
 	struct slot *at = slot_of(g, fd);
-	if (at) {
-		at->off = s->off;
-		at->len = s->len;
-		at->pid = s->pid;
-		atomic_signal_fence(memory_order_seq_cst);
-		at->mask = s->mask;
-	}
+	if (!at)
+		return;
+	if ((uint32_t)fd >= g->area->top)
+		g->area->top = (uint32_t)fd + 1;
+	at->off = s->off;
+	at->len = s->len;
+	at->pid = s->pid;
+	atomic_signal_fence(memory_order_seq_cst);
+	at->mask = s->mask;
+}
+
+static void keep(struct sl_fan *g, int fd, const struct slot *s)
+{
 	struct waiter *w = calloc(1, sizeof(*w));
 	if (!w) {
 		respond(g, fd, refusal(-ENOMEM));
@@ -289,11 +297,15 @@ static void take(struct sl_fan *g, struct fanotify_event_metadata *m)
 	uint64_t off, len;
 	int r = look(g, fd, &s, false, &o, &off, &len);
 	sl_object_put(o);
-	if (r == ANSWERED)
+	if (r == ANSWERED) {
+		/* Before it is closed, and the number may mean something else. */
+		m->fd = FAN_NOFD;
 		settled(g, fd);
-	else
+	} else {
+		note(g, fd, &s);
+		m->fd = FAN_NOFD;
 		keep(g, fd, &s);
-	m->fd = FAN_NOFD;
+	}
 }
 
 static void *events_thread(void *arg)
@@ -308,8 +320,7 @@ static void *events_thread(void *arg)
 			continue;
 		}
 		if (n < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == EINTR)) {
-			usleep(
-			    1000); /* who waits goes on waiting until there is room for one more descriptor */
+			usleep(1000); /* who waits does so until there is room for one more descriptor */
 			continue;
 		}
 		if (n < 0) {
@@ -329,17 +340,17 @@ static void *events_thread(void *arg)
 
 int sl_fan_start(struct sl_fan *g)
 {
+	size_t n = 0;
 	/* What an earlier service had read, and not got to. */
 	for_each_event(m, g->area->read, READ_BYTES)
 	{
-		struct slot *at = m->fd >= 0 ? slot_of(g, m->fd) : NULL;
-		if (at)
-			*at = parse(m);
+		struct slot s = parse(m);
+		if (m->fd >= 0)
+			note(g, m->fd, &s);
 		m->fd = FAN_NOFD;
 	}
 	memset(g->area->read, 0, READ_BYTES);
-	size_t n = 0;
-	for (uint32_t fd = 0; fd < g->area->nslots; fd++) {
+	for (uint32_t fd = 0; fd < SL_MIN(g->area->top, g->area->nslots); fd++) {
 		struct slot s = g->area->slot[fd];
 		if (s.mask) {
 			n++;
@@ -378,7 +389,7 @@ void sl_fan_each_fd(const void *area, size_t size, void (*fn)(void *arg, int fd)
 	if (size < sizeof(*a) || a->nslots > (size - sizeof(*a)) / sizeof(a->slot[0]))
 		return;
 	for_each_event(m, a->read, READ_BYTES) if (m->fd >= 0) fn(arg, m->fd);
-	for (uint32_t i = 0; i < a->nslots; i++)
+	for (uint32_t i = 0; i < a->nslots && i < a->top; i++)
 		if (a->slot[i].mask)
 			fn(arg, (int)i);
 }

@@ -198,7 +198,7 @@ int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why)
 	g->fill = cfg->fill;
 	g->group = cfg->group;
 	g->notify = cfg->notify;
-	g->whole_on_open = !sl_store_reflinks(cfg->store);
+	g->whole_on_open = !sl_store_sealed(cfg->store);
 	pthread_mutex_init(&g->lock, NULL);
 	pthread_cond_init(&g->cond, NULL);
 	g->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

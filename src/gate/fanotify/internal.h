@@ -33,6 +33,7 @@ struct area {
 	uint32_t magic;
 	_Atomic int32_t pids[16]; /* of the services, newest last: what they did is no change by a user */
 	uint32_t nslots;
+	_Atomic uint32_t top; /* no slot from here on was ever used: memory that is only looked at costs something as well */
 	_Alignas(4096) char read[READ_BYTES];
 	char changes[READ_BYTES]; /* the same of changes; to hear of one twice does no harm */
 	struct slot slot[];
@@ -54,7 +55,11 @@ struct sl_fan {
 	struct area *area;
 	bool own_area;
 	int group, notify, stop_fd;
-	bool whole_on_open; /* without reflinks a placeholder has holes, and a copy of it would not ask */
+	/*
+	 * Where what a placeholder is made of can be read, it would be by what raises no events: a mapping that grows, a loop
+	 * device, the descriptor of another listener. So such files are filled when they are opened.
+	 */
+	bool whole_on_open;
 	pthread_t events, changes;
 	bool started;
 	atomic_bool refusing;

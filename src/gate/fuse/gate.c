@@ -383,6 +383,11 @@ void gate_forget(struct sl_gate *g, uint64_t nodeid, uint64_t n)
 void gate_orphan(struct sl_gate *g, struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
+	/* Who removes a name knows what it means; that may have been told by the last service. */
+	if (g->index && o->nlookup == 0) {
+		o->nlookup = 1;
+		sl_object_ref(o);
+	}
 	bool known = o->nlookup && !o->orphan;
 	pthread_mutex_unlock(&o->lock);
 	if (!g->cfg.area || !known)

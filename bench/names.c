@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What building the names of a native clone costs at least: names ORIGIN IMAGE THREADS makes an image as a clone
- * has it, and in it, in a plain loop, all objects of the local tree ORIGIN: create, armour, attribute, owner, times,
- * nothing else. What is at ORIGIN is looked up before the clock runs. Prints "OBJECTS SECONDS CPU-SECONDS".
+ * What building the names of a native clone costs at least: names ORIGIN IMAGE THREADS makes an image as a
+ * clone has it, and in it, in a plain loop, all objects of the local tree ORIGIN: create, armour, attribute,
+ * owner, times, nothing else. What is at ORIGIN is looked up before the clock runs. Prints "OBJECTS SECONDS
+ * CPU-SECONDS".
  */
 #include <dirent.h>
 #include <err.h>
@@ -167,7 +168,8 @@ int main(int argc, char **argv)
 		snprintf(name, sizeof(name), "tails/%u", i);
 		tails[i] = openat(fs, name, O_RDONLY);
 	}
-	if (cold < 0 || mkdirat(fs, "tree", 0755) < 0 || (root = openat(fs, "tree", O_RDONLY | O_DIRECTORY)) < 0)
+	if (cold < 0 || mkdirat(fs, "tree", 0755) < 0 ||
+	    (root = openat(fs, "tree", O_RDONLY | O_DIRECTORY)) < 0)
 		err(1, "the image");
 	int threads = atoi(argv[3]);
 	pthread_t t[16];

@@ -214,6 +214,19 @@ def cannot_drop():
 # ---- ways to reach a tree ----
 
 
+def native_missing(bench):
+    """Why there is no native gate here, or None."""
+    if not is_root():
+        return "the native gate needs root"
+    p = subprocess.run([SLUICE, "doctor", "--json"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                       env=dict(os.environ, TMPDIR=bench.tmp), check=False)
+    try:
+        gate = json.loads(p.stdout)["gates"]["fanotify"]
+    except (ValueError, KeyError):
+        return "sluice doctor does not know"
+    return None if gate["ok"] else gate.get("why", "sluice doctor says no")
+
+
 def find_relay():
     """tests/tools/relay, as it was built beside the program, or built now."""
     build = os.path.dirname(SLUICE)
@@ -313,8 +326,12 @@ class Remote(Way):
 
 
 class Sluice(Remote):
-    def __init__(self, bench, tree, transport="unix", rtt_ms=0, ssh=None):
-        super().__init__(bench, "sluice", tree, transport, rtt_ms, ssh)
+    def __init__(self, bench, tree, transport="unix", rtt_ms=0, ssh=None, gate="fuse"):
+        super().__init__(bench, "sluice" if gate == "fuse" else "native", tree, transport, rtt_ms, ssh)
+        self.gate = gate
+
+    def why_not(self):
+        return super().why_not() or (native_missing(self.bench) if self.gate == "fanotify" else None)
 
     def prepare(self):
         super().prepare()
@@ -340,13 +357,16 @@ class Sluice(Remote):
         # of them that costs more than all that is measured here.
         self.count = getattr(self, "count", 0) + 1
         self.dir = self.bench.path(self.id, f"d{self.count}")
-        run(SLUICE, "clone", self.origin, self.dir, env=self.env)
+        run(SLUICE, "clone", "--gate", self.gate, self.origin, self.dir, env=self.env)
 
     def unmount(self):
         run(SLUICE, "stop", "--force", self.dir)
 
+    def status(self):
+        return json.loads(run(SLUICE, "status", "--json", "--brief", self.dir))
+
     def fetched(self):
-        return json.loads(run(SLUICE, "status", "--json", "--brief", self.dir))["fetched_bytes"]
+        return self.status()["fetched_bytes"]
 
 
 class Sshfs(Remote):

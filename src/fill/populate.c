@@ -161,14 +161,16 @@ static void populate_run(struct sl_work *work)
 	if (r == 0)
 		r = remove_leftovers(dir, fd, &j->req);
 	bool whiteouts = sl_object_has_whiteouts(dir);
-	for (size_t i = 0; r == 0 && i < j->req.nentries; i++) {
+	for (size_t i = 0, n; r == 0 && i < j->req.nentries; i += n) {
 		const struct sl_oentry *e = &j->req.entries[i];
+		size_t at = 0;
+		n = whiteouts ? 1 : j->req.nentries;
 		if (whiteouts && sl_object_whiteout(dir, e->name))
 			continue; /* it was deleted here, once */
-		r = sl_placeholder_make(dir, fd, e->name, &e->attr, e->target);
+		r = sl_placeholder_make_all(dir, fd, e, n, &at);
 		if (r < 0) {
 			_cleanup_free_ char *path = sl_object_path(dir);
-			sl_err("cannot make the placeholder of '%s' in '%s': %s", e->name, path,
+			sl_err("cannot make the placeholder of '%s' in '%s': %s", e[at].name, path,
 			       strerror(-r));
 		}
 	}

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/xattr.h>
 
@@ -16,6 +17,7 @@
 
 #define THREADS		 4
 #define FUSE_SUPER_MAGIC 0x65735546
+#define SYS_LISTXATTRAT	 465 /* the C library has no function for it yet */
 
 struct local {
 	struct sl_origin o;
@@ -90,7 +92,10 @@ static int do_stat(struct local *l, struct sl_oreq *r)
 static bool has_xattrs(int dirfd, const char *name)
 {
 	char p[SL_PROC_FD_MAX], names[1024];
-	ssize_t n = llistxattr(sl_proc_fd_path(p, dirfd, name), names, sizeof(names));
+	/* Since Linux 6.13, without the way through procfs. */
+	ssize_t n = syscall(SYS_LISTXATTRAT, dirfd, name, AT_SYMLINK_NOFOLLOW, names, sizeof(names));
+	if (n < 0 && errno != ERANGE && errno != EOPNOTSUPP && errno != ENOENT)
+		n = llistxattr(sl_proc_fd_path(p, dirfd, name), names, sizeof(names));
 	if (n < 0)
 		return errno == ERANGE;
 	for (const char *x = names; x < names + n; x += strlen(x) + 1)

@@ -23,6 +23,7 @@ struct sl_store {
 	bool invisible; /* can be written to without a trace in the times (XFS) */
 	const char *xattr_record, *xattr_map, *xattr_place;
 	dev_t dev;
+	pthread_mutex_t armour_lock; /* held while many files are armoured: see placeholder.c */
 	pthread_mutex_t cold_lock; /* cold_size, and growing the cold extent */
 	_Atomic uint64_t cold_size;
 	bool cold_fixed;       /* it does not grow */

@@ -19,10 +19,15 @@ int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl
 {
 	char p[SL_PROC_FD_MAX];
 	uint8_t b[SL_PLACED_MAX + 1];
-	sl_proc_fd_path(p, dirfd, *name ? name : NULL);
-	/* The l*xattr calls do not follow; of a descriptor's own magic link we want the object behind it. */
-	ssize_t n =
-	    *name ? lgetxattr(p, s->xattr_record, b, sizeof(b)) : getxattr(p, s->xattr_record, b, sizeof(b));
+	/* Most descriptors are real ones; the way through procfs takes longer than all the rest. */
+	ssize_t n = *name ? -1 : fgetxattr(dirfd, s->xattr_record, b, sizeof(b));
+	if (*name || (n < 0 && errno == EBADF)) {
+		sl_proc_fd_path(p, dirfd, *name ? name : NULL);
+		/* The l*xattr calls do not follow; of a descriptor's own magic link we want the object behind
+		 * it. */
+		n = *name ? lgetxattr(p, s->xattr_record, b, sizeof(b))
+			  : getxattr(p, s->xattr_record, b, sizeof(b));
+	}
 	if (n < 0)
 		/* The user namespace is not for symlinks and special files: they have no record there. */
 		n = errno == EOPNOTSUPP || errno == EPERM ? -ENODATA : errno == ERANGE ? -EBADMSG : -errno;
@@ -56,6 +61,10 @@ int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const str
 	} else {
 		sl_record_encode(r, b);
 	}
+	if (!*name && fsetxattr(dirfd, s->xattr_record, b, n, 0) == 0)
+		return 0;
+	if (!*name && errno != EBADF)
+		return -errno;
 	sl_proc_fd_path(p, dirfd, *name ? name : NULL);
 	return (*name ? lsetxattr(p, s->xattr_record, b, n, 0) : setxattr(p, s->xattr_record, b, n, 0)) < 0
 		   ? -errno

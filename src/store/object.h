@@ -195,12 +195,17 @@ bool sl_object_has_whiteouts(struct sl_object *dir);
 
 /* Placeholders. */
 
+struct sl_oentry; /* origin/origin.h */
+
 /**
  * Make or refresh the placeholder of one listed name in the directory descriptor @dirfd of @dir, which is not
  * yet shown. An object of that name that was changed here stays. @target: of a symlink. Returns 0, or -errno.
  */
 int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
 			const char *target);
+/** The same for @n names at once, which is faster. Where it fails, *@at is the one that could not be made. */
+int sl_placeholder_make_all(struct sl_object *dir, int dirfd, const struct sl_oentry *v, size_t n,
+			    size_t *at);
 /** Remove what an interrupted attempt left and the origin no longer has, unless it was changed here. */
 int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name);
 /**

@@ -7,7 +7,10 @@
 #include <sys/xattr.h>
 
 #include "base/log.h"
+#include "origin/origin.h"
 #include "store/internal.h"
+
+#define BATCH 64 /* files that are open at once, of each thread */
 
 /* Permissions that the store's own file gets: its owner must always get at it, nobody gets privilege from it.
  */
@@ -40,39 +43,62 @@ static int set_times(int dirfd, const char *name, const struct sl_attr *a)
 	return utimensat(dirfd, name, ts, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 }
 
+/* False where what is made in @dir has the right owner from the start, as most of root's has. */
+static bool needs_owner(struct sl_object *dir, const struct sl_attr *a)
+{
+	pthread_mutex_lock(&dir->lock);
+	bool other_group = dir->rec.mode & S_ISGID;
+	pthread_mutex_unlock(&dir->lock);
+	return dir->store->privileged && (other_group || a->uid != geteuid() || a->gid != getegid());
+}
+
 /* A regular file, through a descriptor: every step is one system call. */
-static int make_file(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
+static int open_new(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a)
+{
+	int fd =
+	    openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, store_mode(s, a->mode));
+	return fd < 0 ? -errno : fd;
+}
+
+static int set_size(struct sl_store *s, int fd, const struct sl_attr *a)
+{
+	if (!S_ISREG(a->mode) || !a->size) /* else an empty file that stands in for a special one */
+		return 0;
+	int r = sl_armour(s, fd, 0, a->size);
+	return r != -EOPNOTSUPP ? r : ftruncate(fd, (off_t)a->size) < 0 ? -errno : 0;
+}
+
+static int finish(struct sl_object *dir, int fd, const struct sl_attr *a, const struct sl_record *rec,
+		  const char *place)
+{
+	struct sl_store *s = dir->store;
+	struct timespec ts[2] = {a->atime, a->mtime};
+	if (needs_owner(dir, a) && fchown(fd, a->uid, a->gid) < 0)
+		return -errno;
+	if (a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged && fchmod(fd, a->mode & 07777) < 0)
+		return -errno;
+	int r = sl_record_save_at(s, fd, "", rec, place);
+	return r < 0 ? r : futimens(fd, ts) < 0 ? -errno : 0;
+}
+
+static int make_file(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
 		     const struct sl_record *rec, const char *place)
 {
-	_cleanup_close_ int fd =
-	    openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, store_mode(s, a->mode));
+	_cleanup_close_ int fd = open_new(dir->store, dirfd, name, a);
 	if (fd < 0)
-		return -errno;
-	int r = 0;
-	bool reg = S_ISREG(a->mode); /* else an empty file that stands in for a special one */
-	if (reg && a->size) {
-		r = sl_armour(s, fd, 0, a->size);
-		if (r == -EOPNOTSUPP)
-			r = ftruncate(fd, (off_t)a->size) < 0 ? -errno : 0;
-	}
-	if (r == 0 && s->privileged && fchown(fd, a->uid, a->gid) < 0)
-		r = -errno;
-	if (r == 0 && a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged &&
-	    fchmod(fd, a->mode & 07777) < 0)
-		r = -errno;
+		return fd;
+	int r = set_size(dir->store, fd, a);
 	if (r == 0)
-		r = sl_record_save_at(s, fd, "", rec, place);
-	struct timespec ts[2] = {a->atime, a->mtime};
-	if (r == 0 && futimens(fd, ts) < 0)
-		r = -errno;
+		r = finish(dir, fd, a, rec, place);
 	if (r < 0)
 		unlinkat(dirfd, name, 0);
 	return r;
 }
 
-static int make_other(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
+static int make_other(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
 		      const char *target, const struct sl_record *rec, const char *place)
 {
+	struct sl_store *s = dir->store;
 	int r = 0;
 	if (S_ISLNK(a->mode)) {
 		if (symlinkat(target, dirfd, name) < 0)
@@ -85,12 +111,12 @@ static int make_other(struct sl_store *s, int dirfd, const char *name, const str
 		 * no record: stand-ins do. */
 		bool device = S_ISCHR(a->mode) || S_ISBLK(a->mode);
 		if (!s->privileged || (device && !s->native))
-			return make_file(s, dirfd, name, a, rec, place);
+			return make_file(dir, dirfd, name, a, rec, place);
 		/* In a native store it is what users see; the mount has `nodev`. */
 		if (mknodat(dirfd, name, a->mode, device ? a->rdev : 0) < 0)
 			return -errno;
 	}
-	if (s->privileged && fchownat(dirfd, name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW) < 0)
+	if (needs_owner(dir, a) && fchownat(dirfd, name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW) < 0)
 		r = -errno;
 	if (r == 0 && a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged && !S_ISLNK(a->mode) &&
 	    fchmodat(dirfd, name, a->mode & 07777, 0) < 0)
@@ -183,8 +209,8 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 				linked = false;
 		}
 		if (r != -EEXIST) {
-			r = S_ISREG(a->mode) ? make_file(s, dirfd, name, a, &rec, place)
-					     : make_other(s, dirfd, name, a, target, &rec, place);
+			r = S_ISREG(a->mode) ? make_file(dir, dirfd, name, a, &rec, place)
+					     : make_other(dir, dirfd, name, a, target, &rec, place);
 			if (r == 0 && linked && linkat(dirfd, name, s->links_fd, key, 0) < 0) {
 				r = -errno;
 				unlinkat(dirfd, name, 0);
@@ -206,6 +232,67 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 		}
 	}
 	return -EEXIST;
+}
+
+/*
+ * Armour takes from the same blocks for all, under one lock of the filesystem. Threads that meet there wake
+ * each other for every file, which takes longer than the rest; so one of them does it for many files while
+ * the others create theirs.
+ */
+static int make_batch(struct sl_object *dir, int dirfd, const struct sl_oentry *v, size_t n, size_t *at)
+{
+	struct sl_store *s = dir->store;
+	int fds[BATCH], r = 0;
+	size_t opened;
+	for (opened = 0; opened < n; opened++) {
+		const struct sl_attr *a = &v[opened].attr;
+		bool simple = S_ISREG(a->mode) && a->nlink <= 1;
+		int fd = simple ? open_new(s, dirfd, v[opened].name, a) : -EEXIST;
+		if (fd < 0 && fd != -EEXIST && r == 0) {
+			r = fd;
+			*at = opened;
+			break;
+		}
+		fds[opened] = fd;
+	}
+	pthread_mutex_lock(&s->armour_lock);
+	for (size_t i = 0; i < opened && r == 0; i++)
+		if (fds[i] >= 0) {
+			r = set_size(s, fds[i], &v[i].attr);
+			*at = i;
+		}
+	pthread_mutex_unlock(&s->armour_lock);
+	for (size_t i = 0; i < opened; i++) {
+		const struct sl_oentry *e = &v[i];
+		int q = r;
+		if (fds[i] < 0) { /* the long way */
+			if (r == 0)
+				r = sl_placeholder_make(dir, dirfd, e->name, &e->attr, e->target);
+			*at = r < 0 && q == 0 ? i : *at;
+			continue;
+		}
+		if (r == 0) {
+			struct sl_record rec = make_record(&e->attr);
+			_cleanup_free_ char *place = s->native ? sl_path_join(dir->place, e->name) : NULL;
+			r = s->native && !place ? -ENOMEM : finish(dir, fds[i], &e->attr, &rec, place);
+			*at = r < 0 ? i : *at;
+		}
+		close(fds[i]);
+		if (r < 0)
+			unlinkat(dirfd, e->name, 0);
+	}
+	return r;
+}
+
+int sl_placeholder_make_all(struct sl_object *dir, int dirfd, const struct sl_oentry *v, size_t n, size_t *at)
+{
+	int r = 0;
+	for (size_t i = 0; i < n && r == 0; i += BATCH) {
+		size_t k = 0;
+		r = make_batch(dir, dirfd, v + i, SL_MIN(n - i, (size_t)BATCH), &k);
+		*at = i + k;
+	}
+	return r;
 }
 
 int sl_placeholder_populated(struct sl_object *dir, const struct sl_attr *a, struct timespec mtime)

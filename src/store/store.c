@@ -408,6 +408,7 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 	}
 	set_names(s);
 	pthread_mutex_init(&s->cold_lock, NULL);
+	pthread_mutex_init(&s->armour_lock, NULL);
 	pthread_mutex_init(&s->table_lock, NULL);
 	pthread_mutex_init(&s->fd_lock, NULL);
 	pthread_rwlockattr_t ra;
@@ -443,6 +444,7 @@ void sl_store_close(struct sl_store *s)
 	pthread_mutex_destroy(&s->table_lock);
 	pthread_mutex_destroy(&s->fd_lock);
 	pthread_mutex_destroy(&s->cold_lock);
+	pthread_mutex_destroy(&s->armour_lock);
 	store_free(s);
 }
 

@@ -4,6 +4,7 @@
  * stands still, and procfs says in which system call.
  */
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -11,7 +12,8 @@
 
 #include "gate/fanotify/internal.h"
 
-#define TRIES 200 /* of 50 us */
+#define YIELDS 50
+#define TRIES  (YIELDS + 200) /* of 50 us */
 
 /* Of these the range is all that is needed; of some, unless it is their output, whose argument that is. */
 static const struct {
@@ -35,18 +37,50 @@ static bool is_file(int tid, unsigned long fd, const struct stat *st)
 	return stat(path, &other) < 0 || (other.st_ino == st->st_ino && other.st_dev == st->st_dev);
 }
 
-enum fan_need fan_need(int tid, const struct stat *st)
+static int open_syscall(int tid)
 {
-	char path[48], text[256];
+	char path[48];
 	snprintf(path, sizeof(path), "/proc/%d/syscall", tid);
-	_cleanup_close_ int fd = tid > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -EBADF;
-	for (int tries = 0; fd >= 0 && tries < TRIES; tries++) {
-		ssize_t n = pread(fd, text, sizeof(text) - 1, 0);
+	int fd = tid > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -EBADF;
+	return fd < 0 ? -EBADF : fd;
+}
+
+/* Most accesses are by the thread that made the last one: its file stays open. Another thread of the same
+ * number is not found by it. */
+static ssize_t read_syscall(struct sl_fan *g, int tid, char *text, size_t size)
+{
+	ssize_t n = -1;
+	if (pthread_mutex_trylock(&g->caller_lock) != 0) {
+		_cleanup_close_ int fd = open_syscall(tid);
+		return pread(fd, text, size, 0);
+	}
+	if (g->caller_tid == tid)
+		n = pread(g->caller_fd, text, size, 0);
+	if (n <= 0) {
+		if (g->caller_fd >= 0)
+			close(g->caller_fd);
+		g->caller_tid = tid;
+		g->caller_fd = open_syscall(tid);
+		n = pread(g->caller_fd, text, size, 0);
+	}
+	pthread_mutex_unlock(&g->caller_lock);
+	return n;
+}
+
+enum fan_need fan_need(struct sl_fan *g, int tid, const struct stat *st)
+{
+	char text[256];
+	for (int tries = 0; tries < TRIES; tries++) {
+		ssize_t n = read_syscall(g, tid, text, sizeof(text) - 1);
 		if (n <= 0)
 			return FAN_WHOLE;
 		text[n] = '\0';
 		if (!strncmp(text, "running", 7)) {
-			usleep(50); /* it is about to stand still */
+			/* It is about to stand still. */
+			if (tries < YIELDS)
+				sched_yield();
+			else
+				usleep(50);
 			continue;
 		}
 		long nr;

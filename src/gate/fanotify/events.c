@@ -151,7 +151,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 		if (!g->whole_on_open && fan_mount_known(g, fd, s->pid))
 			return look_open(g, fd, o, may_wait);
 	} else if (s->len) {
-		enum fan_need need = fan_need(s->pid, &st);
+		enum fan_need need = fan_need(g, s->pid, &st);
 		pthread_mutex_lock(&o->lock);
 		bool end = *len == 0 || sl_chunkmap_test(&o->map, *len - 1, 1);
 		pthread_mutex_unlock(&o->lock);

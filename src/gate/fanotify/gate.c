@@ -200,6 +200,8 @@ int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why)
 	g->notify = cfg->notify;
 	g->whole_on_open = !sl_store_sealed(cfg->store);
 	pthread_mutex_init(&g->lock, NULL);
+	pthread_mutex_init(&g->caller_lock, NULL);
+	g->caller_fd = -EBADF;
 	pthread_cond_init(&g->cond, NULL);
 	g->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	int r = g->stop_fd < 0 ? -errno : set_area(g);
@@ -253,6 +255,9 @@ void sl_fan_free(struct sl_fan *g)
 	if (g->own_area)
 		munmap(g->area, g->cfg.area_size);
 	close(g->stop_fd);
+	if (g->caller_fd >= 0)
+		close(g->caller_fd);
+	pthread_mutex_destroy(&g->caller_lock);
 	pthread_mutex_destroy(&g->lock);
 	pthread_cond_destroy(&g->cond);
 	free(g);

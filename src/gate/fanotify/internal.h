@@ -66,6 +66,9 @@ struct sl_fan {
 	atomic_size_t waiting;
 	struct sl_pool *pool; /* for what cannot be answered without waiting for a lock */
 
+	pthread_mutex_t caller_lock;
+	int caller_tid, caller_fd; /* the thread that asked last, and its /proc/TID/syscall */
+
 	pthread_mutex_t lock; /* all below */
 	pthread_cond_t cond;
 	struct sl_object *recent[RECENT];
@@ -86,7 +89,7 @@ bool fan_mount_known(struct sl_fan *g, int fd, int pid);
  * depend on the origin any more. What writes behind the end needs the block in which the file ends.
  */
 enum fan_need { FAN_RANGE, FAN_MAPPED, FAN_RANGE_AND_END, FAN_WHOLE };
-enum fan_need fan_need(int tid, const struct stat *st);
+enum fan_need fan_need(struct sl_fan *g, int tid, const struct stat *st);
 void fan_keep_recent(struct sl_fan *g, struct sl_object *o);
 /** Never ask about @o again, until the mark goes. */
 void fan_ignore(struct sl_fan *g, int fd);

@@ -912,7 +912,9 @@ static int renew(struct sl_object *o, int fd)
 		r = sl_armour(o->store, fd, from, size);
 	if (r == -EOPNOTSUPP)
 		r = 0;
-	if (r == 0 && ftruncate(fd, (off_t)size) < 0)
+	/* Armour has given it its size; to cut it off there once more would read the last block. */
+	if (r == 0 &&
+	    (fstat(fd, &st) < 0 || ((uint64_t)st.st_size != size && ftruncate(fd, (off_t)size) < 0)))
 		r = -errno;
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.origin.mtime};
 	return r < 0 ? r : futimens(fd, ts) < 0 ? -errno : 0;

@@ -299,7 +299,9 @@ int sl_native_hide(struct sl_clone *c, bool force, char **why)
 	}
 	if (r == 0 || !force)
 		return r;
-	/* Who goes on using it would soon see what a placeholder is made of. */
+	/* Who goes on using it would soon see what a placeholder is made of. What is here is noted as long as
+	 * that is possible. */
+	(void)sl_fill_commit(c->fill);
 	(void)sl_store_sync(c->store);
 	r = sl_fs_shutdown(sl_store_fs_fd(c->store));
 	if (r < 0)

@@ -910,14 +910,20 @@ static int renew(struct sl_object *o, int fd)
 	    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)SL_ALIGN_DOWN(size, block),
 		      (off_t)block) < 0)
 		return -errno;
+	/* Nor made longer, from inside one: that block is given anew. */
+	uint64_t had = (uint64_t)st.st_size, from = SL_ALIGN_UP(had, block);
+	if (size > had && had % block && !sl_chunkmap_test(&o->map, had - 1, 1))
+		from = SL_ALIGN_DOWN(had, block);
 	empty_map(o);
 	o->rewritten = true;
 	o->quiet = o->allowed + LET_NS;
-	if (size > SL_ALIGN_UP((uint64_t)st.st_size, block))
-		r = sl_armour(o->store, fd, SL_ALIGN_UP((uint64_t)st.st_size, block), size);
+	if (size > from)
+		r = sl_armour(o->store, fd, from, size);
 	if (r == -EOPNOTSUPP)
 		r = 0;
-	if (r == 0 && ftruncate(fd, (off_t)size) < 0)
+	/* Armour has given it its size; to cut it off there once more would read the last block. */
+	if (r == 0 &&
+	    (fstat(fd, &st) < 0 || ((uint64_t)st.st_size != size && ftruncate(fd, (off_t)size) < 0)))
 		r = -errno;
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.origin.mtime};
 	return r < 0 ? r : futimens(fd, ts) < 0 ? -errno : 0;

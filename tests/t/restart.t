@@ -278,12 +278,15 @@ def test():
         while len(told) < 9 * want:
             told += os.read(r, 65536)
         slt.kill_service(C)
+        if NATIVE:  # one can go on writing there, until the next service takes that away
+            slt.sluice("start", C)
         while more := os.read(r, 65536):
             told += more
         os.close(r)
         os.waitpid(pid, 0)
         n = len(told) // 9
-        slt.sluice("start", C)
+        if not NATIVE:
+            slt.sluice("start", C)
         lines = b"".join(b"%08d\n" % i for i in range(n + 2))
         for name, before in (("sizes/65537", get(O + "/sizes/65537")), ("mine/log", b"")):
             got = get(f"{C}/{name}")
@@ -348,7 +351,8 @@ def test():
                     p.wait()
                     slt.wait_for(60, "nobody has the store", lambda: unlocked(store))
             slt.sluice("start", C)
-            assert slt.status(C)["unclean_start"] == how.startswith("kill")
+            # What arrives in the last moment of a native clone that is stopped by force cannot be noted any more.
+            assert slt.status(C)["unclean_start"] == how.startswith("kill") or (NATIVE and "stop while" in how)
             for _ in range(20):
                 compare_piece(rng, rng.choice(names))
             same()

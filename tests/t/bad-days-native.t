@@ -1,0 +1,157 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# No power, no origin, no room, too many readers, no memory: if this fails, a native clone claims what is not there, or gives an
+# error where it should wait, or zeros where it should give an error.
+# asan: no
+. "$(dirname "$0")/../tools/native.sh" --self
+. "$(dirname "$0")/lib.sh"
+. "$TOOLS/clone.sh"
+
+o=$T/o c=$T/c
+new() { head -c "$1" /dev/urandom >"$2"; }
+
+# ---- power loss: the image as it is on disk at some moment, under another service ----
+
+cat >"$T/load.py" <<'EOP'
+import os, random, sys
+o, c, stop = sys.argv[1:]
+rng = random.Random(3)
+names = os.listdir(o)
+while not os.path.exists(stop):
+    n = rng.choice(names)
+    a, b = os.open(f"{o}/{n}", os.O_RDONLY), os.open(f"{c}/{n}", os.O_RDONLY)
+    off, k = rng.randrange(os.fstat(a).st_size), rng.randrange(400_000)
+    assert os.pread(a, k, off) == os.pread(b, k, off), n
+    os.close(a)
+    os.close(b)
+EOP
+# full_size IMAGE: how long its filesystem is. The file ends before, because what is cold has no bytes.
+full_size() { python3 -c 'import sys; h = open(sys.argv[1], "rb").read(16); print(int.from_bytes(h[4:8], "big") * int.from_bytes(h[8:16], "big"))' "$1"; }
+mkdir "$o"
+for i in {1..40}; do new $((RANDOM * 60 + 1)) "$o/$i"; done
+serve power.sock "$o"
+# On a filesystem with reflinks, where a copy is of one moment.
+truncate -s 4G "$T/power.img"
+mkfs.xfs -q "$T/power.img"
+mkdir "$T/power"
+mount -o loop "$T/power.img" "$T/power" || bail "mount"
+st=$T/power/st st2=$T/power/st2
+clone --store "$st" --capacity 700M "unix:$T/power.sock" "$c"
+background python3 "$T/load.py" "$o" "$c" "$T/stop"
+load=$BG
+bad='' claimed=0
+for round in {1..5}; do
+	now=$(field fetches "$c")
+	enough() { "$SLUICE" evict "$c/$((RANDOM % 40 + 1))" && [ "$(field fetches "$c")" -ge $((now + 10)) ]; }
+	wait_for 30 enough
+	mkdir "$st2"
+	cp --reflink=always "$st/image" "$st2/image" || bail "no copy"
+	# What the copy claims to have, read from its files.
+	truncate -s "$(full_size "$st2/image")" "$st2/image"
+	mkdir -p "$T/mnt"
+	if mount -o loop,nouuid "$st2/image" "$T/mnt"; then
+		out=$(python3 - "$o" "$T/mnt/tree" <<'EOP'
+import os, sys
+o, c = sys.argv[1:]
+claimed = 0
+for n in os.listdir(o):
+    p = f"{c}/{n}"
+    want = open(f"{o}/{n}", "rb").read()
+    if os.getxattr(p, "trusted.sluice")[1] == 2:  # SL_FULL; the format is in front of it
+        claimed += 1
+        if open(p, "rb").read() != want:
+            print("WRONG", n)
+print("claimed", claimed)
+EOP
+		)
+		umount "$T/mnt"
+		grep -q WRONG <<<"$out" && bad+=" $round: $out"
+		claimed=$((claimed + ${out##*claimed }))
+	else
+		bad+=" $round: does not mount"
+	fi
+	rm -r "$st2"
+done
+: >"$T/stop"
+ok "the load saw nothing wrong" wait "$load"
+is "$bad" "" "five copies of the image under load: what their records claim is there"
+ok "and they claimed something ($claimed files)" test "$claimed" -gt 5
+"$SLUICE" remove --force "$c"
+umount "$T/power"
+rm "$T/power.img"
+
+# ---- many readers wait, and the origin is away meanwhile ----
+
+cat >"$T/many.py" <<'EOP'
+import os, sys, threading
+o, c, n, ready = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+threading.stack_size(65536)
+names = sorted(os.listdir(o))
+data = {x: open(f"{o}/{x}", "rb").read() for x in names}
+fds = {x: os.open(f"{c}/{x}", os.O_RDONLY) for x in names}
+bad = []
+def read(i):
+    x = names[i % len(names)]
+    off = i * 7919 % len(data[x])
+    try:
+        if os.pread(fds[x], 5000, off) != data[x][off:off + 5000]:
+            bad.append((x, off))
+    except OSError as e:
+        bad.append((x, off, str(e)))
+threads = [threading.Thread(target=read, args=(i,)) for i in range(n)]
+for t in threads:
+    t.start()
+open(ready, "w").close()
+for t in threads:
+    t.join()
+print(len(bad), "of", n, bad[:3])
+sys.exit(bool(bad))
+EOP
+readers=${READERS:-2000}
+background "$BUILD/tests/relay" --listen "unix:$T/relay.sock" --connect "unix:$T/power.sock"
+relay=$BG
+wait_for 30 test -e "$T/relay.sock"
+clone "unix:$T/relay.sock" "$c"
+kill -USR2 "$relay"
+background python3 "$T/many.py" "$o" "$c" "$readers" "$T/ready" >"$T/many.log"
+many=$BG
+waiting() { [ "$(field waiting "$c")" -ge $((readers * 9 / 10)) ]; }
+ok "$readers readers wait" wait_for 60 waiting
+kill -USR1 "$relay" # what was asked is lost with the connection
+kill -USR2 "$relay"
+ok "the origin was cut off, and is back: all get the right bytes" wait "$many"
+diag "$(<"$T/many.log")"
+"$SLUICE" remove --force "$c"
+
+# ---- the host's filesystem is full ----
+
+truncate -s 400M "$T/host.img"
+mkfs.ext4 -q -m 0 "$T/host.img"
+mkdir "$T/host" "$T/large"
+mount -o loop "$T/host.img" "$T/host" || bail "mount"
+for i in {1..20}; do new 20000000 "$T/large/$i"; done
+clone --reserve 16M --store "$T/host/store" --capacity 2G "$T/large" "$c"
+echo mine >"$c/mine"
+sync -f "$c"
+wrong=
+for i in {1..20} {1..5}; do cmp -s "$T/large/$i" "$c/$i" || wrong+=" $i"; done
+is "$wrong" "" "400 MB go through an image on a host with 300 MB, all right"
+fallocate -l "$(($(stat -f -c '%a * %S' "$T/host")))" "$T/host/filler" 2>"$T/.out"
+bad=
+for i in {6..20}; do
+	if cat "$c/$i" >"$T/got" 2>"$T/err"; then
+		cmp -s "$T/got" "$T/large/$i" || bad+=" $i"
+	else
+		grep -qE "No space left|Input/output error" "$T/err" || bad+=" $i: $(<"$T/err")"
+		cmp -s -n "$(stat -c %s "$T/got")" "$T/got" "$T/large/$i" || bad+=" $i (a part)"
+	fi
+done
+is "$bad" "" "on a host that is full reads are right, or say that there is no room"
+rm "$T/host/filler"
+wrong=
+for i in {1..20}; do cmp -s "$T/large/$i" "$c/$i" || wrong+=" $i"; done
+is "$wrong $(cat "$c/mine")" " mine" "with room again all is right, and what was written is there"
+ok "verify finds nothing wrong" "$SLUICE" verify "$c"
+"$SLUICE" remove --force --discard "$c"
+umount "$T/host"
+done_testing

@@ -6,14 +6,16 @@
 #include "cli/call.h"
 #include "cli/registry.h"
 #include "gate/fuse/mount.h"
+#include "service/native.h"
 
 static int one(void *arg, const char *store, const struct sl_store_config *c)
 {
 	json_t *list = arg;
 	/* A service that was killed leaves a mount behind of which every use fails. */
-	const char *state = sl_call_alive(store)			 ? "running"
-			    : sl_fuse_mounted(c->dir) == SL_MOUNTED_OURS ? "dead"
-									 : "stopped";
+	const char *state = sl_call_alive(store) ? "running"
+			    : sl_fuse_mounted(c->dir) == SL_MOUNTED_OURS || sl_native_left(store, c)
+				? "dead"
+				: "stopped";
 	json_array_append_new(list, json_pack("{ss ss ss ss ss}", "dir", c->dir, "origin", c->origin, "state",
 					      state, "store", store, "id", c->id));
 	return 0;

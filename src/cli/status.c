@@ -7,6 +7,7 @@
 #include "cli/call.h"
 #include "cli/registry.h"
 #include "gate/fuse/mount.h"
+#include "service/native.h"
 
 static const char *str(json_t *j, const char *key)
 {
@@ -52,7 +53,8 @@ static void print_service(json_t *j)
 	printf("  gate        %s%s\n", str(j, "gate"),
 	       json_is_true(json_object_get(j, "passthrough")) ? ", full files in passthrough mode" : "");
 	uint64_t up = (uint64_t)time(NULL) - sl_json_u64(j, "started");
-	printf("  service     pid %llu (keeper %llu), up for %s", (unsigned long long)sl_json_u64(j, "service_pid"),
+	printf("  service     pid %llu (keeper %llu), up for %s",
+	       (unsigned long long)sl_json_u64(j, "service_pid"),
 	       (unsigned long long)sl_json_u64(j, "keeper_pid"), sl_format_ns(a, up * 1000000000ull));
 	uint64_t restarts = sl_json_u64(j, "service_restarts");
 	if (restarts)
@@ -96,7 +98,8 @@ static int not_running(const char *store, bool json)
 	_cleanup_free_ char *why = NULL;
 	if (sl_store_config_load(store, &c, &why) < 0)
 		return sl_cli_fail("%s", why);
-	const char *state = sl_fuse_mounted(c.dir) == SL_MOUNTED_OURS ? "dead" : "stopped";
+	const char *state =
+	    sl_fuse_mounted(c.dir) == SL_MOUNTED_OURS || sl_native_left(store, &c) ? "dead" : "stopped";
 	if (json) {
 		json_t *j = json_pack("{sb ss ss ss ss}", "ok", 1, "state", state, "dir", c.dir, "origin",
 				      c.origin, "store", store);

@@ -7,6 +7,7 @@
 #include "cli/start.h"
 #include "cli/stop.h"
 #include "gate/fuse/mount.h"
+#include "service/native.h"
 
 int sl_service_stop(const char *store, bool force, char **why)
 {
@@ -25,6 +26,8 @@ int sl_service_stop(const char *store, bool force, char **why)
 			r = 0;
 		if (r == 0 && !sl_service_gone(store, 120))
 			r = sl_fail(why, -ETIMEDOUT, "the service of %s does not end", store);
+	} else if (cfg.native) {
+		r = sl_native_clear(store, &cfg, why);
 	} else if (sl_fuse_mounted(cfg.dir) == SL_MOUNTED_OURS) {
 		r = sl_fuse_unmount(cfg.dir, true, why); /* a dead mount */
 	}

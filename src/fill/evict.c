@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Evict: take the bytes of files away again. The order is what makes it safe: nobody has the file open or
- * mapped (a write lease says so, and keeps it so), the record on disk says that nothing is here, durably, and
- * only then the bytes go.
+ * mapped (a write lease says so, and it or the gate keeps it so), the record on disk says that nothing is
+ * here, durably, and only then the bytes go.
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -21,11 +21,27 @@
 /* Under way between the two steps. */
 struct victim {
 	struct sl_object *o;
-	int fd;	   /* holds the lease */
+	int fd;	   /* holds the lease, if it is kept */
 	bool held; /* o->evicting is ours */
 	int result;
 	uint64_t blocks;
 };
+
+/*
+ * Has anybody else got the file open? Filesystems without leases are left to our own count of who has.
+ *
+ * Native: the lease is not kept. To tell us of an access the kernel opens the file for us, and would wait for
+ * the lease in our own read(2) of events, with all other accesses behind; and who is killed there has the
+ * access denied. It is not needed either: the guard is up, so whoever opens the file from now on has to ask.
+ */
+static int lease(struct sl_fill *f, int fd)
+{
+	if (fcntl(fd, F_SETLEASE, F_WRLCK) < 0)
+		return errno == EAGAIN ? -EBUSY : 0;
+	if (sl_store_native(f->store))
+		(void)fcntl(fd, F_SETLEASE, F_UNLCK);
+	return 0;
+}
 
 static int begin(struct sl_fill *f, struct victim *x)
 {
@@ -53,14 +69,10 @@ static int begin(struct sl_fill *f, struct victim *x)
 		f->cfg.guard(f->cfg.arg, o);
 	x->fd = sl_object_open_fill(o, &invisible);
 	struct stat st;
-	if (x->fd < 0)
-		r = x->fd;
-	else if (fstat(x->fd, &st) < 0)
+	r = x->fd < 0 ? x->fd : lease(f, x->fd);
+	if (r == 0 && fstat(x->fd, &st) < 0)
 		r = -errno;
-	/* Filesystems without leases are left to our own count of who has it open. */
-	else if (fcntl(x->fd, F_SETLEASE, F_WRLCK) < 0 && errno == EAGAIN)
-		r = -EBUSY;
-	/* Under the lease, these tell it of most changes; of the others, the gate will. */
+	/* Nobody has it open: these tell it of most changes; of the others, the gate will. */
 	if (r == 0 && native &&
 	    ((uint64_t)st.st_size != o->rec.origin.size || st.st_mtim.tv_sec != o->rec.origin.mtime.tv_sec ||
 	     st.st_mtim.tv_nsec != o->rec.origin.mtime.tv_nsec)) {
@@ -98,7 +110,7 @@ static void end(struct sl_fill *f, struct victim *x, int sync_err, uint64_t *fre
 		struct stat st;
 		pthread_rwlock_wrlock(&o->io);
 		pthread_mutex_lock(&o->lock);
-		if (o->opens) {
+		if (o->opens || (sl_store_native(f->store) && lease(f, x->fd) < 0)) {
 			/* Opened since: the bytes are still good, the record catches up. */
 			x->result = -EBUSY;
 			sl_commit_mark(f, o);

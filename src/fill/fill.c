@@ -681,14 +681,15 @@ static int land(struct fetch *x)
 	bool stale = o->epoch != x->epoch || o->rec.flags & (SL_MODIFIED | SL_LOCAL);
 	bool same = sl_version_eq(&v, &o->rec.origin);
 	bool sparse = o->rec.flags & SL_SPARSE, meta = o->rec.flags & SL_META;
-	/* Times that the user has set are kept over the write: one at a time, or one would keep what another
-	 * has made. */
-	if (!meta)
+	/* Times that the user has set, and in a native store all, are kept over the write: one at a time, or
+	 * one would keep what another has made. */
+	bool alone = meta || (sl_store_native(f->store) && !sl_store_invisible(f->store));
+	if (!alone)
 		pthread_mutex_unlock(&o->lock);
 	if (!stale && same)
 		/* With fewer bytes the origin says that there is more, and does not give it. */
 		r = x->req.nread == x->len ? fetch_write(x, sparse, meta) : -EIO;
-	if (meta)
+	if (alone)
 		pthread_mutex_unlock(&o->lock);
 	if (!stale && same && r == 0) {
 		pthread_mutex_lock(&o->lock);

@@ -1101,7 +1101,7 @@ int sl_origin_export_open(struct sl_dial *d, const struct sl_origin_config *cfg,
 	pthread_cond_init(&e->cond, &ca);
 	pthread_condattr_destroy(&ca);
 	e->root_ino = cfg->root_ino;
-	int r = connect_once(e, &e->client, why);
+	int r = cfg->connect_later ? 0 : connect_once(e, &e->client, why);
 	if (r == 0 || cfg->may_be_down)
 		r = -pthread_create(&e->connector, NULL, connector, e);
 	if (r < 0) {

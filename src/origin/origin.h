@@ -89,6 +89,7 @@ struct sl_origin_config {
 	uint64_t timeout; /* seconds after which a request that cannot be answered fails with -ETIMEDOUT */
 	bool insecure_plain;
 	bool may_be_down; /* succeed although it cannot be reached now: it is tried again when it is needed */
+	bool connect_later; /* do not even try now: with the first request */
 	uint64_t root_ino; /* what is reached must have this inode number at its root; 0: whatever it has */
 };
 

@@ -243,6 +243,8 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 	struct sl_origin_config oc = {.timeout = cfg->timeout,
 				      .insecure_plain = cfg->insecure_plain,
 				      .may_be_down = !need_origin,
+				      /* What is here is wanted now, whether the origin answers or not. */
+				      .connect_later = sl_keeper_successor(c->keeper),
 				      .root_ino = cfg->root_ino};
 	_cleanup_free_ char *reason = NULL;
 	r = sl_origin_open(cfg->origin, &oc, &c->origin, &reason);
@@ -261,6 +263,22 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 		fc.grow = sl_native_grow;
 	}
 	return sl_fill_new(&fc, &c->fill);
+}
+
+static void greeted(struct sl_oreq *q)
+{
+	sl_oreq_fini(q);
+	free(q);
+}
+
+/* A connection that was not made at the start is made before somebody waits for it. */
+static void greet_origin(struct sl_clone *c)
+{
+	struct sl_oreq *q = calloc(1, sizeof(*q));
+	if (!q)
+		return;
+	*q = (struct sl_oreq){.op = SL_OREQ_STAT, .place = "", .done = greeted};
+	sl_origin_submit(c->origin, q);
 }
 
 struct teller {
@@ -381,6 +399,8 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 		larger_readahead(cfg->dir);
 	say_ready(sl_steal_fd(ready_fd), "ready\n");
 	sl_keeper_ready(c->keeper);
+	if (sl_keeper_successor(c->keeper))
+		greet_origin(c);
 
 	wait_for_end(c, sig_fd);
 	c->ending = true;

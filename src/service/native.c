@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/loop.h>
+#include <linux/major.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -146,20 +147,60 @@ static bool loop_of(const char *image, unsigned *n)
 
 /* ---- what was left ---- */
 
+/* The device of the filesystem that the clone is on, if that is there; *@own: it is the clone's alone. */
+static bool left_on(const char *store, const struct sl_store_config *cfg, dev_t *dev, bool *own)
+{
+	_cleanup_free_ char *image = sl_path_join(store, "image");
+	struct stat st;
+	char point[4097];
+	unsigned n;
+	*own = cfg->image || cfg->device;
+	if (cfg->image) {
+		if (!image || !loop_of(image, &n))
+			return false;
+		*dev = makedev(LOOP_MAJOR, n);
+		return true;
+	}
+	if (cfg->device) {
+		if (stat(cfg->device, &st) < 0 || !S_ISBLK(st.st_mode))
+			return false;
+		*dev = st.st_rdev;
+		return true;
+	}
+	int id = mount_id(store);
+	return id >= 0 && find_mount("self", dev, id, point);
+}
+
+bool sl_native_left(const char *store, const struct sl_store_config *cfg)
+{
+	dev_t dev, at;
+	bool own;
+	return cfg->native && left_on(store, cfg, &dev, &own) && mounted_on(cfg->dir, &at) && at == dev;
+}
+
+static bool still_used(const char *store, const struct sl_store_config *cfg)
+{
+	dev_t dev;
+	bool own;
+	if (cfg->image)
+		return left_on(store, cfg, &dev, &own);
+	_cleanup_close_ int fd = open(cfg->device, O_RDONLY | O_EXCL | O_CLOEXEC);
+	return fd < 0 && errno == EBUSY;
+}
+
 int sl_native_clear(const char *store, const struct sl_store_config *cfg, char **why)
 {
-	unsigned n;
-	dev_t dev = 0;
-	_cleanup_free_ char *image = sl_path_join(store, "image");
-	if (!cfg->image || !image || !loop_of(image, &n))
-		return image ? 0 : -ENOMEM;
+	dev_t dev, at;
+	bool own;
+	if (!left_on(store, cfg, &dev, &own))
+		return 0;
 	/*
-	 * Its service and its keeper are gone, and what is not here reads as zeros. Whoever has it open must
-	 * not go on.
+	 * Its service and its keeper are gone, and what is not here reads as zeros, or as an error. Whoever
+	 * has it open must not go on. A filesystem that the user has mounted stays the user's.
 	 */
-	while (mounted_on(cfg->dir, &dev) && major(dev) == 7 && minor(dev) == n) {
+	while (mounted_on(cfg->dir, &at) && at == dev) {
 		_cleanup_close_ int fd = open(cfg->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (fd >= 0)
+		if (fd >= 0 && own)
 			(void)sl_fs_shutdown(fd);
 		if (umount2(cfg->dir, MNT_DETACH | UMOUNT_NOFOLLOW) < 0)
 			return sl_fail(why, -errno, "cannot unmount what the last service left on %s: %s",
@@ -167,13 +208,13 @@ int sl_native_clear(const char *store, const struct sl_store_config *cfg, char *
 		sl_notice("removed the mount that the last service left on %s", cfg->dir);
 	}
 	uint64_t until = sl_now() + GONE_NS;
-	while (loop_of(image, &n)) {
+	while (own && still_used(store, cfg)) {
 		if (sl_now() > until)
-			return sl_fail(why, -EBUSY,
-				       "the clone's filesystem (/dev/loop%u) is still in use by what the "
-				       "last service left: "
-				       "end those programs, or unmount it where else it is mounted",
-				       n);
+			return sl_fail(
+			    why, -EBUSY,
+			    "the clone's filesystem (device %u:%u) is still in use by what the last "
+			    "service left: end those programs, or unmount it where else it is mounted",
+			    major(dev), minor(dev));
 		usleep(20000);
 	}
 	return 0;

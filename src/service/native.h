@@ -5,8 +5,10 @@
 
 #include "service/clone.h"
 
-/** What a service that is gone left behind: its mount, and whoever still uses its filesystem. Before the
- * store is opened. */
+/** Does the clone's filesystem lie on its directory? Without a service that is a dead mount. */
+bool sl_native_left(const char *store, const struct sl_store_config *cfg);
+/** Take away what a service that is gone left behind: its mount, and whoever still uses its filesystem.
+ * Before the store is opened. */
 int sl_native_clear(const char *store, const struct sl_store_config *cfg, char **why);
 /**
  * Close the gate, bring all names, and show the tree. @progress: as sl_fill_tree().

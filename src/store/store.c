@@ -336,8 +336,9 @@ static int open_base(struct sl_store *s, char **why)
 	_cleanup_free_ char *image = sl_path_join(s->path, "image"), *no_zone = NULL;
 	s->sealed = s->cfg.image && image && sl_zone_seal(image, s->base_fd, &no_zone) == 0;
 	if (!s->sealed)
-		sl_notice("this filesystem has no cold zone%s%s: files are fetched as a whole when they are opened", no_zone ? ": " : "",
-			  no_zone ? no_zone : "");
+		sl_notice(
+		    "this filesystem has no cold zone%s%s: files are fetched as a whole when they are opened",
+		    no_zone ? ": " : "", no_zone ? no_zone : "");
 	return 0;
 }
 
@@ -517,6 +518,11 @@ int sl_store_work_fd(const struct sl_store *s)
 bool sl_store_native(const struct sl_store *s)
 {
 	return s->native;
+}
+
+bool sl_store_invisible(const struct sl_store *s)
+{
+	return s->invisible;
 }
 
 int sl_store_fs_fd(const struct sl_store *s)

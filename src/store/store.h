@@ -73,6 +73,8 @@ void sl_store_leave_lock(struct sl_store *s);
 /** Native: the mount that the store itself works through; the store's own. Else negative. */
 int sl_store_work_fd(const struct sl_store *s);
 bool sl_store_native(const struct sl_store *s);
+/** Content can be put into its files without a trace in their times. */
+bool sl_store_invisible(const struct sl_store *s);
 /** All objects must have been put back. */
 void sl_store_close(struct sl_store *s);
 /** Take a store apart: everything in @path that a store consists of, then @path itself if that leaves it

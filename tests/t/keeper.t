@@ -4,6 +4,7 @@
 
 import array
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -176,17 +177,20 @@ def keepers():
         assert not os.path.ismount(C)
         slt.sluice("start", C)
         assert not brief()["unclean_start"]
-    with point("an unmount while no service runs ends the clone in good order"):
-        st = brief()
-        os.kill(st["keeper_pid"], signal.SIGSTOP)
-        os.kill(st["service_pid"], 9)
-        slt.wait_for(60, "the service is gone", lambda: slt.gone(st["service_pid"]))
-        out(*(["umount"] if slt.ROOT else ["fusermount3", "-u"]), C)
-        os.kill(st["keeper_pid"], signal.SIGCONT)
-        slt.wait_for(60, "the keeper is gone", lambda: slt.gone(st["keeper_pid"]))
-        assert not os.path.ismount(C)
-        slt.sluice("start", C)
-        assert not brief()["unclean_start"]
+    if slt.ROOT:
+        with point("an unmount while no service runs ends the clone in good order"):
+            st = brief()
+            os.kill(st["keeper_pid"], signal.SIGSTOP)
+            os.kill(st["service_pid"], 9)
+            slt.wait_for(60, "the service is gone", lambda: slt.gone(st["service_pid"]))
+            # Not umount(8), which asks the filesystem this and that, and would wait.
+            gone = ctypes.CDLL(None, use_errno=True).umount2(C.encode(), 0)
+            os.kill(st["keeper_pid"], signal.SIGCONT)
+            assert gone == 0, ctypes.get_errno()
+            slt.wait_for(60, "the keeper is gone", lambda: slt.gone(st["keeper_pid"]))
+            assert not os.path.ismount(C)
+            slt.sluice("start", C)
+            assert not brief()["unclean_start"]
     with point("an object without name keeps its number, and is no other one, across restarts"):
         os.mkdir(C + "/cwd")
         with open(C + "/held", "wb") as f:

@@ -59,32 +59,45 @@ is "$? $([ -e "$c" ] && echo there) $(losetup -n -O BACK-FILE -l | grep -c "^$T"
 
 # An origin that stops talking after so many bytes, as long as there is a limit.
 cat >"$T/talk" <<'EOS'
-#!/bin/bash
-[ -e "$1/limit" ] || exec "$2" serve --stdio "$3"
-"$2" serve --stdio "$3" | { head -c "$(<"$1/limit")"; touch "$1/stopped"; exec sleep 12345; }
+#!/usr/bin/env python3
+import os, subprocess, sys
+top, sluice, tree = sys.argv[1:]
+p = subprocess.Popen([sluice, "serve", "--stdio", tree], stdout=subprocess.PIPE)
+left = int(open(top + "/limit").read()) if os.path.exists(top + "/limit") else 1 << 40
+while left and (piece := os.read(p.stdout.fileno(), min(left, 65536))):
+    left -= len(piece)
+    while piece:
+        piece = piece[os.write(1, piece):]
+if not left:
+    open(top + "/stopped", "w").close()
+    os.execvp("sleep", ["sleep", "12345"])
 EOS
 chmod +x "$T/talk"
 mkdir "$T/names"
 python3 - "$T/names" <<'EOP'
 import os, sys
-for i in range(400):
+for i in range(1200):
     d = f"{sys.argv[1]}/{i}"
     os.mkdir(d)
     for j in range(20):
         os.close(os.open(f"{d}/{j}", os.O_CREAT | os.O_WRONLY))
 EOP
-# What runs of this clone: not its exporter.
+# members [sleep]: what runs of this clone, but for its exporter; or what keeps that from going on.
 members() {
 	local p
 	for p in /proc/[0-9]*; do
-		[ "$(readlink "$p/exe" 2>/dev/null)" = "$SLUICE" ] && grep -qzxF "T=$T" "$p/environ" 2>/dev/null &&
-			! grep -qzxF serve "$p/cmdline" 2>/dev/null && echo "${p#/proc/}"
+		grep -qzxF "T=$T" "$p/environ" 2>/dev/null || continue
+		if [ "${1-}" = sleep ]; then
+			grep -qzxF 12345 "$p/cmdline" && echo "${p#/proc/}"
+		elif [ "$(readlink "$p/exe" 2>/dev/null)" = "$SLUICE" ]; then
+			grep -qzxF serve "$p/cmdline" || echo "${p#/proc/}"
+		fi
 	done
 }
 nobody() { [ -z "$(members)" ]; }
 "$SLUICE" clone --gate fanotify --no-start --store "$T/st" "exec:$T/talk $T $SLUICE $T/names" "$c" >"$T/.out"
 at_exit "$SLUICE" remove --force --discard "$c"
-for limit in 200000 500000; do
+for limit in 1500000 3000000; do
 	echo "$limit" >"$T/limit"
 	rm -f "$T/stopped"
 	"$SLUICE" start "$c" >"$T/.out" 2>&1 &
@@ -92,13 +105,76 @@ for limit in 200000 500000; do
 	nok "while names are missing nothing is shown ($limit bytes came)" mounted "$c"
 	members | xargs kill -STOP
 	members | xargs kill -9
+	members sleep | xargs kill
 	wait
 	wait_for 30 nobody
 done
 rm "$T/limit"
-pkill -f '^sleep 12345$' -P "$(pgrep -d, -f "^/bin/bash $T/talk")" 2>"$T/.out"
 ok "after service and keeper died twice while they made names, it starts" "$SLUICE" start "$c"
 ok "with all names" same_attributes "$T/names" "$c"
 n=$(field listings "$c")
-ok "of which many were there already ($n of 401 listings)" test "$n" -lt 350 -a "$n" -gt 10
+ok "of which many were there already ($n of 1201 listings)" test "$n" -lt 1100 -a "$n" -gt 10
 "$SLUICE" remove --discard "$c"
+
+# ---- filesystems: an image of a size, a device, filesystems of their own ----
+
+s=$T/small
+mkdir "$s" "$s/sub"
+for f in a b d e sub/f; do head -c 1500000 /dev/urandom >"$s/$f"; done
+truncate -s 3000000 "$s/zeros"
+
+# in_use DIR: reads, writes, evicts, restarts; then it is as it must be.
+in_use() {
+	local c=$1 what=$2
+	ok "$what: names and attributes" same_attributes "$s" "$c"
+	ok "$what: a cold file is read right" cmp "$s/a" "$c/a"
+	ok "$what: and by cp --sparse=always" sh -c 'cp --sparse=always "$1" "$2" && cmp "$2" "$3"' sh "$c/b" "$T/copy" "$s/b"
+	ok "$what: and mapped" python3 -c '
+import mmap, sys
+with open(sys.argv[1], "rb") as f, open(sys.argv[2], "rb") as g:
+    assert mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[:] == g.read()' "$c/sub/f" "$s/sub/f"
+	echo more >>"$c/d"
+	echo mine >"$c/mine"
+	"$SLUICE" evict "$c" >"$T/.out"
+	is "$(state_of "$c/a") $(state_of "$c/sub/f") $(state_of "$c/d") $(state_of "$c/mine")" "cold cold full full" "$what: evict takes what it may"
+	ok "$what: stop" wait_for 30 "$SLUICE" stop "$c"
+	nok "$what: nothing is shown then" mounted "$c"
+	ok "$what: start" "$SLUICE" start "$c"
+	is "$(tail -c 5 "$c/d") $(cat "$c/mine")" "more mine" "$what: what was written is there"
+	ok "$what: also in front of it" cmp -n 1500000 "$s/d" "$c/d"
+	for f in a b e sub/f zeros; do
+		ok "$what: $f is right" cmp "$s/$f" "$c/$f"
+	done
+	nok "$what: remove does not throw away what was written" "$SLUICE" remove "$c"
+	ok "$what: remove --discard does" "$SLUICE" remove --discard "$c"
+}
+
+clone --capacity 700M "$s" "$c"
+bytes=$(($(stat -f -c '%b * %S' "$c")))
+ok "--capacity 700M makes a filesystem of nearly that ($bytes)" test "$bytes" -gt 550000000 -a "$bytes" -lt 734003200
+in_use "$c" "image"
+
+truncate -s 600M "$T/disk"
+loop=$(losetup -f --show "$T/disk") || bail "no loop device"
+clone --device "$loop" "$s" "$c"
+in_use "$c" "device"
+losetup -d "$loop"
+
+own() { # KIND MKFS...
+	local kind=$1
+	shift
+	rm -f "$T/disk"
+	truncate -s 600M "$T/disk"
+	"$@" "$T/disk" >"$T/.out" 2>&1 || bail "$*: $(<"$T/.out")"
+	mkdir -p "$T/fs"
+	mount -o loop "$T/disk" "$T/fs" || bail "mount"
+	rmdir "$T/fs/lost+found" 2>"$T/.out"
+	clone --store "$T/fs" "$s" "$c"
+	in_use "$c" "$kind"
+	is "$(ls -A "$T/fs")" "" "$kind: nothing is left on it"
+	ok "$kind: it can be unmounted" umount "$T/fs"
+}
+own xfs mkfs.xfs -q
+own btrfs mkfs.btrfs -q
+own ext4 mkfs.ext4 -q
+done_testing

@@ -21,6 +21,7 @@
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "store/index.h"
 #include "store/internal.h"
 #include "store/walk.h"
 #include "store/xattr.h"
@@ -620,6 +621,63 @@ static void test_descriptors(void **state)
 		sl_object_put(o[i]);
 }
 
+/* An object that nobody looked up, by its number and by a descriptor; after its name has changed, and without one. */
+static void test_index(void **state)
+{
+	struct fx *x = *state;
+	const struct sl_attr d = attr(x, S_IFDIR | 0755, 0), f = attr(x, S_IFREG | 0644, 1), s = attr(x, S_IFLNK | 0777, 1);
+	assert_int_equal(put(x, "d", &d, NULL), 0);
+	assert_int_equal(put(x, "link", &s, "d"), 0);
+	struct sl_object *dir = get(x, "d"), *o = NULL;
+	_cleanup_close_ int dfd = sl_object_open_dir(dir);
+	assert_int_equal(sl_placeholder_make(dir, dfd, "e", &d, NULL), 0);
+	_cleanup_close_ int efd = openat(dfd, "e", O_RDONLY | O_DIRECTORY);
+	assert_int_equal(sl_placeholder_make(dir, efd, "f", &f, NULL), 0);
+	struct stat st, lst;
+	assert_int_equal(fstatat(efd, "f", &st, 0), 0);
+	assert_int_equal(fstatat(dfd, "../link", &lst, AT_SYMLINK_NOFOLLOW), 0);
+	sl_object_put(dir);
+	assert_int_equal(x->s->table.n, 1);
+
+	struct sl_index *i = NULL;
+	assert_int_equal(sl_index_new(x->s, &i), 0);
+	assert_int_equal(sl_index_find(i, sl_object_ino(x->root), &o), 0);
+	assert_ptr_equal(o, x->root);
+	sl_object_put(o);
+	assert_int_equal(sl_index_find(i, lst.st_ino, &o), 0);
+	assert_string_equal(o->name, "link");
+	sl_object_put(o);
+	assert_int_equal(sl_index_find(i, st.st_ino, &o), 0);
+	assert_int_equal(sl_object_ino(o), st.st_ino);
+	assert_string_equal(o->name, "f");
+	assert_string_equal(o->parent->name, "e");
+
+	/* What is noted is found at once; what is not, after the names have been read again. */
+	assert_int_equal(renameat(efd, "f", efd, "g"), 0);
+	free(o->name);
+	o->name = strdup("g");
+	sl_index_note(i, o);
+	sl_object_put(o);
+	assert_int_equal(x->s->table.n, 1);
+	assert_int_equal(sl_index_find(i, st.st_ino, &o), 0);
+	assert_string_equal(o->name, "g");
+	sl_object_put(o);
+
+	_cleanup_close_ int fd = openat(efd, "g", O_RDONLY);
+	assert_int_equal(sl_index_find_fd(i, fd, &o), 0);
+	assert_string_equal(o->name, "g");
+	sl_object_put(o);
+	assert_int_equal(unlinkat(efd, "g", 0), 0);
+	assert_int_equal(sl_index_find(i, st.st_ino, &o), -ENOENT);
+	assert_int_equal(sl_index_find_fd(i, fd, &o), 0);
+	assert_int_equal(sl_object_ino(o), st.st_ino);
+	assert_null(o->name);
+	assert_true(o->fd >= 0);
+	sl_object_put(o);
+	assert_int_equal(sl_index_find(i, 1, &o), -ENOENT);
+	sl_index_free(i);
+}
+
 #define T(name)	 cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
 #define TP(name) {"test_" #name, test_##name, setup_open, teardown, NULL}
 #define TU(name) {"test_" #name "_unprivileged", test_##name, setup_unprivileged, teardown, NULL}
@@ -632,7 +690,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		T(create),	     T(create_fails),	   T(damaged_config),	TP(placeholders), TU(placeholders), TP(repeated), TU(repeated),
 		TP(damaged_record),  TU(damaged_record), TP(damaged_map), TU(damaged_map), TP(xattrs), TU(xattrs), TP(meta), TU(meta),
-		TP(descriptors),
+		TP(descriptors),     TP(index),		TU(index),
 	};
 	return cmocka_run_group_tests_name("store", tests, NULL, NULL);
 }

@@ -1,0 +1,5 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# If this fails, content of a native clone that is taken away over and over is missing, or wrong, for somebody meanwhile.
+# asan: no
+. "$(dirname "$0")/../tools/native.sh"

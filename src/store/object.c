@@ -601,9 +601,14 @@ int sl_object_open_dir(struct sl_object *o)
 int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off)
 {
 	uint64_t block = o->store->block, tail = SL_ALIGN_DOWN(off + n, block);
+	bool part = o->store->sealed && tail < off + n;
+	/* Of another version the last block may hold what somebody was let through to. It is kept, if it can
+	 * be read. */
+	int r = part && !o->rewritten ? -EIO : sl_pwrite_full(fd, buf, n, (off_t)off);
+	if (r != -EIO || !part)
+		return r;
 	/* Part of a block that cannot be read cannot be written either. */
-	if (o->store->sealed && tail < off + n && !o->rewritten &&
-	    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)tail, (off_t)block) < 0)
+	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)tail, (off_t)block) < 0)
 		return -errno;
 	return sl_pwrite_full(fd, buf, n, (off_t)off);
 }

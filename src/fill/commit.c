@@ -118,13 +118,12 @@ int sl_fill_commit(struct sl_fill *f)
 			sl_object_put(o);
 		}
 	}
-	if (k > FEW)
-		ret = sl_store_sync(f->store);
+	int synced = k > FEW ? sl_store_sync(f->store) : 0;
 	for (size_t i = 0; i < k; i++) {
-		int r = k > FEW ? ret : sync_one(v[i].o);
+		int r = k > FEW ? synced : sync_one(v[i].o);
 		if (r == 0)
 			r = write_down(&v[i]);
-		if (r < 0 && r != -ENOENT) {
+		if (r < 0 && r != -ENOENT && r != -ESTALE) { /* those are gone */
 			ret = r;
 			sl_warn("cannot commit what was filled: %s; it will be fetched again after a restart",
 				strerror(-r));

@@ -197,8 +197,10 @@ static void wait_for_end(struct sl_clone *c, int sig_fd)
 static int prepare(struct sl_clone *c, const char *path, char **why)
 {
 	struct sl_store_config cfg = {0};
+	if (sl_kept_get(c->keeper, SL_KEPT_WORK) >= 0)
+		return 0; /* an earlier service has done it */
 	int r = sl_store_config_load(path, &cfg, why);
-	if (r == 0 && sl_kept_get(c->keeper, SL_KEPT_WORK) < 0)
+	if (r == 0)
 		r = cfg.native ? sl_native_clear(path, &cfg, why) : sl_fuse_available(why);
 	sl_store_config_fini(&cfg);
 	return r;

@@ -48,12 +48,9 @@ static char *get_str(json_t *j, const char *key)
 	return s ? strdup(s) : NULL;
 }
 
-int sl_store_config_load(const char *path, struct sl_store_config *c, char **why)
+static int config_load(int fd, const char *path, struct sl_store_config *c, char **why)
 {
 	*c = (struct sl_store_config){0};
-	_cleanup_close_ int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
 	_cleanup_free_ char *text = NULL;
 	size_t len;
 	int r = sl_read_file(fd, CONFIG_NAME, 1 << 20, &text, &len);
@@ -94,6 +91,14 @@ int sl_store_config_load(const char *path, struct sl_store_config *c, char **why
 	if (r < 0)
 		sl_store_config_fini(c);
 	return r;
+}
+
+int sl_store_config_load(const char *path, struct sl_store_config *c, char **why)
+{
+	*c = (struct sl_store_config){0};
+	_cleanup_close_ int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? sl_fail(why, -errno, "store %s: %s", path, strerror(errno))
+		      : config_load(fd, path, c, why);
 }
 
 int sl_store_config_save(const char *path, const struct sl_store_config *c)
@@ -357,11 +362,17 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 	s->lock_fd = lock_fd;
 	s->work_fd = work_fd;
 	s->path = strdup(path);
-	int r = sl_store_config_load(path, &s->cfg, why);
+	/*
+	 * A store on the clone's own filesystem: by the mount that is exempt. By any other, the gate would be
+	 * asked, and there is nobody yet to answer.
+	 */
+	bool own = work_fd >= 0 && faccessat(work_fd, CONFIG_NAME, F_OK, 0) == 0;
+	s->root_fd = own ? openat(work_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+			 : open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int r = s->root_fd < 0 ? sl_fail(why, -errno, "store %s: %s", path, strerror(errno))
+			       : config_load(s->root_fd, path, &s->cfg, why);
 	if (r < 0)
 		goto fail;
-	r = -ENOENT;
-	s->root_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (s->lock_fd < 0)
 		s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (s->lock_fd < 0) {

@@ -1,5 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
+# asan: no
 # No power, no origin, no room, too many readers, no memory: if this fails, a native clone claims what is not there, or gives an
 # error where it should wait, or zeros where it should give an error.
 # asan: no

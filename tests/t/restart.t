@@ -49,7 +49,9 @@ def compare_piece(rng, name):
             pieces.append(os.pread(fd, n, off))
         finally:
             os.close(fd)
-    assert pieces[0] == pieces[1], f"{name} differs at {off}"
+    # Where nobody is left to fetch it, a read ends early at what is missing, and the next one is the error.
+    early = NATIVE and len(pieces[0]) < len(pieces[1])
+    assert pieces[0] == (pieces[1][:len(pieces[0])] if early else pieces[1]), f"{name} differs at {off}"
 
 
 class Readers:

@@ -260,9 +260,6 @@ class Pair:
         elif x < 0.50:
             flags = rng.choice((0, 0, 0, 1, 2))
             a, b = self.path(), self.path(0.5)
-            # XFS gives a directory another mtime when it is exchanged with what has another parent.
-            if NATIVE and flags == 2 and (os.path.isdir(os.path.join(M, a)) or os.path.isdir(os.path.join(M, b))):
-                flags = 0
             self.both("rename", lambda top: call(libc.renameat2(-100, os.fsencode(os.path.join(top, a)), -100,
                                                                 os.fsencode(os.path.join(top, b)), flags)), a, b, flags)
         elif x < 0.54:
@@ -403,7 +400,12 @@ def test():
     note(f"SEED={seed} STEPS={steps}")
     rng = random.Random(seed)
     make_origin(rng)
-    out("cp", "-a", O, M)
+    if NATIVE:  # of the same kind: filesystems differ in when times change, and in errors
+        os.mkdir(M)
+        out("truncate", "-s", "1G", M + ".img")
+        out("mkfs.xfs", "-q", M + ".img")
+        out("mount", "-o", "loop", M + ".img", M)
+    out("cp", "-a", *([O + "/."] if NATIVE else [O]), M)
     before = checksum(O)
     slt.clone(slt.serve("sock", O)[0] if ROOT else O, C)
     p = Pair(rng)

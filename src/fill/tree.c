@@ -17,7 +17,6 @@ struct tree {
 	pthread_cond_t cond;
 	struct sl_list todo; /* of struct dir */
 	size_t ntodo, busy;
-
 	int err;
 	struct sl_fill_progress p;
 };

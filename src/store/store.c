@@ -440,6 +440,11 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 	*ret = s;
 	return 0;
 fail:
+	/* What was handed in stays: the next service tries again with it. */
+	if (s->lock_fd == lock_fd)
+		s->lock_fd = -EBADF;
+	if (s->work_fd == work_fd)
+		s->work_fd = -EBADF;
 	store_free(s);
 	return r;
 }

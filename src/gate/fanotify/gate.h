@@ -12,7 +12,7 @@
  * ignore mark that the kernel may drop with the inode: it is read at the filesystem's own speed.
  *
  * An event is answered by the number of its descriptor, whoever writes it. What was read and not answered
- * stands in the memory that outlives the service (events.h): the next one answers it.
+ * stands in the memory that outlives the service (internal.h): the next one answers it.
  */
 #pragma once
 

@@ -840,6 +840,7 @@ static void operate(struct xreq *x)
 	pthread_mutex_unlock(&e->lock);
 	switch (x->r->op) {
 	case SL_OREQ_STAT:
+	case SL_OREQ_MARK:
 	case SL_OREQ_XATTRS:
 		read_attr(x);
 		return;

@@ -248,6 +248,7 @@ static void job_run(struct sl_work *w)
 	static int (*const run[])(struct local *, struct sl_oreq *) = {
 	    [SL_OREQ_STAT] = do_stat,	  [SL_OREQ_LIST] = do_list,   [SL_OREQ_READ] = do_read,
 	    [SL_OREQ_XATTRS] = do_xattrs, [SL_OREQ_LSEEK] = do_lseek, [SL_OREQ_STATFS] = do_statfs,
+	    [SL_OREQ_MARK] = do_stat,
 	};
 	free(j);
 	r->err = need_root(l);

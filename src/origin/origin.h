@@ -25,6 +25,7 @@ enum sl_oreq_op {
 	SL_OREQ_XATTRS, /* user attributes and ACLs */
 	SL_OREQ_LSEEK,	/* data or hole, and attributes from after */
 	SL_OREQ_STATFS,
+	SL_OREQ_MARK, /* attributes; see mark. With mark false: no longer */
 };
 
 struct sl_oentry {
@@ -39,10 +40,44 @@ struct sl_oxattr {
 	size_t len;
 };
 
+/* What is at one name of the origin, at the time of an event or later. */
+struct sl_ostate {
+	bool known;   /* else the rest says nothing */
+	bool present; /* else there is no such name */
+	struct sl_attr attr;
+	const char *target; /* of symlinks */
+};
+
+/*
+ * A change at the origin. Strings are valid until the callback returns. @mask: FAN_* bits (<sys/fanotify.h>),
+ * with FAN_ONDIR for directories; see struct sl_change in notify/backend.h for what they are. Exactly one of
+ * FAN_CREATE, FAN_DELETE, FAN_MOVED_FROM, FAN_MOVED_TO, FAN_RENAME, or any of FAN_ATTRIB, FAN_MODIFY,
+ * FAN_CLOSE_WRITE, FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE; or 0: no event, but what is there now must be so.
+ */
+struct sl_oevent {
+	uint64_t seq;
+	uint64_t mask;
+	const char *place;		      /* of what changed, "" for the root; of FAN_RENAME: before */
+	const char *newplace;		      /* FAN_RENAME: after */
+	struct sl_ostate state, newstate;     /* of place, of newplace */
+	uint64_t child_ino, child_generation; /* what it happened to; 0: not known */
+	uint64_t when;			      /* sl_now() when it was received */
+	/* Changes were lost, or the marks were: what the clone knows must be compared with the origin, and
+	 * directories that are listed with mark are marked again. Nothing else is set. */
+	bool lost;
+	bool ignored; /* the mark of place is gone, because the directory is. Nothing else is set. */
+};
+
 struct sl_oreq {
 	/* set by the caller, who keeps them until done() */
 	enum sl_oreq_op op;
 	const char *place;
+	/* LIST and MARK: from before the listing on, changes in this directory are told to event() of struct
+	 * sl_origin_config. Where the origin cannot tell, marked is false afterwards, and nothing else
+	 * differs. */
+	bool mark;
+	bool marked;  /* result */
+	uint64_t seq; /* result, if marked: of events with this number and later none is missing */
 	bool fresh;   /* look the place up anew instead of going by what is remembered of it */
 	uint64_t off; /* READ, LSEEK */
 	size_t len;   /* READ */
@@ -90,6 +125,10 @@ struct sl_origin_config {
 	bool insecure_plain;
 	bool may_be_down; /* succeed although it cannot be reached now: it is tried again when it is needed */
 	bool connect_later; /* do not even try now: with the first request */
+	/* Changes at the origin, in order, on one thread at a time; must not block and not submit and wait.
+	 * NULL: none are wanted. */
+	void (*event)(void *arg, const struct sl_oevent *e);
+	void *arg;
 	uint64_t root_ino; /* what is reached must have this inode number at its root; 0: whatever it has */
 };
 

@@ -48,6 +48,7 @@ union sl_in {
 	struct fuse_lseek_in lseek;
 	struct fuse_copy_file_range_in copy_file_range;
 	struct fuse_statx_in statx;
+	struct fuse_fsnotify_in fsnotify;
 };
 
 union sl_out {
@@ -65,6 +66,7 @@ union sl_out {
 	struct fuse_poll_out poll;
 	struct fuse_lseek_out lseek;
 	struct fuse_statx_out statx;
+	struct fuse_fsnotify_out fsnotify;
 };
 
 /* A decoded request. */

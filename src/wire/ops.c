@@ -59,6 +59,7 @@ static const struct sl_op ops[SL_FUSE_OP_MAX] = {
     [FUSE_SYNCFS] = {"SYNCFS", IN(syncfs_in)},
     [FUSE_TMPFILE] = {"TMPFILE", IN(create_in), INTAIL(NAME), OUT(create_out), .entry = true},
     [FUSE_STATX] = {"STATX", IN(statx_in), OUT(statx_out)},
+    [FUSE_FSNOTIFY] = {"FSNOTIFY", IN(fsnotify_in), OUT(fsnotify_out)},
 };
 
 const struct sl_op *sl_op_get(uint32_t opcode)

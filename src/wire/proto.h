@@ -72,8 +72,10 @@ enum fuse_opcode {
 	FUSE_SYNCFS = 50,
 	FUSE_TMPFILE = 51,
 	FUSE_STATX = 52,
+
+	FUSE_FSNOTIFY = 64, /* provisional: remote fsnotify */
 };
-#define SL_FUSE_OP_MAX 53 /* one above the largest opcode that the table knows */
+#define SL_FUSE_OP_MAX 65 /* one above the largest opcode that the table knows */
 
 enum fuse_notify_code {
 	FUSE_NOTIFY_POLL = 1,
@@ -83,6 +85,7 @@ enum fuse_notify_code {
 	FUSE_NOTIFY_RETRIEVE = 5,
 	FUSE_NOTIFY_DELETE = 6,
 	FUSE_NOTIFY_RESEND = 7,
+	FUSE_NOTIFY_FSNOTIFY = 32, /* provisional: remote fsnotify */
 };
 
 /* INIT flags. Those from bit 32 on travel in flags2, shifted down, when FUSE_INIT_EXT is set. */
@@ -115,7 +118,8 @@ enum fuse_notify_code {
 #define FUSE_PASSTHROUGH	  (1ull << 37)
 #define FUSE_HAS_RESEND		  (1ull << 39)
 
-/* In the number of a request: it was sent before (to a server that did not answer it). Replies carry it as well. */
+/* In the number of a request: it was sent before (to a server that did not answer it). Replies carry it as
+ * well. */
 #define FUSE_UNIQUE_RESEND (1ull << 63)
 
 /*
@@ -130,6 +134,11 @@ enum fuse_notify_code {
  * read, so that a client knows which version it has read without asking once more.
  */
 #define SL_FUSE_READ_ATTR (1ull << 61)
+/* Provisional: both sides speak remote fsnotify (FUSE_FSNOTIFY and FUSE_NOTIFY_FSNOTIFY, see the end). */
+#define FUSE_FSNOTIFY_SUPPORT (1ull << 59)
+/* Provisional: each structure of a FUSE_NOTIFY_FSNOTIFY has, where SL_FSNOTIFY_STATE is set, a struct
+ * sl_fsnotify_state after its name. */
+#define SL_FUSE_EVENT_STATE (1ull << 62)
 
 #define FATTR_MODE	   (1u << 0)
 #define FATTR_UID	   (1u << 1)
@@ -601,3 +610,46 @@ struct fuse_backing_map {
 #define FUSE_DEV_IOC_CLONE	   _IOR(229, 0, uint32_t)
 #define FUSE_DEV_IOC_BACKING_OPEN  _IOW(229, 1, struct fuse_backing_map)
 #define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
+
+/*
+ * Remote fsnotify. A client marks a node with the aggregate mask of what it wants to hear of, and is told of
+ * changes in terms of fsnotify, whatever the server's own backend is. Masks are FS_* bits, which have the
+ * values of FAN_* in <linux/fanotify.h>; private bits of a backend never travel.
+ */
+struct fuse_fsnotify_in {
+	uint64_t mask; /* aggregate interest; 0: none left */
+	uint32_t flags;
+	uint32_t reserved;
+};
+
+struct fuse_fsnotify_out {
+	uint64_t seq;  /* of events with this number and later none is missing */
+	uint64_t mask; /* what the server will report */
+};
+
+/* Flags of struct fuse_notify_fsnotify_out. */
+#define FUSE_FSNOTIFY_OVERFLOW (1u << 0) /* changes were lost: compare. Alone; mask is 0 */
+#define FUSE_FSNOTIFY_IGNORED  (1u << 1) /* the mark of nodeid is gone, because the object is */
+#define FUSE_FSNOTIFY_MORE     (1u << 2) /* of a rename: the second structure follows */
+#define SL_FSNOTIFY_STATE      (1u << 3) /* struct sl_fsnotify_state follows the name */
+
+/* Then the name, not terminated. A rename is two of these with the same seq: MORE, old directory and name;
+ * new directory and name. */
+struct fuse_notify_fsnotify_out {
+	uint64_t seq;		     /* one per notification, growing by one per session: a gap is an error */
+	uint64_t nodeid, generation; /* the directory of a name event, the object itself of a self event */
+	uint64_t child, child_generation; /* what the name denotes or denoted; 0: not known */
+	uint64_t mask;			  /* 0 with SL_FSNOTIFY_STATE: no event, only what is there now */
+	uint32_t cookie;		  /* 0: none */
+	uint32_t namelen;
+	uint32_t flags;
+	uint32_t reserved;
+};
+
+/* What a name denotes now, as far as the server knows when it sends: at the time of the event or later.
+ * Counts as a lookup of entry.nodeid, unless that is 0: there is no such name. */
+struct sl_fsnotify_state {
+	struct fuse_entry_out entry;
+	uint32_t target_len; /* of a symlink: so many bytes of its target follow */
+	uint32_t reserved;
+};

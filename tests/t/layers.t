@@ -4,7 +4,7 @@
 # asan: no
 . "$(dirname "$0")/lib.sh"
 
-layers="base wire origin notify store fill gate replay keeper service serve cli"
+layers="base wire notify origin store fill gate replay keeper service serve cli"
 
 # Print what breaks the rule, for the tree $1.
 violations() {

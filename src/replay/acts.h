@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * How a gate performs a change of the origin on the clone, so that local watchers hear of it from the kernel:
+ * the fuse gate as an echo (the request that the kernel makes of the replay's system call is answered from
+ * the event), the fanotify gate as a real operation through the visible mount.
+ *
+ * All are called on the one replay thread, which holds no lock. The tree's state changes exactly when the
+ * kernel raises the event. Content is never fetched: what appears or is updated is a placeholder. What was
+ * changed here is never touched: acts return -EEXIST for it, and the replay notes a conflict.
+ *
+ * All return 0; -EEXIST: a local change is in the way; -ENOENT: the clone does not have it (any more);
+ * -errno. @dir is populated.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "origin/origin.h"
+#include "store/object.h"
+
+struct sl_acts {
+	/**
+	 * @name appears in @dir, as FAN_CREATE or (with @moved) FAN_MOVED_TO: @s says what. A directory that
+	 * appears is unpopulated where directories are lazy; where they are not, and @moved, it appears with
+	 * all that is in it. Where the clone has another name of that very object (hard links), it is a link.
+	 */
+	int (*appear)(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
+		      bool moved);
+	/** @name goes from @dir, as FAN_DELETE or (with @moved) FAN_MOVED_FROM. A directory goes with all
+	 * that is below it, unless something was changed there. */
+	int (*vanish)(void *arg, struct sl_object *dir, const char *name, bool moved);
+	/** Renamed, over what @newname denotes if that is there; with @exchange, both. */
+	int (*rename)(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
+		      const char *newname, bool exchange);
+	/**
+	 * @o, known here as @name in @dir (both NULL for the root), is as @s says: content of another version
+	 * is dropped, attributes are set. @mask: which of FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE,
+	 * FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE to raise; 0: silently.
+	 */
+	int (*update)(void *arg, struct sl_object *dir, const char *name, struct sl_object *o,
+		      const struct sl_ostate *s, uint64_t mask);
+	void *arg;
+};

@@ -41,7 +41,7 @@ int sl_fan_start(struct sl_fan *g);
 /** From now on everything that is not here is refused with EIO, also what waits, once the origin has been
  * stopped. */
 void sl_fan_refuse(struct sl_fan *g);
-/** No event is read any more. Every want must be done. */
+/** No event is read any more. Every want must be done. Uses SIGUSR1 to wake who reads. */
 void sl_fan_stop(struct sl_fan *g);
 /** Leaves the groups open. NULL is fine. */
 void sl_fan_free(struct sl_fan *g);

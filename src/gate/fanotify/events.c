@@ -143,9 +143,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	if (o->damaged)
 		return -EIO;
 	pthread_mutex_lock(&o->lock);
-	bool cut = !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && (uint64_t)st.st_size < o->map.size;
-	bool evicting = o->evicting;
-	bool full = sl_chunkmap_full(&o->map) && !evicting && !cut;
+	bool cut = fan_cut(o, &st), evicting = o->evicting, full = fan_full(o, &st);
 	if (full) {
 		/* With the lock: whoever evicts it takes the mark away after this. */
 		respond(g, fd, FAN_ALLOW);
@@ -153,8 +151,11 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	}
 	*len = o->map.size;
 	pthread_mutex_unlock(&o->lock);
-	if (full)
+	if (full) {
+		if (s->mask & FAN_OPEN_PERM)
+			fan_mark_ahead(g, fd, st.st_ino);
 		return ANSWERED;
+	}
 	if (cut) {
 		/* Somebody opened it with O_TRUNC, of which the kernel tells nobody: from then on it is his.
 		 */

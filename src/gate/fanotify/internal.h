@@ -49,6 +49,13 @@ struct waiter {
 	struct slot s;
 };
 
+/* Somebody goes through a directory's files, all of which are here. */
+struct fan_walk {
+	struct sl_handle dir;
+	uint64_t when;
+	unsigned count, window;
+};
+
 struct sl_fan {
 	struct sl_fan_config cfg;
 	struct sl_store *store;
@@ -78,6 +85,8 @@ struct sl_fan {
 	unsigned next_recent;
 	uint64_t mounts[MOUNTS]; /* unique ids of mounts that are known to be in somebody's namespace */
 	unsigned nmounts;
+	struct fan_walk walks[4];
+	bool sweeping;
 	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
 };
 
@@ -97,4 +106,17 @@ enum fan_need fan_need(struct sl_fan *g, int tid, const struct stat *st);
 void fan_keep_recent(struct sl_fan *g, struct sl_object *o);
 /** Never ask about @o again, until the mark goes. */
 void fan_ignore(struct sl_fan *g, int fd);
+/** The file @ino, open as @fd, is completely here, and was asked about: mark what may come next. */
+void fan_mark_ahead(struct sl_fan *g, int fd, uint64_t ino);
+/* Somebody cut off the file @o, which has now @st, by open(O_TRUNC), and that was not noted yet. Lock held.
+ */
+static inline bool fan_cut(const struct sl_object *o, const struct stat *st)
+{
+	return !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && (uint64_t)st->st_size < o->map.size;
+}
+/* Completely here, for as long as the lock is held. */
+static inline bool fan_full(struct sl_object *o, const struct stat *st)
+{
+	return sl_chunkmap_full(&o->map) && !o->evicting && !fan_cut(o, st);
+}
 void *fan_changes(void *arg);

@@ -75,6 +75,7 @@ struct sl_fan {
 	unsigned next_recent;
 	uint64_t mounts[MOUNTS]; /* unique ids of mounts that are known to be in somebody's namespace */
 	unsigned nmounts;
+	uint64_t shown; /* id of the mount that users see, as mountinfo has it */
 	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
 };
 

@@ -77,10 +77,11 @@ struct sl_object {
 	struct timespec was_mtime, was_ctime;
 
 	/* the native gate's */
-	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still */
+	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still
+			 */
 	_Atomic uint64_t allowed; /* sl_now() when a reader was last let through to what is here */
 	_Atomic uint64_t quiet;	  /* not before that time are bytes of an earlier version overwritten */
-	bool recent;	/* gate lock */
+	bool recent;		  /* gate lock */
 	_Atomic unsigned landing; /* bytes of the origin are being written to it */
 	uint64_t opened;	  /* io lock: sl_now() when somebody was last let through to open it */
 
@@ -113,6 +114,9 @@ int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object *
 int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_object **ret, struct sl_attr *a);
 /** Native: the object that is open as @fd, on whatever mount, as a new reference. As sl_object_lookup(). */
 int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret);
+/** The same in one system call, if it is in memory; else NULL. @fd must be known to be on the store's
+ * filesystem. */
+struct sl_object *sl_object_known_fd(struct sl_store *s, int fd);
 /** Load the root; used by sl_store_open(). */
 int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
 

@@ -8,6 +8,24 @@
 #include "base/fd.h"
 #include "serve/connection.h"
 
+void sl_entry_fill(const struct sl_found *o, struct fuse_entry_out *out)
+{
+	out->generation = o->generation;
+	out->entry_valid = out->attr_valid = SL_EXPORT_VALID_S;
+	out->attr = o->attr;
+}
+
+int sl_conn_entry(struct sl_conn *c, uint64_t parent, int dirfd, const char *name, struct fuse_entry_out *out)
+{
+	struct sl_found o;
+	int r = sl_tree_lookup(c->e->tree, dirfd, name, sl_conn_hint(c), &o);
+	if (r == 0)
+		r = sl_nodes_lookup(c->nodes, parent, name, &o, &out->nodeid);
+	if (r == 0)
+		sl_entry_fill(&o, out);
+	return r;
+}
+
 static int lookup(struct sl_conn *c, uint64_t parent, const char *name, struct fuse_entry_out *out)
 {
 	_cleanup_place_ struct sl_place p;
@@ -26,15 +44,7 @@ static int lookup(struct sl_conn *c, uint64_t parent, const char *name, struct f
 	_cleanup_close_ int dir = sl_tree_find(c->e->tree, &p, false, &o);
 	if (dir < 0)
 		return dir;
-	r = sl_tree_lookup(c->e->tree, dir, name, sl_conn_hint(c), &o);
-	if (r == 0)
-		r = sl_nodes_lookup(c->nodes, parent, name, &o, &out->nodeid);
-	if (r < 0)
-		return r;
-	out->generation = o.generation;
-	out->entry_valid = out->attr_valid = SL_EXPORT_VALID_S;
-	out->attr = o.attr;
-	return 0;
+	return sl_conn_entry(c, parent, dir, name, out);
 }
 
 void sl_op_lookup(struct sl_conn *c, struct sl_req *rq)

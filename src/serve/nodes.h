@@ -22,6 +22,8 @@ void sl_nodes_free(struct sl_nodes *n);
  */
 int sl_nodes_lookup(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o,
 		    uint64_t *ret);
+/** @o was seen as @name in the node @parent, without anybody having asked: where it is known, its place. */
+void sl_nodes_seen(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o);
 /** Take back @count lookups of @id, and no more than there were. Unknown ids are ignored. */
 void sl_nodes_forget(struct sl_nodes *n, uint64_t id, uint64_t count);
 /** Where @id is. Returns 0 (then sl_place_fini()), -ESTALE for an id that is not (or no longer) given out,

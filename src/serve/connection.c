@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/log.h"
 #include "base/time.h"
@@ -42,16 +43,20 @@ int sl_conn_find(struct sl_conn *c, uint64_t nodeid, struct sl_place *p, struct 
 int sl_conn_find_at(struct sl_conn *c, uint64_t nodeid, const struct sl_place *p, struct sl_found *o)
 {
 	int r = sl_tree_find(c->e->tree, p, false, o);
-	struct sl_open *h = r == -ESTALE && c->opens ? sl_opens_of(c->opens, nodeid) : NULL;
-	if (!h)
+	if (r != -ESTALE || !c->opens)
 		return r;
-	_cleanup_close_ int fd = -EBADF;
-	r = sl_tree_holds(c->e->tree, h->fd);
-	if (r == 0) {
-		fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
-		r = fd < 0 ? -errno : sl_tree_look(c->e->tree, fd, false, o);
-	}
-	sl_opens_put(c->opens, h);
+	struct sl_open *h = p->type == S_IFREG ? sl_opens_of(c->opens, nodeid) : NULL;
+	struct sl_dir *d = p->type == S_IFDIR ? sl_dirs_of(c->dirs, nodeid) : NULL;
+	if (!h && !d)
+		return r;
+	_cleanup_close_ int fd = fcntl(h ? h->fd : d->fd, F_DUPFD_CLOEXEC, 0);
+	r = fd < 0 ? -errno : sl_tree_holds(c->e->tree, fd);
+	if (r == 0)
+		r = sl_tree_look(c->e->tree, fd, false, o);
+	if (h)
+		sl_opens_put(c->opens, h);
+	if (d)
+		sl_dirs_put(c->dirs, d);
 	return r < 0 ? r : sl_steal_fd(&fd);
 }
 

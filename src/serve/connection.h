@@ -5,6 +5,7 @@
 #include <stdbool.h>
 
 #include "serve/dirs.h"
+#include "serve/events.h"
 #include "serve/files.h"
 #include "serve/nodes.h"
 #include "serve/opens.h"
@@ -15,13 +16,16 @@ struct sl_export {
 	struct sl_export_config cfg; /* without zeros */
 	struct sl_tree *tree;
 	struct sl_files *files;
+	struct sl_events *events;
 	unsigned max_open_dirs, max_open_files;
 	atomic_uint open_dirs, open_files; /* of all connections */
 };
 
 struct sl_conn {
 	struct sl_export *e;
-	struct sl_nodes *nodes;
+	struct sl_transport *t;
+	struct sl_session *session;
+	struct sl_nodes *nodes; /* the session's */
 	struct sl_dirs *dirs;
 	struct sl_opens *opens; /* NULL where the export is read-only */
 	_Atomic uint64_t flags; /* INIT flags, set before the first request */
@@ -34,6 +38,12 @@ struct sl_conn {
 static inline bool sl_conn_hint(struct sl_conn *c)
 {
 	return c->flags & SL_FUSE_XATTR_HINT;
+}
+
+/** Whether @tid is a thread of the exporter that changed the tree for this client. */
+static inline bool sl_conn_own(struct sl_conn *c, uint32_t tid)
+{
+	return sl_session_owns(c->session, tid);
 }
 
 /** SL_WIRE_MAX_DATA bytes, or NULL. */
@@ -50,6 +60,8 @@ int sl_conn_open(struct sl_conn *c, uint64_t nodeid, uint64_t fh, struct sl_open
 /** Look up @name in the directory @dirfd, which is @parent, and count it. */
 int sl_conn_entry(struct sl_conn *c, uint64_t parent, int dirfd, const char *name,
 		  struct fuse_entry_out *out);
+/** Take back @count lookups of a node, and with the last its mark. */
+void sl_conn_forget(struct sl_conn *c, uint64_t id, uint64_t count);
 /** All of an entry but its nodeid. */
 void sl_entry_fill(const struct sl_found *o, struct fuse_entry_out *out);
 /** Seen in its place so short a time ago that it need not be looked at again. */
@@ -75,6 +87,8 @@ void sl_op_releasedir(struct sl_conn *c, struct sl_req *rq);
 
 void sl_op_getxattr(struct sl_conn *c, struct sl_req *rq);
 void sl_op_listxattr(struct sl_conn *c, struct sl_req *rq);
+
+void sl_op_fsnotify(struct sl_conn *c, struct sl_req *rq);
 
 /* Those of a writable export only. */
 void sl_op_open_rw(struct sl_conn *c, struct sl_req *rq);

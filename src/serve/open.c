@@ -114,7 +114,7 @@ static int create_node(struct sl_conn *c, struct sl_req *rq, struct fuse_create_
 	out->open.open_flags = open_flags(rq->m.in.create.flags);
 	r = sl_opens_add(c->opens, out->entry.nodeid, sl_steal_fd(&fd), &out->open.fh);
 	if (r < 0)
-		sl_nodes_forget(c->nodes, out->entry.nodeid, 1);
+		sl_conn_forget(c, out->entry.nodeid, 1);
 	return r;
 }
 

@@ -156,6 +156,15 @@ int sl_nodes_lookup(struct sl_nodes *n, uint64_t parent, const char *name, const
 	return r;
 }
 
+void sl_nodes_seen(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o)
+{
+	pthread_mutex_lock(&n->lock);
+	struct node *dir = find_id(n, parent), *x = find_object(n, o);
+	if (dir && dir->type == S_IFDIR && x)
+		place_at(n, x, dir, name);
+	pthread_mutex_unlock(&n->lock);
+}
+
 /* Take the mark of @x away. Returns whether there was one. */
 static bool unmark(struct sl_nodes *n, struct node *x, struct sl_evid *was)
 {

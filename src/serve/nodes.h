@@ -23,6 +23,8 @@ void sl_nodes_free(struct sl_nodes *n);
  */
 int sl_nodes_lookup(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o,
 		    uint64_t *ret);
+/** @o was seen as @name in the node @parent, without anybody having asked: where it is known, its place. */
+void sl_nodes_seen(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o);
 /** Take back @count lookups of @id, and no more than there were. Unknown ids are ignored. The last one takes
  * the node's mark with it: true, if it had one, and whose that was in *@was. */
 bool sl_nodes_forget(struct sl_nodes *n, uint64_t id, uint64_t count, struct sl_evid *was);

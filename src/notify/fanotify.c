@@ -130,7 +130,7 @@ static bool normalise(struct sl_change *c)
 		c->newname = NULL;
 		return c->name != NULL;
 	}
-	if (c->mask & (FAN_CREATE | FAN_DELETE))
+	if (c->mask & (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO))
 		return c->name != NULL;
 	if (c->name && strcmp(c->name, ".") == 0) {
 		/* A directory about itself: no name of it is known. */

@@ -73,7 +73,8 @@ def each_kind():
             w.take()
             do()
             got = kinds(w.wait(*want))
-            assert [e for e in got if e in want] == list(want), f"order: {got}"
+            # Who watches a directory and its parent is told twice, in an order of the watcher's own.
+            assert [e for e in got if e in want and e[2]] == [e for e in want if e[2]], f"order: {got}"
             extra = [e for e in got if e not in want]
             assert not extra, f"and {extra}"
             if then:
@@ -98,7 +99,7 @@ def each_kind():
     expect("truncate", lambda: os.truncate(f"{O}/d/f", 3), ("d", "MODIFY", "f"), then=lambda: same("d/f"))
     expect("chmod", lambda: os.chmod(f"{O}/new", 0o640), ("", "ATTRIB", "new"), then=lambda: same("new"))
     expect("times", lambda: os.utime(f"{O}/new", (1, 2)), ("", "ATTRIB", "new"), then=lambda: same("new"))
-    expect("chmod of a directory", lambda: os.chmod(f"{O}/d", 0o750), ("", "ATTRIB", "d"), then=lambda: same("d"))
+    expect("chmod of a directory", lambda: os.chmod(f"{O}/d", 0o750), ("", "ATTRIB", "d"), ("d", "ATTRIB", ""), then=lambda: same("d"))
     if not NATIVE:
         expect("an extended attribute", lambda: os.setxattr(f"{O}/new", "user.k", b"v"), ("", "ATTRIB", "new"),
                then=lambda: is_(os.getxattr(f"{C}/new", "user.k"), b"v", "its value"))
@@ -172,9 +173,8 @@ def in_step():
     for i in range(100):
         w.take()
         write(f"{O}/s{i}", "")
-        v = w.wait(("", "CREATE", f"s{i}"))
+        v = w.wait(("", "CREATE", f"s{i}"), ("", "CLOSE_WRITE", f"s{i}"))
         wrong += [e for e in v if e[1] == "CREATE" and e.seen is not True]
-        w.wait(("", "CLOSE_WRITE", f"s{i}"))
         write(f"{O}/s{i}", f"version {i}")
         v = w.wait(("", "CLOSE_WRITE", f"s{i}"))
         wrong += [e for e in v if e[1] == "CLOSE_WRITE" and e.seen != f"version {i}"]

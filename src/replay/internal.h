@@ -16,6 +16,7 @@ struct item {
 	struct sl_oevent e;
 	size_t bytes;
 	struct sl_object *dir; /* a reference: its attributes are in e.state */
+	uint64_t due;	       /* of a doubt */
 };
 
 #define CARRIED_MAX 1024
@@ -35,6 +36,8 @@ struct sl_replay {
 	struct sl_compare *compare; /* or NULL */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
+	struct sl_list doubts; /* of struct item: states without an event, that one may still explain */
+	size_t ndoubts;
 	struct sl_list busy; /* of struct busy: updates that have to wait */
 	size_t nbusy;
 	/* Files whose bytes were kept although a later time of change was taken up. An event about their

@@ -33,7 +33,8 @@ struct area {
 	uint32_t magic;
 	_Atomic int32_t pids[16]; /* of the services, newest last: what they did is no change by a user */
 	uint32_t nslots;
-	_Atomic uint32_t top; /* no slot from here on was ever used: memory that is only looked at costs something as well */
+	_Atomic uint32_t top; /* no slot from here on was ever used: memory that is only looked at costs
+				 something as well */
 	_Alignas(4096) char read[READ_BYTES];
 	char changes[READ_BYTES]; /* the same of changes; to hear of one twice does no harm */
 	struct slot slot[];
@@ -56,12 +57,14 @@ struct sl_fan {
 	bool own_area;
 	int group, notify, stop_fd;
 	/*
-	 * Where what a placeholder is made of can be read, it would be by what raises no events: a mapping that grows, a loop
-	 * device, the descriptor of another listener. So such files are filled when they are opened.
+	 * Where what a placeholder is made of can be read, it would be by what raises no events: a mapping
+	 * that grows, a loop device, the descriptor of another listener. So such files are filled when they
+	 * are opened.
 	 */
 	bool whole_on_open;
 	pthread_t events, changes;
 	bool started;
+	_Atomic int replay; /* thread id, or 0 */
 	atomic_bool refusing;
 	atomic_size_t waiting;
 	struct sl_pool *pool; /* for what cannot be answered without waiting for a lock */

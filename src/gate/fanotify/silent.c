@@ -55,8 +55,14 @@ int sl_silent_open(struct sl_silent *x, struct sl_object *o)
 	if (!S_ISREG(st.st_mode))
 		return -EINVAL;
 	x->fd = -EBADF;
+	if (fanotify_mark(x->group, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_PRE_ACCESS, x->dir, NULL) < 0)
+		return -errno;
 	/* To the size that it has, in case that nobody refuses. */
-	if (truncate(sl_proc_fd_path(p, path, NULL), st.st_size) == 0)
+	int r = truncate(sl_proc_fd_path(p, path, NULL), st.st_size);
+	/* Who makes the file shorter through the descriptor is not to be asked. */
+	if (fanotify_mark(x->group, FAN_MARK_REMOVE | FAN_MARK_MOUNT, FAN_PRE_ACCESS, x->dir, NULL) < 0)
+		return -errno;
+	if (r == 0)
 		return -EOPNOTSUPP;
 	int fd = atomic_exchange(&x->fd, -EBADF);
 	return fd < 0 ? -EOPNOTSUPP : fd;
@@ -79,8 +85,7 @@ int sl_silent_new(struct sl_fan *g, struct sl_store *s, struct sl_silent **ret)
 		x->group = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK |
 					     FAN_UNLIMITED_QUEUE | FAN_REPORT_FD_ERROR,
 					 O_RDWR | O_LARGEFILE | O_CLOEXEC | O_NOATIME);
-		if (x->stop < 0 || x->group < 0 ||
-		    fanotify_mark(x->group, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_PRE_ACCESS, x->dir, NULL) < 0)
+		if (x->stop < 0 || x->group < 0)
 			r = -errno;
 	}
 	if (r == 0) {

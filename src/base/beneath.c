@@ -42,6 +42,11 @@ int sl_open_beneath(int root, const char *path, int flags)
 	return open_piece(dir >= 0 ? dir : root, path, flags);
 }
 
+uint64_t sl_handle_number(int type, const void *bytes, size_t len)
+{
+	return XXH64(bytes, len, (unsigned)type);
+}
+
 uint64_t sl_handle_generation(int dirfd, const char *name)
 {
 	union {
@@ -51,5 +56,5 @@ uint64_t sl_handle_generation(int dirfd, const char *name)
 	int mount_id;
 	if (name_to_handle_at(dirfd, name, &u.h, &mount_id, *name ? 0 : AT_EMPTY_PATH) < 0)
 		return 0;
-	return XXH64(u.h.f_handle, u.h.handle_bytes, (unsigned)u.h.handle_type);
+	return sl_handle_number(u.h.handle_type, u.h.f_handle, u.h.handle_bytes);
 }

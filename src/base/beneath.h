@@ -16,3 +16,5 @@ int sl_open_beneath(int root, const char *path, int flags);
  * kernel's file handle of @name in @dirfd ("" for @dirfd itself). 0 where the filesystem has no handles.
  */
 uint64_t sl_handle_generation(int dirfd, const char *name);
+/** That number of the handle of @type with these @len bytes. */
+uint64_t sl_handle_number(int type, const void *bytes, size_t len);

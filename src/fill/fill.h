@@ -17,6 +17,7 @@ struct sl_fill;
 struct sl_fill_config {
 	struct sl_store *store;
 	struct sl_origin *origin;
+	bool mark; /* directories are marked when they are listed: their changes are wanted */
 	/**
 	 * The content or the attributes of @o changed under its readers: drop what they have cached, then
 	 * count o->invalidating down, which was counted up. On any thread; must not block on them.
@@ -108,6 +109,14 @@ enum sl_update_how {
 	SL_UPDATE_KEEP = 1 << 0,    /* its bytes stay if size and mtime do: nobody has written to it */
 	SL_UPDATE_CONTENT = 1 << 1, /* somebody has, whatever they say */
 };
+/**
+ * The origin says @a of @o now: record, attributes and size follow, content of another version goes; what was
+ * changed here stays. Returns 1; 0 if it was so before; -EEXIST: its content was changed here, which is noted
+ * as a conflict; -ESTALE: of another type; -EBUSY: it is open in passthrough mode; -errno. Not native. May
+ * block for the disk.
+ */
+int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, unsigned how);
+
 /**
  * Native: the origin has told that @o has the version of @a: what is here is dropped. @fd: open for writing.
  * @atime: as sl_object_reset(). -EEXIST: it was changed here, and stays. -EBUSY: it is just being evicted.

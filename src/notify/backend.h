@@ -44,9 +44,17 @@ struct sl_evid {
  * @mask: FAN_* bits, with FAN_ONDIR where @child is a directory. More than one kind where the kernel has
  * merged events of one name by one actor that nobody had read: the state of the name then says which was the
  * last. A rename is one FAN_RENAME with both places; where only one is heard of, FAN_MOVED_FROM or
- * FAN_MOVED_TO. The two halves of an exchange are two FAN_RENAMEs. A changed file or directory is reported
- * under its parent and the name by which it was reached; the root under itself (@name NULL). FAN_Q_OVERFLOW
- * alone: an unknown number of changes was lost. From there on all is reported again.
+ * FAN_MOVED_TO. The two halves of an exchange are two FAN_RENAMEs. A changed file is reported under its
+ * parent and the name by which it was reached, a changed directory in one of two ways: the same, or (fanotify
+ * does that) under itself, without a name: @dir and @child are the directory. The root is always reported
+ * under itself; FAN_DELETE_SELF and FAN_MOVE_SELF are told of it alone. FAN_Q_OVERFLOW alone: an unknown
+ * number of changes was lost. From there on all is reported again.
+ *
+ * An object that changed without being reached by a name (its link count; through its handle, by an NFS
+ * server) has neither @dir nor @name. No watcher of a directory hears of such a change. fanotify only.
+ *
+ * fanotify gives the generations of all objects and no inode numbers; inotify the identities of directories
+ * as they were marked, and no @child but of the root.
  */
 struct sl_change {
 	uint64_t mask;
@@ -69,7 +77,8 @@ struct sl_backend_config {
 	/**
 	 * Changes, in order, from one thread of the backend's: @n that were read together. @idle: nothing
 	 * more was waiting in the kernel's queue when they were read. With @n 0 and @idle the queue was found
-	 * empty after calls that were not idle.
+	 * empty after calls that were not idle. While this runs changes are kept, up to 64 MiB of them, but
+	 * for as long as it is stuck at a few changes the kernel's queue (16,384) has to do.
 	 */
 	void (*changes)(void *arg, const struct sl_change *v, unsigned n, bool idle);
 	void *arg;

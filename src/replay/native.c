@@ -149,8 +149,7 @@ static int purge_one(struct sl_native_acts *a, const char *name)
 		_cleanup_free_ char *path = sl_object_path(o);
 		sl_err("'%s' was moved away at the origin, and holds something that was changed here: it is "
 		       "in the "
-		       "store, as "
-		       "stage/%s",
+		       "store, as staging/%s",
 		       path, name);
 		unsigned long long n = strtoull(name, NULL, 10);
 		a->next = SL_MAX(a->next, n + 1);

@@ -9,7 +9,8 @@
 #define WANT_FLAGS                                                                                           \
 	(FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_AUTO_INVAL_DATA | FUSE_DO_READDIRPLUS |                    \
 	 FUSE_READDIRPLUS_AUTO | FUSE_NO_OPEN_SUPPORT | FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES |              \
-	 FUSE_CACHE_SYMLINKS | SL_FUSE_XATTR_HINT | SL_FUSE_READ_ATTR)
+	 FUSE_CACHE_SYMLINKS | SL_FUSE_XATTR_HINT | SL_FUSE_READ_ATTR | FUSE_FSNOTIFY_SUPPORT |              \
+	 SL_FUSE_EVENT_STATE)
 
 void *sl_conn_buf_get(struct sl_conn *c)
 {
@@ -36,9 +37,39 @@ int sl_conn_find(struct sl_conn *c, uint64_t nodeid, struct sl_place *p, struct 
 	return r < 0 ? r : sl_tree_find(c->e->tree, p, false, o);
 }
 
+/* What changes the tree: a client is not told of its own changes. */
+static bool changes(uint32_t opcode)
+{
+	switch (opcode) {
+	case FUSE_SETATTR:
+	case FUSE_SYMLINK:
+	case FUSE_MKNOD:
+	case FUSE_MKDIR:
+	case FUSE_UNLINK:
+	case FUSE_RMDIR:
+	case FUSE_RENAME:
+	case FUSE_RENAME2:
+	case FUSE_LINK:
+	case FUSE_OPEN: /* O_TRUNC */
+	case FUSE_WRITE:
+	case FUSE_RELEASE: /* the close of what was written */
+	case FUSE_SETXATTR:
+	case FUSE_REMOVEXATTR:
+	case FUSE_CREATE:
+	case FUSE_TMPFILE:
+	case FUSE_FALLOCATE:
+	case FUSE_COPY_FILE_RANGE:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static void handle(struct sl_req *rq, void *arg)
 {
 	struct sl_conn *c = arg;
+	if (changes(rq->m.h.opcode))
+		sl_session_own_thread(c->session, (uint32_t)gettid());
 	switch (rq->m.h.opcode) {
 	case FUSE_LOOKUP:
 		sl_op_lookup(c, rq);
@@ -81,6 +112,9 @@ static void handle(struct sl_req *rq, void *arg)
 	case FUSE_LISTXATTR:
 		sl_op_listxattr(c, rq);
 		break;
+	case FUSE_FSNOTIFY:
+		sl_op_fsnotify(c, rq);
+		break;
 	case FUSE_RELEASE:
 	case FUSE_FLUSH:
 	case FUSE_FSYNC:
@@ -119,17 +153,32 @@ static void init(void *arg, const struct sl_server_agreed *agreed)
 {
 	struct sl_conn *c = arg;
 	c->flags = agreed->flags;
+	sl_session_want_states(c->session, agreed->flags & SL_FUSE_EVENT_STATE);
 }
 
-static int conn_init(struct sl_conn *c, struct sl_export *e)
+static void started(void *arg)
+{
+	struct sl_conn *c = arg;
+	if (c->flags & FUSE_FSNOTIFY_SUPPORT)
+		sl_session_attach(c->session, c->t, 1, false);
+}
+
+static int conn_init(struct sl_conn *c, struct sl_export *e, struct sl_transport *t)
 {
 	struct sl_found root;
 	const struct sl_export_config *cfg = &e->cfg;
+	const struct sl_session_config scfg = {.max_nodes = cfg->max_nodes,
+					       .max_events = cfg->max_events,
+					       .overflow = sl_events_overflowed,
+					       .arg = e->events};
 	c->e = e;
+	c->t = t;
 	pthread_mutex_init(&c->buf_lock, NULL);
 	int r = sl_tree_probe(e->tree, sl_tree_fd(e->tree), "", false, &root);
 	if (r == 0)
-		r = sl_nodes_new(cfg->max_nodes, &root, &c->nodes);
+		r = sl_session_new(&scfg, &root, &c->session);
+	if (r == 0)
+		c->nodes = sl_session_nodes(c->session);
 	if (r == 0)
 		r = sl_dirs_new(cfg->max_dirs, &e->open_dirs, e->max_open_dirs, &c->dirs);
 	return r;
@@ -138,7 +187,11 @@ static int conn_init(struct sl_conn *c, struct sl_export *e)
 static void conn_fini(struct sl_conn *c)
 {
 	sl_dirs_free(c->dirs);
-	sl_nodes_free(c->nodes);
+	if (c->session) {
+		sl_session_detach(c->session, c->t);
+		sl_events_leave(c->e->events, c->session);
+		sl_session_unref(c->session);
+	}
 	while (c->nbufs)
 		free(c->bufs[--c->nbufs]);
 	pthread_mutex_destroy(&c->buf_lock);
@@ -153,14 +206,16 @@ int sl_serve_connection(struct sl_export *e, struct sl_transport *t)
 					     .max_data = e->cfg.max_data,
 					     .max_background = 64,
 					     .init = init,
+					     .started = started,
 					     .handle = handle,
 					     .arg = &c};
-	int r = conn_init(&c, e);
+	int r = conn_init(&c, e, t);
 	if (r == 0)
 		r = sl_server_new(t, &cfg, &s);
 	if (r == 0)
 		r = sl_server_run(s);
 	sl_server_free(s);
+	sl_transport_shutdown(t); /* who sends notifications may be waiting for room */
 	conn_fini(&c);
 	return r;
 }

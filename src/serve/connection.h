@@ -5,6 +5,7 @@
 #include <stdbool.h>
 
 #include "serve/dirs.h"
+#include "serve/events.h"
 #include "serve/files.h"
 #include "serve/nodes.h"
 #include "serve/serve.h"
@@ -14,13 +15,16 @@ struct sl_export {
 	struct sl_export_config cfg; /* without zeros */
 	struct sl_tree *tree;
 	struct sl_files *files;
+	struct sl_events *events;
 	unsigned max_open_dirs;
 	atomic_uint open_dirs; /* of all connections */
 };
 
 struct sl_conn {
 	struct sl_export *e;
-	struct sl_nodes *nodes;
+	struct sl_transport *t;
+	struct sl_session *session;
+	struct sl_nodes *nodes; /* the session's */
 	struct sl_dirs *dirs;
 	_Atomic uint64_t flags; /* INIT flags, set before the first request */
 
@@ -32,6 +36,12 @@ struct sl_conn {
 static inline bool sl_conn_hint(struct sl_conn *c)
 {
 	return c->flags & SL_FUSE_XATTR_HINT;
+}
+
+/** Whether @tid is a thread of the exporter that changed the tree for this client. */
+static inline bool sl_conn_own(struct sl_conn *c, uint32_t tid)
+{
+	return sl_session_owns(c->session, tid);
 }
 
 /** SL_WIRE_MAX_DATA bytes, or NULL. */
@@ -57,3 +67,5 @@ void sl_op_releasedir(struct sl_conn *c, struct sl_req *rq);
 
 void sl_op_getxattr(struct sl_conn *c, struct sl_req *rq);
 void sl_op_listxattr(struct sl_conn *c, struct sl_req *rq);
+
+void sl_op_fsnotify(struct sl_conn *c, struct sl_req *rq);

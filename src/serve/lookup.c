@@ -47,15 +47,22 @@ void sl_op_lookup(struct sl_conn *c, struct sl_req *rq)
 		sl_reply(rq, &out, sizeof(out));
 }
 
+static void forget(struct sl_conn *c, uint64_t id, uint64_t count)
+{
+	struct sl_evid was;
+	if (sl_nodes_forget(c->nodes, id, count, &was))
+		sl_events_unmarked(c->e->events, &was);
+}
+
 void sl_op_forget(struct sl_conn *c, struct sl_req *rq)
 {
 	if (rq->m.h.opcode == FUSE_FORGET)
-		sl_nodes_forget(c->nodes, rq->m.h.nodeid, rq->m.in.forget.nlookup);
+		forget(c, rq->m.h.nodeid, rq->m.in.forget.nlookup);
 	else
 		for (size_t i = 0; i < rq->m.data_len / sizeof(struct fuse_forget_one); i++) {
 			struct fuse_forget_one f;
 			memcpy(&f, (const char *)rq->m.data + i * sizeof(f), sizeof(f));
-			sl_nodes_forget(c->nodes, f.nodeid, f.nlookup);
+			forget(c, f.nodeid, f.nlookup);
 		}
 	sl_reply_none(rq);
 }

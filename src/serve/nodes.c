@@ -10,14 +10,16 @@
 
 struct node {
 	struct sl_hnode by_id;	/* key: the node id */
-	struct sl_hnode by_ino; /* key: the inode number */
+	struct sl_hnode by_obj; /* key: the generation, or the inode number where there is none */
 	struct node *parent;	/* NULL for the root alone */
 	char *name;
-	uint64_t generation;
+	uint64_t ino, generation;
 	uint64_t nlookup;
+	uint64_t mask;	    /* of the mark; 0: none. Only while nlookup is above 0 */
 	uint32_t nchildren; /* nodes whose parent this is */
 	uint32_t type;
 	bool foreign;
+	bool detached; /* left the place where it was, to one that is not known */
 	uint8_t handle_len;
 	int handle_type;
 	unsigned char handle[];
@@ -25,8 +27,8 @@ struct node {
 
 struct sl_nodes {
 	pthread_mutex_t lock; /* protects everything, nodes included */
-	struct sl_htab by_id, by_ino;
-	uint64_t max, next_id;
+	struct sl_htab by_id, by_obj;
+	uint64_t max, next_id, nmarks;
 	struct node *root;
 };
 
@@ -37,12 +39,18 @@ static struct node *find_id(struct sl_nodes *n, uint64_t id)
 	return o && o->nlookup ? o : NULL;
 }
 
+static uint64_t obj_key(uint64_t generation, uint64_t ino)
+{
+	return generation ? generation : ino;
+}
+
 static struct node *find_object(struct sl_nodes *n, const struct sl_found *o)
 {
-	for (struct sl_hnode *h = sl_htab_find(&n->by_ino, o->attr.ino); h; h = sl_htab_next(h)) {
-		struct node *x = sl_container_of(h, struct node, by_ino);
-		if (x->generation == o->generation && x->type == (o->attr.mode & S_IFMT) &&
-		    x->foreign == o->foreign)
+	for (struct sl_hnode *h = sl_htab_find(&n->by_obj, obj_key(o->generation, o->attr.ino)); h;
+	     h = sl_htab_next(h)) {
+		struct node *x = sl_container_of(h, struct node, by_obj);
+		if (x->ino == o->attr.ino && x->generation == o->generation &&
+		    x->type == (o->attr.mode & S_IFMT) && x->foreign == o->foreign)
 			return x;
 	}
 	return NULL;
@@ -60,6 +68,7 @@ static int add_node(struct sl_nodes *n, const char *name, const struct sl_found 
 		return -ENOMEM;
 	}
 	*x = (struct node){.name = copy,
+			   .ino = o->attr.ino,
 			   .generation = o->generation,
 			   .type = o->attr.mode & S_IFMT,
 			   .foreign = o->foreign,
@@ -71,7 +80,7 @@ static int add_node(struct sl_nodes *n, const char *name, const struct sl_found 
 		free(x);
 		return -ENOMEM;
 	}
-	if (sl_htab_add(&n->by_ino, &x->by_ino, o->attr.ino) < 0) {
+	if (sl_htab_add(&n->by_obj, &x->by_obj, obj_key(o->generation, o->attr.ino)) < 0) {
 		sl_htab_del(&n->by_id, &x->by_id);
 		free(copy);
 		free(x);
@@ -88,7 +97,7 @@ static void drop(struct sl_nodes *n, struct node *x)
 	while (x && x != n->root && !x->nlookup && !x->nchildren) {
 		struct node *parent = x->parent;
 		sl_htab_del(&n->by_id, &x->by_id);
-		sl_htab_del(&n->by_ino, &x->by_ino);
+		sl_htab_del(&n->by_obj, &x->by_obj);
 		free(x->name);
 		free(x);
 		if (parent) {
@@ -109,6 +118,7 @@ static void place_at(struct sl_nodes *n, struct node *x, struct node *parent, co
 	for (struct node *p = parent; x->parent != parent && p; p = p->parent)
 		if (p == x)
 			return;
+	x->detached = false;
 	if (strcmp(x->name, name) != 0) {
 		char *copy = strdup(name);
 		if (!copy)
@@ -146,13 +156,130 @@ int sl_nodes_lookup(struct sl_nodes *n, uint64_t parent, const char *name, const
 	return r;
 }
 
-void sl_nodes_forget(struct sl_nodes *n, uint64_t id, uint64_t count)
+/* Take the mark of @x away. Returns whether there was one. */
+static bool unmark(struct sl_nodes *n, struct node *x, struct sl_evid *was)
 {
+	if (!x->mask)
+		return false;
+	*was = (struct sl_evid){.generation = x->generation, .ino = x->ino};
+	x->mask = 0;
+	n->nmarks--;
+	return true;
+}
+
+bool sl_nodes_forget(struct sl_nodes *n, uint64_t id, uint64_t count, struct sl_evid *was)
+{
+	bool marked = false;
 	pthread_mutex_lock(&n->lock);
 	struct node *x = find_id(n, id);
 	if (x && x != n->root) {
 		x->nlookup -= SL_MIN(count, x->nlookup);
+		if (!x->nlookup)
+			marked = unmark(n, x, was);
 		drop(n, x);
+	}
+	pthread_mutex_unlock(&n->lock);
+	return marked;
+}
+
+/* Whether the way up from @x ends at the root. */
+static bool in_reach(const struct sl_nodes *n, const struct node *x)
+{
+	while (x != n->root && !x->detached && x->parent)
+		x = x->parent;
+	return x == n->root;
+}
+
+int sl_nodes_mark(struct sl_nodes *n, uint64_t id, uint64_t mask, uint64_t max, uint64_t *old,
+		  struct sl_evid *obj)
+{
+	int r = 0;
+	pthread_mutex_lock(&n->lock);
+	struct node *x = find_id(n, id);
+	if (!x || (mask && !in_reach(n, x))) {
+		r = -ESTALE;
+	} else if (x->type != S_IFDIR) {
+		r = -ENOTDIR;
+	} else if (mask && !x->mask && n->nmarks >= max) {
+		r = -ENOSPC;
+	} else {
+		*obj = (struct sl_evid){.generation = x->generation, .ino = x->ino};
+		*old = x->mask;
+		n->nmarks += (mask != 0) - (x->mask != 0);
+		x->mask = mask;
+	}
+	pthread_mutex_unlock(&n->lock);
+	return r;
+}
+
+int sl_nodes_unmark_all(struct sl_nodes *n, struct sl_evid **ret, size_t *count)
+{
+	size_t i, k = 0;
+	int r = 0;
+	pthread_mutex_lock(&n->lock);
+	struct sl_evid *v = calloc(n->nmarks + 1, sizeof(*v));
+	if (!v)
+		r = -ENOMEM;
+	for (struct sl_hnode *h = sl_htab_first(&n->by_id, &i); h && v && n->nmarks;
+	     h = sl_htab_step(&n->by_id, &i, h))
+		k += unmark(n, sl_container_of(h, struct node, by_id), &v[k]);
+	pthread_mutex_unlock(&n->lock);
+	*ret = v;
+	*count = k;
+	return r;
+}
+
+static struct node *find_evid(struct sl_nodes *n, const struct sl_evid *id)
+{
+	for (int by_ino = 0; by_ino < 2; by_ino++) {
+		/* Where the tree has no generations the one that the backend knows finds nothing. */
+		uint64_t key = by_ino ? id->ino : id->generation;
+		for (struct sl_hnode *h = key ? sl_htab_find(&n->by_obj, key) : NULL; h;
+		     h = sl_htab_next(h)) {
+			struct node *x = sl_container_of(h, struct node, by_obj);
+			if (!x->foreign && x->generation == (by_ino ? 0 : id->generation) &&
+			    (!id->ino || x->ino == id->ino))
+				return x;
+		}
+	}
+	return NULL;
+}
+
+bool sl_nodes_ref(struct sl_nodes *n, const struct sl_evid *id, struct sl_noderef *r)
+{
+	*r = (struct sl_noderef){0};
+	pthread_mutex_lock(&n->lock);
+	const struct node *x = find_evid(n, id);
+	if (x)
+		*r = (struct sl_noderef){.id = x->by_id.key,
+					 .generation = x->generation,
+					 .known = x->nlookup > 0,
+					 .mask = in_reach(n, x) ? x->mask : 0};
+	pthread_mutex_unlock(&n->lock);
+	return x;
+}
+
+bool sl_nodes_parent_marked(struct sl_nodes *n, uint64_t id)
+{
+	pthread_mutex_lock(&n->lock);
+	struct sl_hnode *h = sl_htab_find(&n->by_id, id);
+	struct node *x = h ? sl_container_of(h, struct node, by_id) : NULL;
+	bool marked = x && x->parent && x->parent->mask;
+	pthread_mutex_unlock(&n->lock);
+	return marked;
+}
+
+void sl_nodes_moved(struct sl_nodes *n, uint64_t id, uint64_t parent, const char *name, uint64_t newparent,
+		    const char *newname)
+{
+	pthread_mutex_lock(&n->lock);
+	struct sl_hnode *h = sl_htab_find(&n->by_id, id), *to = sl_htab_find(&n->by_id, newparent);
+	struct node *x = h ? sl_container_of(h, struct node, by_id) : NULL;
+	if (x && x->parent && x->parent->by_id.key == parent && !strcmp(x->name, name)) {
+		if (to)
+			place_at(n, x, sl_container_of(to, struct node, by_id), newname);
+		else
+			x->detached = true;
 	}
 	pthread_mutex_unlock(&n->lock);
 }
@@ -190,7 +317,7 @@ int sl_nodes_place(struct sl_nodes *n, uint64_t id, struct sl_place *p)
 	} else if (!(p->path = make_path(x))) {
 		r = -ENOMEM;
 	} else {
-		p->ino = x->by_ino.key;
+		p->ino = x->ino;
 		p->generation = x->generation;
 		p->type = x->type;
 		p->foreign = x->foreign;
@@ -240,7 +367,7 @@ void sl_nodes_free(struct sl_nodes *n)
 		free(x);
 	}
 	sl_htab_fini(&n->by_id);
-	sl_htab_fini(&n->by_ino);
+	sl_htab_fini(&n->by_obj);
 	pthread_mutex_destroy(&n->lock);
 	free(n);
 }

@@ -26,6 +26,7 @@
 
 #include <stdint.h>
 
+#include "notify/backend.h"
 #include "wire/transport.h"
 
 struct sl_export;
@@ -38,11 +39,15 @@ struct sl_export;
 /* Zero means the default. */
 struct sl_export_config {
 	/* of each connection */
-	unsigned threads;   /* default 4 */
-	uint64_t max_nodes; /* 4 Mi; a LOOKUP beyond is ENFILE, a READDIRPLUS lists names without nodes */
-	unsigned max_dirs;  /* open directories: 1024; OPENDIR beyond is ENFILE */
-	uint32_t max_data;  /* largest READ and READDIR reply, in bytes: SL_WIRE_MAX_DATA */
+	unsigned threads;    /* default 4 */
+	uint64_t max_nodes;  /* 4 Mi; a LOOKUP beyond is ENFILE, a READDIRPLUS lists names without nodes */
+	unsigned max_dirs;   /* open directories: 1024; OPENDIR beyond is ENFILE */
+	uint64_t max_marks;  /* 1 Mi; a FUSE_FSNOTIFY beyond is ENOSPC */
+	unsigned max_events; /* notifications that a client has not read: 64 Ki; then it is told that some
+				were lost */
+	uint32_t max_data;   /* largest READ and READDIR reply, in bytes: SL_WIRE_MAX_DATA */
 	/* of all together; open directories are bounded together as well, by a quarter of RLIMIT_NOFILE */
+	enum sl_backend_kind backend;
 	unsigned max_files; /* cached open files: 1024, or a quarter of RLIMIT_NOFILE if that is less */
 };
 

@@ -84,7 +84,7 @@ static int get_handle(struct sl_tree *t, int fd, const char *name, struct sl_fou
 	o->handle.type = u.h.handle_type;
 	o->handle.len = u.h.handle_bytes;
 	memcpy(o->handle.bytes, u.h.f_handle, u.h.handle_bytes);
-	o->generation = XXH64(o->handle.bytes, o->handle.len, (unsigned)o->handle.type);
+	o->generation = sl_handle_number(o->handle.type, o->handle.bytes, o->handle.len);
 	return 0;
 }
 

@@ -73,7 +73,6 @@ int sl_at_setxattr(const struct sl_at *at, const char *name, const void *buf, si
 
 /* place.c: places of a native store. */
 #define SL_MOVES "moves"
-#define SL_STAGE "stage"
 struct sl_move {
 	char *from, *to;
 	bool exchange;
@@ -106,6 +105,7 @@ int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name);
 void sl_whiteout_drop_dir(struct sl_store *s, uint64_t ino);
 
 /* armour.c: files of zeros that end at each byte of a block, "tails/LENGTH". */
+#define SL_STAGING    "staging" /* see remote.h */
 #define SL_ARMOUR_MAX (4ull << 40)
 #define SL_TAILS      "tails"
 #define SL_TAIL_MAX   4096

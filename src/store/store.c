@@ -287,7 +287,7 @@ int sl_store_remove(const char *path, char **why)
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
-	static const char *const trees[] = {"tree", "links", "whiteouts", SL_TAILS, SL_MOVES, SL_STAGE};
+	static const char *const trees[] = {"tree", "links", "whiteouts", SL_STAGING, SL_TAILS, SL_MOVES};
 	for (size_t i = 0; i < SL_ARRAY_SIZE(trees); i++) {
 		int r = sl_remove_tree(fd, trees[i]);
 		if (r < 0)
@@ -601,9 +601,9 @@ int sl_store_drop_links(struct sl_store *s)
 
 int sl_store_stage(struct sl_store *s)
 {
-	if (mkdirat(s->base_fd, SL_STAGE, 0700) < 0 && errno != EEXIST)
+	if (mkdirat(s->base_fd, SL_STAGING, 0700) < 0 && errno != EEXIST)
 		return -errno;
-	int fd = openat(s->base_fd, SL_STAGE, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	int fd = openat(s->base_fd, SL_STAGING, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 	return fd < 0 ? -errno : fd;
 }
 

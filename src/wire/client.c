@@ -97,7 +97,8 @@ static int send_call(struct sl_client *c, const struct sl_call *call, uint64_t u
 	int r = -EAGAIN;
 	pthread_mutex_lock(&c->out_lock);
 	if (sl_list_empty(&c->out) && !c->writing && h.len <= SEND_AT_ONCE) {
-		/* From a copy: once the server has it all, its answer may come, and the caller's strings may go. */
+		/* From a copy: once the server has it all, its answer may come, and the caller's strings may
+		 * go. */
 		char copy[SEND_AT_ONCE], *p = copy;
 		for (int i = 0; i < n; i++)
 			p = mempcpy(p, iov[i].iov_base, iov[i].iov_len);
@@ -277,9 +278,9 @@ static int deliver(struct sl_client *c, void **buf, size_t len)
 	struct fuse_out_header h;
 	memcpy(&h, *buf, sizeof(h));
 	if (h.unique == 0) {
-		if (c->cfg.notify)
-			c->cfg.notify(c->cfg.arg, h.error, (char *)*buf + sizeof(h), len - sizeof(h));
-		return 0;
+		return c->cfg.notify
+			   ? c->cfg.notify(c->cfg.arg, h.error, (char *)*buf + sizeof(h), len - sizeof(h))
+			   : 0;
 	}
 	struct sl_call *call = NULL;
 	struct zombie *z = NULL;
@@ -353,7 +354,9 @@ static int handshake(struct sl_client *c)
 					     .minor = FUSE_KERNEL_MINOR_VERSION,
 					     .max_readahead = SL_WIRE_MAX_DATA,
 					     .flags = (uint32_t)want,
-					     .flags2 = (uint32_t)(want >> 32)};
+					     .flags2 = (uint32_t)(want >> 32),
+					     .sl_seq = {(uint32_t)c->cfg.seq, (uint32_t)(c->cfg.seq >> 32)}};
+	memcpy(call.in.init.sl_token, c->cfg.token, sizeof(c->cfg.token));
 	int r = send_call(c, &call, 1);
 	if (r < 0)
 		return r == -EPIPE || r == -ECONNRESET ? -ENOTCONN : r;
@@ -378,6 +381,8 @@ static int handshake(struct sl_client *c)
 	c->flags = sl_init_flags(o->flags, o->flags2) & want;
 	uint32_t pages = c->flags & FUSE_MAX_PAGES ? SL_MAX(1u, (uint32_t)o->max_pages) * 4096 : 32 * 4096;
 	c->max_data = SL_MIN(pages, SL_WIRE_MAX_DATA);
+	if (c->cfg.init)
+		c->cfg.init(c->cfg.arg, c->flags, o);
 	return 0;
 }
 

@@ -47,8 +47,14 @@ struct sl_client_config {
 	uint64_t want_flags;
 	uint32_t uid, gid, pid; /* for the request headers */
 	int init_timeout_ms;
-	/** A notification (unique 0) arrived; runs on the receiving thread. May be NULL. */
-	void (*notify)(void *arg, int code, const void *data, size_t len);
+	uint32_t token[4]; /* of struct fuse_init_in */
+	uint64_t seq;
+	/** The connection was agreed on; nothing was received after that yet. On the caller's thread. May be
+	 * NULL. */
+	void (*init)(void *arg, uint64_t flags, const struct fuse_init_out *out);
+	/** A notification (unique 0) arrived; runs on the receiving thread. A negative errno ends the
+	 * connection. May be NULL. */
+	int (*notify)(void *arg, int code, const void *data, size_t len);
 	/** The connection is gone, all calls are done. Runs on the receiving thread, once. May be NULL. */
 	void (*gone)(void *arg, int err);
 	void *arg;

@@ -403,7 +403,11 @@ struct fuse_init_in {
 	uint32_t max_readahead;
 	uint32_t flags;
 	uint32_t flags2;
-	uint32_t unused[11];
+	/* With FUSE_FSNOTIFY_SUPPORT: the session that this connection goes on with, all 0 for a new one, and
+	 * the number of the notification that is expected next. Provisional. */
+	uint32_t sl_token[4];
+	uint32_t sl_seq[2]; /* low word first */
+	uint32_t unused[5];
 };
 
 #define FUSE_COMPAT_INIT_OUT_SIZE    8	/* a version that the other side does not speak */
@@ -422,7 +426,11 @@ struct fuse_init_out {
 	uint32_t flags2;
 	uint32_t max_stack_depth;
 	uint16_t request_timeout;
-	uint16_t unused[11];
+	/* With FUSE_FSNOTIFY_SUPPORT: the session of this connection. The one that was asked for: its nodes,
+	 * marks and notifications are as they were. Another one: it is new. All 0: it ends with the
+	 * connection. Provisional. */
+	uint16_t sl_token[8];
+	uint16_t unused[3];
 };
 
 struct fuse_interrupt_in {
@@ -621,6 +629,10 @@ struct fuse_fsnotify_in {
 	uint32_t flags;
 	uint32_t reserved;
 };
+
+/* Flags of struct fuse_fsnotify_in. */
+#define SL_FSNOTIFY_ACK (1u << 0) /* nodeid is 0, mask the number of the notification that is expected next  \
+				   */
 
 struct fuse_fsnotify_out {
 	uint64_t seq;  /* of events with this number and later none is missing */

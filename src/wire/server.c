@@ -191,6 +191,8 @@ static void handle_init(struct sl_server *s, struct sl_req *rq)
 	} else {
 		uint64_t flags = sl_init_flags(in->flags, in->flags2) &
 				 (s->cfg.want_flags | FUSE_INIT_EXT | FUSE_MAX_PAGES);
+		if (!(flags & FUSE_FSNOTIFY_SUPPORT))
+			flags &= ~SL_FUSE_EVENT_STATE;
 		if (!(flags & FUSE_MAX_PAGES))
 			s->cfg.max_data = SL_MIN(s->cfg.max_data, 32u * 4096);
 		out.max_readahead =
@@ -210,8 +212,12 @@ static void handle_init(struct sl_server *s, struct sl_req *rq)
 						      sl_init_flags(in->flags, in->flags2) & FUSE_HAS_RESEND};
 		if (s->cfg.init)
 			s->cfg.init(s->cfg.arg, &agreed);
+		if (s->cfg.resume)
+			s->cfg.resume(s->cfg.arg, flags, in, &out);
 		s->ready = true;
 		sl_reply(rq, &out, sizeof(out));
+		if (s->cfg.started)
+			s->cfg.started(s->cfg.arg);
 	}
 	pthread_mutex_unlock(&s->init_lock);
 }

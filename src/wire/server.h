@@ -40,6 +40,11 @@ struct sl_server_config {
 	/** Called before any other request (and before INIT is answered) with what was agreed. May be NULL.
 	 */
 	void (*init)(void *arg, const struct sl_server_agreed *agreed);
+	/** The same, for who goes on with what another connection began: @in is what was asked, @out is sent
+	 * after this. May be NULL. */
+	void (*resume)(void *arg, uint64_t flags, const struct fuse_init_in *in, struct fuse_init_out *out);
+	/** INIT was answered. May be NULL. */
+	void (*started)(void *arg);
 	/** Answer @rq, or sl_req_keep() it. Runs on the server's threads, several at a time. FORGETs come
 	 * here as well. */
 	void (*handle)(struct sl_req *rq, void *arg);

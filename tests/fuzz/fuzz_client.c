@@ -46,11 +46,12 @@ static void done(struct sl_call *c, struct sl_result *r)
 		touch(r->data, r->data_len);
 }
 
-static void notified(void *arg, int code, const void *data, size_t len)
+static int notified(void *arg, int code, const void *data, size_t len)
 {
 	(void)arg;
 	(void)code;
 	touch(data, len);
+	return 0;
 }
 
 static size_t greeting(uint8_t *buf)

@@ -235,13 +235,14 @@ static void on_gone(void *arg, int err)
 	l->n_gone++;
 }
 
-static void on_notify(void *arg, int code, const void *data, size_t len)
+static int on_notify(void *arg, int code, const void *data, size_t len)
 {
 	struct cli *l = arg;
 	l->last_code = code;
 	l->last_len = len;
 	memcpy(l->last, data, SL_MIN(len, sizeof(l->last)));
 	l->n_notes++;
+	return 0;
 }
 
 static int connect_client(struct cli *l, struct sl_transport *t, int timeout_ms)

@@ -1,0 +1,493 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "serve/events.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/log.h"
+#include "base/macros.h"
+#include "serve/state.h"
+
+#define GONE	   (FAN_DELETE | FAN_MOVED_FROM)
+#define COME	   (FAN_CREATE | FAN_MOVED_TO)
+#define USE	   (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
+#define DOUBTS_MAX 4096
+
+struct sl_events {
+	struct sl_tree *tree;
+	enum sl_backend_kind kind;
+
+	pthread_mutex_t open_lock; /* protects opening b */
+	struct sl_backend *_Atomic b;
+	int err; /* why there is none */
+
+	pthread_mutex_t lock; /* protects all below */
+	struct sl_list sessions;
+	struct sl_states *states; /* of the batch under way */
+	struct sl_htab doubts;
+	uint32_t cookie;
+};
+
+/* The last change of a name does not lead to the state that was seen. */
+struct doubt {
+	struct sl_hnode node;
+	struct sl_evid dir;
+	bool present; /* as the last change has it */
+	uint64_t child_generation;
+	char name[];
+};
+
+/* ---- doubts ---- */
+
+static struct doubt *find_doubt(struct sl_events *ev, const struct sl_evid *dir, const char *name)
+{
+	for (struct sl_hnode *h = sl_htab_find(&ev->doubts, sl_states_key(dir, name)); h;
+	     h = sl_htab_next(h)) {
+		struct doubt *d = sl_container_of(h, struct doubt, node);
+		if (d->dir.generation == dir->generation && d->dir.ino == dir->ino && !strcmp(d->name, name))
+			return d;
+	}
+	return NULL;
+}
+
+static void free_doubt(struct sl_events *ev, struct doubt *d)
+{
+	sl_htab_del(&ev->doubts, &d->node);
+	free(d);
+}
+
+static bool explained(const struct sl_state *st, bool present, uint64_t child_generation)
+{
+	if (!st->known || st->present != present)
+		return false;
+	return !present || !child_generation || !st->found.generation ||
+	       st->found.generation == child_generation;
+}
+
+static void settle(struct sl_events *ev);
+static void overflowed(struct sl_events *ev);
+
+/* After the last change of @name in what was told, it is (@present) there; @st was seen. */
+static void weigh(struct sl_events *ev, const struct sl_evid *dir, const char *name, bool present,
+		  uint64_t child_generation, const struct sl_state *st)
+{
+	struct doubt *d = find_doubt(ev, dir, name);
+	if (explained(st, present, child_generation)) {
+		if (d)
+			free_doubt(ev, d);
+		return;
+	}
+	if (!d) {
+		size_t n = strlen(name) + 1;
+		if (ev->doubts.n >= DOUBTS_MAX)
+			settle(ev);
+		d = malloc(sizeof(*d) + n);
+		if (d) {
+			*d = (struct doubt){.dir = *dir};
+			memcpy(d->name, name, n);
+		}
+		if (!d || sl_htab_add(&ev->doubts, &d->node, sl_states_key(dir, name)) < 0) {
+			free(d);
+			overflowed(ev); /* nothing may be lost silently */
+			return;
+		}
+	}
+	d->present = present;
+	d->child_generation = child_generation;
+}
+
+/* ---- one notification ---- */
+
+/* The name @name in @dir, and what is there; counts as a lookup. */
+static void fill_part(struct sl_events *ev, struct sl_session *s, struct sl_fsnotify_part *p,
+		      const struct sl_noderef *dir, const struct sl_evid *dirid, const char *name,
+		      const struct sl_noderef *child, uint64_t child_generation)
+{
+	*p = (struct sl_fsnotify_part){.nodeid = dir->id,
+				       .generation = dir->generation,
+				       .child = child && child->known ? child->id : 0,
+				       .child_generation = child_generation,
+				       .name = name,
+				       .namelen = name ? (uint32_t)strlen(name) : 0};
+	if (!sl_session_wants_states(s))
+		return;
+	const struct sl_state *st = sl_states_get(ev->states, sl_session_nodes(s), dir->id, dirid, name);
+	if (!st || !st->known)
+		return;
+	if (!st->present) {
+		p->has_state = true;
+		return;
+	}
+	uint64_t id = FUSE_ROOT_ID;
+	if (name && sl_nodes_lookup(sl_session_nodes(s), dir->id, name, &st->found, &id) < 0)
+		return;
+	p->has_state = true;
+	p->entry = (struct fuse_entry_out){.nodeid = id,
+					   .generation = st->found.generation,
+					   .entry_valid = 1,
+					   .attr_valid = 1,
+					   .attr = st->found.attr};
+	p->target = st->target;
+	p->target_len = st->target ? (uint32_t)strlen(st->target) : 0;
+}
+
+struct telling {
+	struct sl_events *ev;
+	struct sl_session *s;
+	const struct sl_change *c;
+	struct sl_noderef dir, newdir, child;
+	bool own;
+};
+
+static void tell(struct telling *t, uint64_t mask, bool new, uint32_t cookie)
+{
+	const struct sl_change *c = t->c;
+	struct sl_fsnotify_msg m = {.mask = mask | (c->mask & FAN_ONDIR), .cookie = cookie, .nparts = 1};
+	if (t->own)
+		return;
+	if (mask & FAN_RENAME) {
+		m.nparts = 2;
+		fill_part(t->ev, t->s, &m.part[0], &t->dir, &c->dir, c->name, &t->child, c->child.generation);
+		fill_part(t->ev, t->s, &m.part[1], &t->newdir, &c->newdir, c->newname, &t->child,
+			  c->child.generation);
+	} else if (new) {
+		fill_part(t->ev, t->s, &m.part[0], &t->newdir, &c->newdir, c->newname, &t->child,
+			  c->child.generation);
+	} else {
+		fill_part(t->ev, t->s, &m.part[0], &t->dir, &c->dir, c->name, &t->child, c->child.generation);
+	}
+	sl_session_push(t->s, &m);
+}
+
+static void tell_ignored(struct telling *t, const struct sl_noderef *node)
+{
+	struct sl_fsnotify_msg m = {.ignored = true, .nparts = 1};
+	struct sl_evid obj;
+	uint64_t old = 0;
+	if (!node->mask || sl_nodes_mark(sl_session_nodes(t->s), node->id, 0, 0, &old, &obj) < 0 || !old)
+		return;
+	m.part[0].nodeid = node->id;
+	m.part[0].generation = node->generation;
+	sl_session_push(t->s, &m);
+	sl_backend_unmark(t->ev->b, &obj);
+}
+
+/* ---- one change, for one session ---- */
+
+static void tell_rename(struct telling *t)
+{
+	const struct sl_change *c = t->c;
+	struct sl_nodes *nodes = sl_session_nodes(t->s);
+	uint64_t from = t->dir.mask, to = t->newdir.mask;
+	bool hears = !(c->mask & FAN_ONDIR) || ((from | to) & FAN_ONDIR);
+	if (t->child.id)
+		sl_nodes_moved(nodes, t->child.id, t->dir.id, c->name, t->newdir.id, c->newname);
+	if (!hears)
+		return;
+	if (from & to & FAN_RENAME) {
+		tell(t, FAN_RENAME, false, 0);
+		return;
+	}
+	uint32_t cookie = (from & FAN_MOVED_FROM) && (to & FAN_MOVED_TO) ? ++t->ev->cookie : 0;
+	if (from & (FAN_MOVED_FROM | FAN_RENAME))
+		tell(t, FAN_MOVED_FROM, false, cookie);
+	if (to & (FAN_MOVED_TO | FAN_RENAME))
+		tell(t, FAN_MOVED_TO, true, cookie);
+}
+
+static void tell_self(struct telling *t)
+{
+	const struct sl_change *c = t->c;
+	uint64_t use = c->mask & t->dir.mask & USE;
+	bool root = t->dir.id == FUSE_ROOT_ID;
+	if (use && root && (t->dir.mask & FAN_ONDIR))
+		tell(t, use, false, 0);
+	/* That a marked directory moves is told by the directories that it moves between. One whose parent
+	 * is not marked cannot be followed. */
+	if ((c->mask & FAN_DELETE_SELF) || ((c->mask & FAN_MOVE_SELF) && !root &&
+					    !sl_nodes_parent_marked(sl_session_nodes(t->s), t->dir.id)))
+		tell_ignored(t, &t->dir);
+}
+
+static void tell_name(struct telling *t)
+{
+	const struct sl_change *c = t->c;
+	uint64_t hears = t->dir.mask, gone = c->mask & GONE, come = c->mask & COME, use = c->mask & USE;
+	if ((gone & FAN_MOVED_FROM) && t->child.id)
+		sl_nodes_moved(sl_session_nodes(t->s), t->child.id, t->dir.id, c->name, 0, NULL);
+	if ((c->mask & FAN_ONDIR) && !(hears & FAN_ONDIR))
+		hears = 0;
+	gone &= hears;
+	come &= hears;
+	use &= hears & FAN_EVENT_ON_CHILD ? hears : 0;
+	/* Changes that were merged: what is there now says which was the last. */
+	bool there = false;
+	if (gone && (come || use)) {
+		const struct sl_state *st =
+		    sl_states_get(t->ev->states, sl_session_nodes(t->s), t->dir.id, &c->dir, c->name);
+		there = st && st->known && st->present && explained(st, true, c->child.generation);
+	}
+	if (gone && there)
+		tell(t, gone & -gone, false, 0);
+	if (come)
+		tell(t, come & -come, false, 0);
+	if (use)
+		tell(t, use, false, 0);
+	if (gone && !there)
+		tell(t, gone & -gone, false, 0);
+	if ((c->mask & FAN_DELETE) && (c->mask & FAN_ONDIR) && !there)
+		tell_ignored(t, &t->child);
+}
+
+/* The names of a change, after it was told: do they look as it says? */
+static void weigh_change(struct sl_events *ev, struct sl_session *s, const struct sl_change *c,
+			 const struct sl_noderef *dir, const struct sl_noderef *newdir)
+{
+	struct sl_nodes *nodes = sl_session_nodes(s);
+	const struct sl_state *st;
+	uint64_t gen = c->child.generation;
+	if (!c->name)
+		return;
+	if (dir->mask && (st = sl_states_get(ev->states, nodes, dir->id, &c->dir, c->name))) {
+		bool gone = c->mask & (GONE | FAN_RENAME), come = c->mask & COME;
+		bool present = gone && come ? explained(st, true, gen) : !gone;
+		weigh(ev, &c->dir, c->name, present, gen, st);
+	}
+	if ((c->mask & FAN_RENAME) && newdir->mask &&
+	    (st = sl_states_get(ev->states, nodes, newdir->id, &c->newdir, c->newname)))
+		weigh(ev, &c->newdir, c->newname, true, gen, st);
+}
+
+static void drop_marks(struct sl_events *ev, struct sl_session *s)
+{
+	struct sl_evid *v = NULL;
+	size_t n = 0;
+	(void)sl_nodes_unmark_all(sl_session_nodes(s), &v, &n);
+	for (size_t i = 0; i < n; i++)
+		sl_backend_unmark(ev->b, &v[i]);
+	free(v);
+}
+
+/* With the lock held: @s hears of nothing until it marks again. */
+static void leave(struct sl_events *ev, struct sl_session *s)
+{
+	sl_list_del(sl_session_link(s));
+	drop_marks(ev, s);
+}
+
+void sl_events_overflowed(void *arg, struct sl_session *s)
+{
+	leave(arg, s);
+}
+
+static void overflowed(struct sl_events *ev)
+{
+	sl_list_for_each_safe (l, &ev->sessions) {
+		struct sl_session *s = sl_session_of(l);
+		sl_session_overflow(s);
+		leave(ev, s);
+	}
+}
+
+static void one_change(struct sl_events *ev, const struct sl_change *c)
+{
+	bool weighed = false;
+	sl_list_for_each_safe (l, &ev->sessions) {
+		struct sl_session *s = sl_session_of(l);
+		struct sl_nodes *nodes = sl_session_nodes(s);
+		struct telling t = {.ev = ev, .s = s, .c = c, .own = sl_session_owns(s, c->tid)};
+		bool has = sl_nodes_ref(nodes, &c->dir, &t.dir);
+		if (c->mask & FAN_RENAME)
+			has |= sl_nodes_ref(nodes, &c->newdir, &t.newdir);
+		if (c->name && (c->child.generation || c->child.ino))
+			has |= sl_nodes_ref(nodes, &c->child, &t.child);
+		if (!has)
+			continue;
+		if (!c->name)
+			tell_self(&t);
+		else if (c->mask & FAN_RENAME)
+			tell_rename(&t);
+		else
+			tell_name(&t);
+		if (!weighed && (t.dir.mask || t.newdir.mask)) {
+			weigh_change(ev, s, c, &t.dir, &t.newdir);
+			weighed = true;
+		}
+	}
+}
+
+/* With the lock held: look at the doubts again, and say what is there where no change said so. */
+static void settle(struct sl_events *ev)
+{
+	size_t i;
+	struct sl_hnode *h;
+	if (!ev->doubts.n)
+		return;
+	sl_states_clear(ev->states);
+	while ((h = sl_htab_first(&ev->doubts, &i))) {
+		struct doubt *d = sl_container_of(h, struct doubt, node);
+		sl_htab_del(&ev->doubts, h);
+		sl_list_for_each_safe (l, &ev->sessions) {
+			struct sl_session *s = sl_session_of(l);
+			struct sl_noderef dir;
+			const struct sl_state *st;
+			if (!sl_nodes_ref(sl_session_nodes(s), &d->dir, &dir) || !dir.mask)
+				continue;
+			st = sl_states_get(ev->states, sl_session_nodes(s), dir.id, &d->dir, d->name);
+			if (!st || !st->known || explained(st, d->present, d->child_generation))
+				continue;
+			struct sl_fsnotify_msg m = {.nparts = 1};
+			fill_part(ev, s, &m.part[0], &dir, &d->dir, d->name, NULL, 0);
+			if (m.part[0].has_state)
+				sl_session_push(s, &m);
+		}
+		free(d);
+	}
+}
+
+static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
+{
+	struct sl_events *ev = arg;
+	pthread_mutex_lock(&ev->lock);
+	sl_states_clear(ev->states);
+	for (unsigned i = 0; i < n && !sl_list_empty(&ev->sessions); i++) {
+		if (v[i].mask & FAN_Q_OVERFLOW)
+			overflowed(ev);
+		else
+			one_change(ev, &v[i]);
+	}
+	if (idle)
+		settle(ev);
+	sl_states_clear(ev->states);
+	pthread_mutex_unlock(&ev->lock);
+}
+
+/* ---- marks ---- */
+
+static int need_backend(struct sl_events *ev)
+{
+	if (ev->b)
+		return 0;
+	pthread_mutex_lock(&ev->open_lock);
+	if (!ev->b && !ev->err) {
+		_cleanup_free_ char *why = NULL;
+		struct sl_backend *b = NULL;
+		const struct sl_backend_config cfg = {
+		    .kind = ev->kind, .root_fd = sl_tree_fd(ev->tree), .changes = changes, .arg = ev};
+		ev->err = sl_backend_open(&cfg, &b, &why);
+		if (ev->err < 0)
+			sl_warn("clients are not told of changes of %s: %s", sl_tree_path(ev->tree),
+				why ? why : strerror(-ev->err));
+		else
+			ev->b = b;
+	}
+	int r = ev->err < 0 ? -EOPNOTSUPP : 0;
+	pthread_mutex_unlock(&ev->open_lock);
+	return r;
+}
+
+static int unmark(struct sl_events *ev, struct sl_session *s, uint64_t id)
+{
+	struct sl_evid obj;
+	uint64_t old;
+	int r = sl_nodes_mark(sl_session_nodes(s), id, 0, 0, &old, &obj);
+	if (r == 0 && old)
+		sl_backend_unmark(ev->b, &obj);
+	return r;
+}
+
+int sl_events_mark(struct sl_events *ev, struct sl_session *s, uint64_t id, int fd, uint64_t mask,
+		   uint64_t max, struct fuse_fsnotify_out *out)
+{
+	struct sl_evid obj;
+	struct sl_found o;
+	uint64_t old = 0;
+	*out = (struct fuse_fsnotify_out){0};
+	if (!mask) {
+		int r = unmark(ev, s, id);
+		out->seq = sl_session_seq(s);
+		return r;
+	}
+	mask &= SL_EVENTS_MASK;
+	if (!(mask & ~(uint64_t)(FAN_ONDIR | FAN_EVENT_ON_CHILD)))
+		return -EINVAL;
+	int r = need_backend(ev);
+	if (r == 0)
+		r = sl_session_start(s);
+	if (r == 0)
+		r = sl_tree_probe(ev->tree, fd, "", false, &o);
+	if (r < 0)
+		return r;
+	obj = (struct sl_evid){.generation = o.generation, .ino = o.attr.ino};
+	r = sl_backend_mark(ev->b, fd, &obj);
+	if (r < 0)
+		return r;
+	/* In one piece for who reads: an overflow comes before it, and its number is lower, or takes it away.
+	 */
+	pthread_mutex_lock(&ev->lock);
+	r = sl_nodes_mark(sl_session_nodes(s), id, mask, max, &old, &obj);
+	if (r == 0 && sl_list_empty(sl_session_link(s)))
+		sl_list_add_tail(&ev->sessions, sl_session_link(s));
+	out->mask = mask;
+	out->seq = sl_session_seq(s);
+	pthread_mutex_unlock(&ev->lock);
+	if (r < 0 || old)
+		sl_backend_unmark(ev->b, &obj); /* it had one */
+	return r;
+}
+
+void sl_events_unmarked(struct sl_events *ev, const struct sl_evid *obj)
+{
+	if (ev->b)
+		sl_backend_unmark(ev->b, obj);
+}
+
+void sl_events_leave(struct sl_events *ev, struct sl_session *s)
+{
+	pthread_mutex_lock(&ev->lock);
+	leave(ev, s);
+	pthread_mutex_unlock(&ev->lock);
+}
+
+void sl_events_settle(struct sl_events *ev)
+{
+	if (ev->b)
+		(void)sl_backend_settle(ev->b);
+}
+
+int sl_events_new(struct sl_tree *tree, enum sl_backend_kind kind, struct sl_events **ret)
+{
+	struct sl_events *ev = calloc(1, sizeof(*ev));
+	if (!ev)
+		return -ENOMEM;
+	ev->tree = tree;
+	ev->kind = kind;
+	sl_list_init(&ev->sessions);
+	pthread_mutex_init(&ev->open_lock, NULL);
+	pthread_mutex_init(&ev->lock, NULL);
+	int r = sl_states_new(tree, &ev->states);
+	if (r < 0) {
+		sl_events_free(ev);
+		return r;
+	}
+	*ret = ev;
+	return 0;
+}
+
+void sl_events_free(struct sl_events *ev)
+{
+	if (!ev)
+		return;
+	if (ev->b)
+		sl_backend_close(ev->b);
+	size_t i;
+	for (struct sl_hnode *h; (h = sl_htab_first(&ev->doubts, &i));)
+		free_doubt(ev, sl_container_of(h, struct doubt, node));
+	sl_htab_fini(&ev->doubts);
+	sl_states_free(ev->states);
+	pthread_mutex_destroy(&ev->open_lock);
+	pthread_mutex_destroy(&ev->lock);
+	free(ev);
+}

@@ -108,6 +108,7 @@ void sl_fill_written(struct sl_fill *f, struct sl_object *o);
 enum sl_update_how {
 	SL_UPDATE_KEEP = 1 << 0,    /* its bytes stay if size and mtime do: nobody has written to it */
 	SL_UPDATE_CONTENT = 1 << 1, /* somebody has, whatever they say */
+	SL_UPDATE_LISTED = 1 << 2,  /* a directory's attributes from just before it was listed */
 };
 /**
  * The origin says @a of @o now: record, attributes and size follow, content of another version goes; what was

@@ -619,6 +619,38 @@ static int update_file(struct sl_native_acts *a, struct sl_object *o, int fd, co
 	return r;
 }
 
+/*
+ * A directory keeps the version with which it was listed last: what was there then is known to have been
+ * here. Its times are those of the last change here; to set them would be an event that the origin never saw.
+ */
+static int update_dir(struct sl_object *o, int fd, const struct sl_attr *at, uint64_t mask, unsigned how,
+		      uint64_t *raised)
+{
+	struct timespec ts[2] = {at->atime, at->mtime};
+	pthread_mutex_lock(&o->lock);
+	uint32_t was = o->rec.mode;
+	bool local = !o->has_record || o->rec.flags & SL_LOCAL;
+	pthread_mutex_unlock(&o->lock);
+	if (local)
+		return -EEXIST;
+	int r = follow_mode(fd, at, was, raised);
+	pthread_mutex_lock(&o->lock);
+	struct sl_version v = sl_attr_version(at);
+	if (r == 0 &&
+	    (at->mode != o->rec.mode || (how & SL_UPDATE_LISTED && !sl_version_eq(&o->rec.origin, &v)))) {
+		o->rec.mode = at->mode;
+		if (how & SL_UPDATE_LISTED)
+			o->rec.origin = v;
+		r = sl_object_save(o);
+	}
+	pthread_mutex_unlock(&o->lock);
+	if (r == 0 && mask & FAN_ATTRIB) {
+		r = utimensat(fd, "", ts, AT_EMPTY_PATH) < 0 ? -errno : 0;
+		*raised |= FAN_ATTRIB;
+	}
+	return r;
+}
+
 static int update_other(struct sl_object *o, int fd, const struct sl_attr *at, uint64_t *raised)
 {
 	struct timespec ts[2] = {at->atime, at->mtime};
@@ -698,8 +730,9 @@ static int native_update(void *arg, struct sl_object *dir, const char *name, str
 	if (s && s->known && s->present) {
 		if ((s->attr.mode & S_IFMT) != o->type)
 			return -ESTALE;
-		r = sl_object_is_reg(o) ? update_file(a, o, fd, &s->attr, mask, how, &raised)
-					: update_other(o, fd, &s->attr, &raised);
+		r = sl_object_is_reg(o)	  ? update_file(a, o, fd, &s->attr, mask, how, &raised)
+		    : sl_object_is_dir(o) ? update_dir(o, fd, &s->attr, mask, how, &raised)
+					  : update_other(o, fd, &s->attr, &raised);
 		if (r == 0 && mask & FAN_ATTRIB)
 			r = follow_xattrs(a, o, &s->attr);
 	}

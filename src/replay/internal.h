@@ -65,7 +65,9 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 /** The same object of the origin? What has no record cannot tell, and is by its type. */
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */
-bool replay_foreign(struct sl_object *o);
+bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o);
+/** @name, which is not in @dir and is as @s says at the origin, was deleted or moved away here. */
+bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s);
 bool replay_populated(struct sl_object *dir);
 
 /* compare.c */

@@ -75,7 +75,7 @@ struct counts {
  * it. */
 static bool looks_modified(const struct sl_object *o, const struct sl_attr *a)
 {
-	return sl_store_native(o->store) && o->place && sl_object_is_reg(o) &&
+	return sl_store_native(o->store) && o->has_record && sl_object_is_reg(o) &&
 	       (a->size != o->rec.origin.size || a->mtime.tv_sec != o->rec.origin.mtime.tv_sec ||
 		a->mtime.tv_nsec != o->rec.origin.mtime.tv_nsec);
 }

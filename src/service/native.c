@@ -249,7 +249,8 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 	sl_kept_put(c->keeper, SL_KEPT_GROUP, sl_fan_group(c->fan));
 	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
 	if (!sl_store_is_complete(c->store)) {
-		r = sl_fill_tree(c->fill, progress, arg);
+		r = sl_fill_tree(c->fill, sl_object_root(c->store), progress, arg);
+		c->listed = r == 0;
 		if (r == 0)
 			r = sl_fill_commit(c->fill);
 		if (r == 0)

@@ -269,6 +269,19 @@ void sl_fan_refuse(struct sl_fan *g)
 	g->refusing = true;
 }
 
+void sl_fan_set_replay(struct sl_fan *g, int tid)
+{
+	g->replay = tid;
+}
+
+int sl_fan_exempt(struct sl_fan *g, int fd)
+{
+	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_ASKED, fd, NULL) < 0 ||
+	    fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_TOLD, fd, NULL) < 0)
+		return -errno;
+	return 0;
+}
+
 size_t sl_fan_waiting(struct sl_fan *g)
 {
 	return g->waiting;

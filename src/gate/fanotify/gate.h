@@ -48,6 +48,11 @@ void sl_fan_stop(struct sl_fan *g);
 /** Leaves the groups open. NULL is fine. */
 void sl_fan_free(struct sl_fan *g);
 
+/** Accesses of the thread @tid are let through at once: it replays what happened at the origin. */
+void sl_fan_set_replay(struct sl_fan *g, int tid);
+/** Nothing that comes through the mount of the directory @fd is asked about or told. */
+int sl_fan_exempt(struct sl_fan *g, int fd);
+
 /* For struct sl_fill_config. */
 void sl_fan_changed(struct sl_fan *g, struct sl_object *o);
 void sl_fan_guard(struct sl_fan *g, struct sl_object *o);

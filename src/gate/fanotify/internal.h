@@ -72,6 +72,7 @@ struct sl_fan {
 	pthread_t events, changes;
 	bool started;
 	atomic_bool stop, stopped; /* of the events thread */
+	_Atomic int replay; /* thread id, or 0 */
 	atomic_bool refusing;
 	atomic_size_t waiting;
 	struct sl_pool *pool; /* for what cannot be answered without waiting for a lock */

@@ -17,6 +17,7 @@ struct sl_fill;
 struct sl_fill_config {
 	struct sl_store *store;
 	struct sl_origin *origin;
+	bool mark; /* directories are marked when they are listed: their changes are wanted */
 	/**
 	 * The content or the attributes of @o changed under its readers: drop what they have cached, then
 	 * count o->invalidating down, which was counted up. On any thread; must not block on them.
@@ -101,6 +102,18 @@ int sl_fill_modify(struct sl_fill *f, struct sl_object *o, bool truncate);
  * else's: what is here is never taken away, and what is missing is fetched while the origin still has it.
  */
 void sl_fill_written(struct sl_fill *f, struct sl_object *o);
+
+enum sl_update_how {
+	SL_UPDATE_KEEP = 1 << 0,    /* its bytes stay if size and mtime do: nobody has written to it */
+	SL_UPDATE_CONTENT = 1 << 1, /* somebody has, whatever they say */
+};
+/**
+ * The origin says @a of @o now: record, attributes and size follow, content of another version goes; what was
+ * changed here stays. Returns 1; 0 if it was so before; -EEXIST: its content was changed here, which is noted
+ * as a conflict; -ESTALE: of another type; -EBUSY: it is open in passthrough mode; -errno. Not native. May
+ * block for the disk.
+ */
+int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, unsigned how);
 
 /**
  * Evict @n files. @results[i]: 0 evicted (also what was cold); -EBUSY open, mapped or under way; -EPERM

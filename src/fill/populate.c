@@ -43,7 +43,8 @@ static int job_start(struct sl_fill *f, struct sl_object *o, enum sl_oreq_op op,
 		sl_pool_push(f->workers, &j->work);
 		return 0;
 	}
-	j->req = (struct sl_oreq){.op = op, .place = j->place, .done = job_done};
+	j->req = (struct sl_oreq){
+	    .op = op, .place = j->place, .mark = op == SL_OREQ_LIST && f->cfg.mark, .done = job_done};
 	sl_origin_submit(f->origin, &j->req);
 	return 0;
 }
@@ -205,6 +206,7 @@ static void xattrs_run(struct sl_work *work)
 	struct sl_object *o = j->o;
 	int r = j->err;
 	if (r == 0) {
+		r = sl_xattr_keep_only(o, j->req.xattrs, j->req.nxattrs);
 		for (size_t i = 0; r == 0 && i < j->req.nxattrs; i++) {
 			const struct sl_oxattr *x = &j->req.xattrs[i];
 			r = sl_xattr_import(o, x->name, x->value, x->len);

@@ -20,6 +20,7 @@
 #include "gate/fuse/mount.h"
 #include "service/control.h"
 #include "service/native.h"
+#include "store/remote.h"
 #include "store/walk.h"
 
 #define CLEAN "clean" /* in the store while no service runs, if the last one ended in good order */
@@ -51,6 +52,37 @@ static int on_settle(void *arg)
 {
 	struct sl_clone *c = arg;
 	return c->fan ? sl_fan_settle(c->fan) : 0;
+}
+
+/* Before the replay is there, and after it: at its start it compares what it could have missed. */
+static void on_event(void *arg, const struct sl_oevent *e)
+{
+	struct sl_clone *c = arg;
+	struct sl_replay *p = c->replay;
+	if (p)
+		sl_replay_event(p, e);
+	else
+		c->missed = true;
+}
+
+/*
+ * What changes at the origin is done here. A service that finds names of an earlier one compares them first:
+ * nobody has told it what happened since.
+ */
+static void start_replay(struct sl_clone *c)
+{
+	struct sl_replay_config rc = {
+	    .store = c->store, .fill = c->fill, .origin = c->origin, .find = sl_remote_find, .compare = true};
+	struct sl_echo_acts_config ec = {.store = c->store, .gate = c->gate, .helper = c->helper};
+	struct sl_replay *p = NULL;
+	if (!c->gate || !c->helper)
+		return;
+	int r = sl_echo_acts_new(&ec, &c->echo, &rc.acts);
+	if (r == 0)
+		r = sl_replay_new(&rc, &p);
+	if (r < 0)
+		sl_warn("changes at the origin will not be seen here: %s", strerror(-r));
+	c->replay = p;
 }
 
 /*
@@ -247,6 +279,8 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 				      .may_be_down = !need_origin,
 				      /* What is here is wanted now, whether the origin answers or not. */
 				      .connect_later = sl_keeper_successor(c->keeper),
+				      .event = cfg->native ? NULL : on_event,
+				      .arg = c,
 				      .root_ino = cfg->root_ino};
 	_cleanup_free_ char *reason = NULL;
 	r = sl_origin_open(cfg->origin, &oc, &c->origin, &reason);
@@ -259,6 +293,7 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 		return r;
 	struct sl_fill_config fc = {
 	    .store = c->store, .origin = c->origin, .changed = on_changed, .changing = on_changing, .arg = c};
+	fc.mark = oc.event != NULL;
 	if (cfg->native) {
 		fc.guard = on_guard;
 		fc.settle = on_settle;
@@ -306,7 +341,16 @@ int sl_clone_hide(struct sl_clone *c, bool force, char **why)
 	const char *dir = sl_store_config(c->store)->dir;
 	if (c->fan)
 		return sl_native_hide(c, force, why);
-	return sl_fuse_mounted(dir) == SL_MOUNTED_OURS ? sl_fuse_unmount(dir, force, why) : 0;
+	if (sl_fuse_mounted(dir) != SL_MOUNTED_OURS)
+		return 0;
+	/* It has the mount open while it is at work. */
+	struct sl_replay *p = c->replay;
+	if (p)
+		(void)sl_replay_pause(p);
+	int r = sl_fuse_unmount(dir, force, why);
+	if (p && r < 0)
+		sl_replay_resume(p);
+	return r;
 }
 
 static int open_gate(struct sl_clone *c, int ready_fd, int sig_fd, char **why)
@@ -348,6 +392,7 @@ static void close_parts(struct sl_clone *c, bool clean)
 		sl_origin_stop(c->origin);
 	clean = clean && sl_fill_commit(c->fill) == 0;
 	sl_fill_free(c->fill);
+	sl_echo_acts_free(c->echo);
 	sl_gate_free(c->gate);
 	if (c->fan) {
 		close(sl_fan_group(c->fan));
@@ -355,6 +400,8 @@ static void close_parts(struct sl_clone *c, bool clean)
 	}
 	sl_fan_free(c->fan);
 	sl_origin_free(c->origin);
+	sl_replay_free(c->replay);
+	sl_helper_stop(c->helper);
 	if (clean) {
 		_cleanup_close_ int fd =
 		    openat(sl_store_root_fd(c->store), CLEAN, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
@@ -364,6 +411,16 @@ static void close_parts(struct sl_clone *c, bool clean)
 	if (c->keeper && c->store)
 		sl_store_leave_lock(c->store);
 	sl_store_close(c->store);
+}
+
+/* Events may still come until the origin is gone; nobody does them any more. */
+static void stop_replay(struct sl_clone *c)
+{
+	struct sl_replay *p = c->replay;
+	if (!p)
+		return;
+	sl_origin_stop(c->origin); /* it may wait for a listing */
+	sl_replay_stop(p);
 }
 
 static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
@@ -399,6 +456,7 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 		sl_store_reflinks(c->store) ? ", armoured" : "");
 	if (c->gate)
 		larger_readahead(cfg->dir);
+	start_replay(c);
 	say_ready(sl_steal_fd(ready_fd), "ready\n");
 	sl_keeper_ready(c->keeper);
 	if (sl_keeper_successor(c->keeper))
@@ -411,6 +469,7 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 		sl_clone_hide(c, true, NULL);
 	}
 	sl_keeper_ending(c->keeper); /* there is nothing left to take over */
+	stop_replay(c);		     /* the helper's calls are answered until then */
 	if (c->gate) {
 		sl_gate_stop(c->gate);
 		pthread_join(gate, NULL);
@@ -439,7 +498,9 @@ int sl_clone_run(struct sl_keeper *keeper, const char *path, int ready_fd, bool 
 	sigaddset(&set, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	_cleanup_close_ int sig_fd = signalfd(-1, &set, SFD_CLOEXEC);
-	int r = open_parts(&c, path, need_origin, &reason);
+	int r = sl_helper_start(&c.helper); /* while there is one thread only */
+	if (r == 0)
+		r = open_parts(&c, path, need_origin, &reason);
 	if (r == 0)
 		r = run(&c, sig_fd, &ready_fd, &reason);
 	if (r < 0 && sl_keeper_successor(keeper)) {

@@ -156,6 +156,21 @@ static json_t *service_json(struct sl_clone *c)
 	json_object_set_new(j, "prefetched", json_integer((json_int_t)fs.prefetched));
 	json_object_set_new(j, "restarts", json_integer((json_int_t)fs.restarts));
 	json_object_set_new(j, "waiting", json_integer((json_int_t)fs.waiting));
+	struct sl_replay *p = c->replay;
+	if (p) {
+		struct sl_replay_stats rs;
+		sl_replay_get_stats(p, &rs);
+		json_object_set_new(
+		    j, "events",
+		    json_pack("{sI sI sI sI sI sI sI sI sI sI sI sI sI sb}", "received",
+			      (json_int_t)rs.events, "applied", (json_int_t)rs.applied, "skipped",
+			      (json_int_t)rs.skipped, "queued", (json_int_t)rs.queued, "seq",
+			      (json_int_t)rs.seq, "overflows", (json_int_t)rs.overflows, "lost",
+			      (json_int_t)rs.lost, "comparisons", (json_int_t)rs.comparisons, "compared",
+			      (json_int_t)rs.compared, "differences", (json_int_t)rs.differences, "unmarked",
+			      (json_int_t)rs.unmarked, "conflicts", (json_int_t)rs.conflicts, "failed",
+			      (json_int_t)rs.failed, "comparing", rs.comparing));
+	}
 	if (c->unclean && c->forgotten_known) {
 		json_object_set_new(j, "forgotten_files", json_integer((json_int_t)c->forgotten_files));
 		json_object_set_new(j, "forgotten_bytes", json_integer((json_int_t)c->forgotten_bytes));

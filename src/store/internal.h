@@ -24,7 +24,7 @@ struct sl_store {
 	const char *xattr_record, *xattr_map, *xattr_place;
 	dev_t dev;
 	pthread_mutex_t armour_lock; /* held while many files are armoured: see placeholder.c */
-	pthread_mutex_t cold_lock; /* cold_size, and growing the cold extent */
+	pthread_mutex_t cold_lock;   /* cold_size, and growing the cold extent */
 	_Atomic uint64_t cold_size;
 	bool cold_fixed;       /* it does not grow */
 	_Atomic int *tail_fds; /* by length, + 1; 0: not opened yet */
@@ -85,9 +85,10 @@ int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name);
 void sl_whiteout_drop_dir(struct sl_store *s, uint64_t ino);
 
 /* armour.c: files of zeros that end at each byte of a block, "tails/LENGTH". */
+#define SL_STAGING    "staging" /* see remote.h */
 #define SL_ARMOUR_MAX (4ull << 40)
-#define SL_TAILS    "tails"
-#define SL_TAIL_MAX 4096
+#define SL_TAILS      "tails"
+#define SL_TAIL_MAX   4096
 /** Open what placeholders are made of, once the store's block size is known; close it. */
 int sl_armour_open(struct sl_store *s);
 void sl_armour_close(struct sl_store *s);

@@ -287,7 +287,7 @@ int sl_store_remove(const char *path, char **why)
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
-	static const char *const trees[] = {"tree", "links", "whiteouts", SL_TAILS};
+	static const char *const trees[] = {"tree", "links", "whiteouts", SL_STAGING, SL_TAILS};
 	for (size_t i = 0; i < SL_ARRAY_SIZE(trees); i++) {
 		int r = sl_remove_tree(fd, trees[i]);
 		if (r < 0)

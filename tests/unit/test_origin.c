@@ -763,24 +763,28 @@ static void test_places(void **state)
 	struct sl_places p;
 	struct sl_place_node n;
 	char name[32];
-	sl_places_init(&p);
+	assert_int_equal(sl_places_init(&p), 0);
+	sl_places_put(&p, "d", 1, (struct sl_place_node){SL_PLACES_MAX + 5000, 1});
 	for (unsigned i = 0; i < SL_PLACES_MAX + 1000; i++) {
-		int len = snprintf(name, sizeof(name), "d/%u", i);
-		sl_places_put(&p, name, (size_t)len, (struct sl_place_node){i + 2, 1});
-		assert_true(sl_places_get(&p, name, (size_t)len, &n));
-		assert_true(sl_places_get(&p, "d/0", 3, &n)); /* in use: it stays */
+		size_t len = (size_t)snprintf(name, sizeof(name), "d/%u", i);
+		sl_places_put(&p, name, len, (struct sl_place_node){i + 2, 1});
+		assert_int_equal(sl_places_find(&p, name, len, &n), len);
+		assert_int_equal(n.nodeid, i + 2);
+		assert_int_equal(sl_places_find(&p, "d/0", 3, &n), 3); /* in use: it stays */
 	}
 	assert_int_equal(p.table.n, SL_PLACES_MAX);
-	assert_int_equal(p.nforget, 1000);
-	assert_false(sl_places_get(&p, "d/1", 3, &n));
+	assert_int_equal(p.nforget, 1001);
+	assert_int_equal(sl_places_find(&p, "d/1", 3, &n), 1);
 	sl_places_put(&p, "d/0", 3, (struct sl_place_node){2, 1});
-	sl_places_put(&p, "d", 1, (struct sl_place_node){999999, 1});
+	sl_places_put(&p, "x/0", 3, (struct sl_place_node){999998, 1}); /* in what is not known: given back */
+	assert_int_equal(p.forget[p.nforget - 1].nodeid, 999998);
 	sl_places_drop(&p, "d/0");
-	assert_false(sl_places_get(&p, "d/0", 3, &n));
-	assert_false(sl_places_get(&p, "d", 1, &n));
-	assert_int_equal(p.forget[p.nforget - 2].nodeid, 2);
-	assert_int_equal(p.forget[p.nforget - 2].nlookup, 2);
-	sl_places_clear(&p);
+	assert_int_equal(sl_places_find(&p, "d/0", 3, &n), 0);
+	assert_int_equal(n.nodeid, 1);
+	assert_int_equal(p.table.n, 0);
+	assert_int_equal(p.forget[1002].nodeid, 2);
+	assert_int_equal(p.forget[1002].nlookup, 2);
+	sl_places_fini(&p);
 
 	connect_hostile(x, COUNTING, 60);
 	enum { MANY = SL_PLACES_MAX + 3000, BATCH = 500 };

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -72,21 +73,27 @@ static void entitle(struct sl_raise *r, struct fuse_attr *a)
 	a->mode |= S_ISDIR(a->mode) ? 0700 : 0600;
 }
 
-static void reply_entry(struct sl_raise *r, struct sl_req *rq, const struct fuse_entry_out *e, bool lasting)
-{
-	struct fuse_entry_out out = *e;
-	if (!lasting)
-		out.entry_valid = out.attr_valid = 0;
-	if (r->uid != 0 && rq->m.h.opcode == FUSE_LOOKUP) {
-		out.entry_valid = out.attr_valid = 0;
-		entitle(r, &out.attr);
-	}
-	sl_reply(rq, &out, sizeof(out));
-}
-
 static bool made_up(uint64_t nodeid)
 {
 	return nodeid >= MADE_NODES;
+}
+
+/*
+ * The kernel takes what it is told for newer than the request. What a notification says is older, and others
+ * may have written through the mount since: the attributes are those of now. Not even those are to be kept:
+ * who uses the object asks anew.
+ */
+static void reply_entry(struct sl_raise *r, struct sl_req *rq, const struct fuse_entry_out *e)
+{
+	struct fuse_entry_out out = *e;
+	struct fuse_attr now;
+	out.entry_valid = out.attr_valid = 0;
+	if (!made_up(e->nodeid) && r->cfg.getattr(r->cfg.arg, e->nodeid, &now) == 0 &&
+	    (now.mode & S_IFMT) == (e->attr.mode & S_IFMT))
+		out.attr = now;
+	if (rq->m.h.opcode == FUSE_LOOKUP)
+		entitle(r, &out.attr);
+	sl_reply(rq, &out, sizeof(out));
 }
 
 static struct fuse_attr made_attr(struct sl_raise *r, uint64_t ino, uint32_t type)
@@ -116,7 +123,7 @@ static void take_lookup(struct sl_raise *r, struct sl_req *rq)
 	if (dir == FUSE_ROOT_ID && !strcmp(rq->m.name, r->staging)) {
 		e.nodeid = STAGING_NODE;
 		e.attr = made_attr(r, 1, S_IFDIR);
-		reply_entry(r, rq, &e, false);
+		reply_entry(r, rq, &e);
 		return;
 	}
 	pthread_mutex_lock(&r->lock);
@@ -128,18 +135,27 @@ static void take_lookup(struct sl_raise *r, struct sl_req *rq)
 			s->counts--;
 	}
 	pthread_mutex_unlock(&r->lock);
-	int err =
-	    s || dir == STAGING_NODE ? (there ? 0 : -ENOENT) : r->cfg.lookup(r->cfg.arg, dir, rq->m.name, &e);
+	int err = there ? 0 : -ENOENT;
+	if (!s && dir != STAGING_NODE) { /* on the way there */
+		err = r->cfg.lookup(r->cfg.arg, dir, rq->m.name, &e);
+		if (err == 0 && r->uid == 0) {
+			sl_reply(rq, &e, sizeof(e));
+			return;
+		}
+	}
 	if (err < 0)
 		sl_reply_err(rq, err);
 	else
-		reply_entry(r, rq, &e, !s);
+		reply_entry(r, rq, &e);
 }
 
-/* The attributes of a node: of what the act is about, as it says; else as they are. */
+/* The attributes of a node as they are; of what is gone, as the act has them. */
 static int attr_of(struct sl_raise *r, uint64_t nodeid, struct fuse_attr *a)
 {
 	bool found = true;
+	int err = made_up(nodeid) ? -ESTALE : r->cfg.getattr(r->cfg.arg, nodeid, a);
+	if (err != -ESTALE)
+		return err;
 	pthread_mutex_lock(&r->lock);
 	struct act *x = r->act;
 	if (x && x->a.there && x->a.entry.nodeid == nodeid)
@@ -149,18 +165,16 @@ static int attr_of(struct sl_raise *r, uint64_t nodeid, struct fuse_attr *a)
 	else
 		found = false;
 	pthread_mutex_unlock(&r->lock);
-	if (found)
+	if (!found && nodeid == STAGING_NODE) {
+		*a = made_attr(r, 1, S_IFDIR);
 		return 0;
-	if (made_up(nodeid)) {
-		*a = made_attr(r, 1, S_IFDIR); /* staging: nothing else that is made up outlives its act */
-		return nodeid == STAGING_NODE ? 0 : -ESTALE;
 	}
-	return r->cfg.getattr(r->cfg.arg, nodeid, a);
+	return found ? 0 : -ESTALE;
 }
 
 static void take_getattr(struct sl_raise *r, struct sl_req *rq)
 {
-	struct fuse_attr_out out = {.attr_valid = r->uid == 0 && !made_up(rq->m.h.nodeid)};
+	struct fuse_attr_out out = {.attr_valid = 0};
 	int err = attr_of(r, rq->m.h.nodeid, &out.attr);
 	if (err < 0) {
 		sl_reply_err(rq, err);
@@ -185,7 +199,7 @@ static void take_make(struct sl_raise *r, struct sl_req *rq)
 	}
 	pthread_mutex_unlock(&r->lock);
 	if (good)
-		reply_entry(r, rq, &e, !made_up(e.nodeid));
+		reply_entry(r, rq, &e);
 	else
 		sl_reply_err(rq, -EIO);
 }
@@ -514,6 +528,8 @@ static void raise_moved(struct sl_raise *r, const struct sl_fsnotify_part *p, co
 	}
 	tell(r, p->nodeid, at->name, away ? 0 : x.a.entry.nodeid);
 	perform_name(r, &x, &c);
+	if (away && r->cfg.moved)
+		r->cfg.moved(r->cfg.arg, p->nodeid, at->name, 0, NULL, false);
 	expire(r, STAGING_NODE, tmp, 0); /* the object itself is somewhere, perhaps */
 }
 
@@ -546,6 +562,8 @@ static void raise_rename(struct sl_raise *r, const struct sl_fsnotify_msg *m, bo
 			expire(r, to->nodeid, b.name, 0);
 			perform_name(r, &x, &c);
 		}
+		if (r->cfg.moved)
+			r->cfg.moved(r->cfg.arg, from->nodeid, a.name, to->nodeid, b.name, exchange);
 	} else {
 		unused(r, to);
 		if (exchange)
@@ -682,6 +700,11 @@ int sl_raise_new(struct sl_raise **ret, char **why)
 	snprintf(r->staging, sizeof(r->staging), STAGING_NAME "%u", (unsigned)r->pid);
 	*ret = r;
 	return 0;
+}
+
+void sl_raise_stop(struct sl_raise *r)
+{
+	kill(sl_helper_pid(r->helper), SIGKILL);
 }
 
 void sl_raise_begin(struct sl_raise *r, const struct sl_raise_config *cfg)

@@ -33,11 +33,17 @@ struct sl_raise_config {
 	void (*forget)(void *arg, uint64_t nodeid, uint64_t count);
 	/** The path of a directory below the mount, which the caller frees; NULL where it is not known. */
 	char *(*path)(void *arg, uint64_t nodeid);
+	/** What was @name in @parent is @newname in @newparent now (0: out of sight); with @exchange also the
+	 * other way. May be NULL. */
+	void (*moved)(void *arg, uint64_t parent, const char *name, uint64_t newparent, const char *newname,
+		      bool exchange);
 	/** Changes were lost, and all marks are gone. */
 	void (*lost)(void *arg);
 	void *arg;
 };
 
+/** What is being raised is given up: nobody answers the helper any more. Any thread. */
+void sl_raise_stop(struct sl_raise *r);
 /** Starts the helper: call with one thread only. */
 int sl_raise_new(struct sl_raise **ret, char **why);
 /** After the last sl_raise_notify(), and when the server has ended. NULL is fine. */

@@ -55,10 +55,23 @@ static void do_lost(void *arg)
 
 /* ---- life ---- */
 
+static int next_body(void *arg, int timeout_ms, void **buf, const void **body, size_t *len)
+{
+	struct run *u = arg;
+	struct sl_msg_out m;
+	ssize_t n = sl_transport_recv_alloc(u->out, sizeof(m.h) + SL_FSNOTIFY_MAX, timeout_ms, buf);
+	int r = n < 0 ? (int)n : sl_msg_out_decode(*buf, (size_t)n, NULL, &m);
+	if (n >= 0 && r < 0)
+		free(*buf);
+	*body = m.data;
+	*len = m.data_len;
+	return r;
+}
+
 static void *events_thread(void *arg)
 {
 	struct run *u = arg;
-	sl_stream_raise(u->out, u->s->raise);
+	sl_stream_raise(&(struct sl_stream){.next = next_body, .arg = u}, u->s->raise);
 	return NULL;
 }
 
@@ -92,6 +105,8 @@ static void end(void *arg)
 	struct run *u = arg;
 	if (u->out)
 		sl_transport_shutdown(u->out);
+	if (u->s->raise)
+		sl_raise_stop(u->s->raise);
 	if (u->has_thread)
 		pthread_join(u->thread, NULL);
 	u->has_thread = false;

@@ -214,7 +214,8 @@ static void wait_end(struct sl_mounting *m, struct loop *l)
 
 int sl_mounting_run(struct sl_mounting *m, char **why)
 {
-	const struct sl_mount_options o = {.allow_other = m->allow_other, .read_only = m->read_only};
+	/* Not read-only: on such a mount no event can be raised. Who answers refuses all changes. */
+	const struct sl_mount_options o = {.allow_other = m->allow_other};
 	struct loop l = {.m = m, .ended_fd = eventfd(0, EFD_CLOEXEC)};
 	pthread_t th;
 	int fd = sl_fuse_mount(m->path, &o, why);

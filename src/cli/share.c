@@ -4,11 +4,11 @@
 #include <sys/stat.h>
 
 #include "cli/mounting.h"
-#include "serve/serve.h"
+#include "mount/share.h"
 
 static int serve(void *arg, struct sl_transport *t)
 {
-	return sl_serve_connection(arg, t);
+	return sl_share_serve(arg, t);
 }
 
 static int run_share(const struct sl_command *cmd, int argc, char **argv)
@@ -33,16 +33,19 @@ static int run_share(const struct sl_command *cmd, int argc, char **argv)
 		return status;
 	umask(0);
 	signal(SIGXFSZ, SIG_IGN);
-	struct sl_export *e = NULL;
+	struct sl_share s = {.dir = m.path};
 	/* Users of this machine: their numbers mean the same on both sides. */
 	const struct sl_export_config cfg = {
 	    .threads = 8, .writable = !m.read_only, .owners = m.allow_other && geteuid() == 0};
 	if (r == 0)
-		r = sl_export_open(tree, &cfg, &e, &why);
-	m.arg = e;
+		r = sl_raise_new(&s.raise, &why); /* before there are threads */
+	if (r == 0)
+		r = sl_export_open(tree, &cfg, &s.e, &why);
+	m.arg = &s;
 	if (r == 0)
 		r = sl_mounting_run(&m, &why);
-	sl_export_free(e);
+	sl_raise_free(s.raise);
+	sl_export_free(s.e);
 	return sl_mounting_end(&m, r, why);
 }
 

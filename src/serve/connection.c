@@ -164,6 +164,8 @@ static bool changes(uint32_t opcode)
 static void handle(struct sl_req *rq, void *arg)
 {
 	struct sl_conn *c = arg;
+	if (c->hooks && c->hooks->take && c->hooks->take(c->hooks->arg, rq))
+		return;
 	if (changes(rq->m.h.opcode))
 		(void)sl_session_own_thread(c->session, (uint32_t)gettid(), c);
 	switch (rq->m.h.opcode) {
@@ -314,13 +316,25 @@ static void conn_fini(struct sl_conn *c)
 	pthread_mutex_destroy(&c->buf_lock);
 }
 
-int sl_serve_connection(struct sl_export *e, struct sl_transport *t)
+/* The kernel was told nothing yet: what it looks up is watched from its first LOOKUP on. */
+static void begin(struct sl_conn *c, struct sl_server *s)
 {
-	struct sl_conn c = {0};
+	if (c->hooks->events) {
+		sl_session_want_states(c->session, true);
+		sl_session_attach(c->session, c->hooks->events, 1, false);
+		sl_conn_watch(c, FUSE_ROOT_ID);
+	}
+	if (c->hooks->begin)
+		c->hooks->begin(c->hooks->arg, s, c);
+}
+
+int sl_serve_mount(struct sl_export *e, struct sl_transport *t, const struct sl_serve_hooks *hooks)
+{
+	struct sl_conn c = {.hooks = hooks};
 	struct sl_server *s = NULL;
 	uint64_t flags = WANT_FLAGS | (e->cfg.writable ? WANT_WRITABLE : 0);
 	/* A kernel that was told that there is no OPEN does not send one for writing either. */
-	if (e->cfg.writable && sl_transport_is_dev(t))
+	if (sl_transport_is_dev(t) && (e->cfg.writable || hooks))
 		flags &= ~FUSE_NO_OPEN_SUPPORT;
 	const struct sl_server_config cfg = {.threads = e->cfg.threads,
 					     .want_flags = flags,
@@ -334,10 +348,21 @@ int sl_serve_connection(struct sl_export *e, struct sl_transport *t)
 	int r = conn_init(&c, e, t);
 	if (r == 0)
 		r = sl_server_new(t, &cfg, &s);
+	if (r == 0 && hooks)
+		begin(&c, s);
 	if (r == 0)
 		r = sl_server_run(s);
+	if (hooks && hooks->end)
+		hooks->end(hooks->arg);
 	sl_server_free(s);
 	sl_transport_shutdown(t); /* who sends notifications may be waiting for room */
+	if (hooks && hooks->events && c.session)
+		sl_session_detach(c.session, hooks->events);
 	conn_fini(&c);
 	return r;
+}
+
+int sl_serve_connection(struct sl_export *e, struct sl_transport *t)
+{
+	return sl_serve_mount(e, t, NULL);
 }

@@ -26,6 +26,7 @@ struct sl_export {
 struct sl_conn {
 	struct sl_export *e;
 	struct sl_transport *t;
+	const struct sl_serve_hooks *hooks; /* of a mount of our own, or NULL */
 	struct sl_session *session;
 	struct sl_nodes *nodes; /* the session's */
 	struct sl_dirs *dirs;
@@ -64,8 +65,19 @@ int sl_conn_open(struct sl_conn *c, uint64_t nodeid, uint64_t fh, struct sl_open
 /** Look up @name in the directory @dirfd, which is @parent, and count it. */
 int sl_conn_entry(struct sl_conn *c, uint64_t parent, int dirfd, const char *name,
 		  struct fuse_entry_out *out);
+/** Where the mount's directories are watched: watch this one. */
+void sl_conn_watch(struct sl_conn *c, uint64_t nodeid);
+/** All of them, again. */
+void sl_conn_watch_all(struct sl_conn *c);
+static inline bool sl_conn_watches(const struct sl_conn *c)
+{
+	return c->hooks && c->hooks->events;
+}
 /** Take back @count lookups of a node, and with the last its mark. */
 void sl_conn_forget(struct sl_conn *c, uint64_t id, uint64_t count);
+/** LOOKUP and GETATTR themselves. */
+int sl_conn_lookup(struct sl_conn *c, uint64_t parent, const char *name, struct fuse_entry_out *out);
+int sl_conn_getattr(struct sl_conn *c, uint64_t nodeid, struct sl_found *o);
 /** All of an entry but its nodeid. */
 void sl_entry_fill(const struct sl_found *o, struct fuse_entry_out *out);
 /** Seen in its place so short a time ago that it need not be looked at again. */

@@ -21,12 +21,16 @@ int sl_conn_entry(struct sl_conn *c, uint64_t parent, int dirfd, const char *nam
 	int r = sl_tree_lookup(c->e->tree, dirfd, name, sl_conn_hint(c), &o);
 	if (r == 0)
 		r = sl_nodes_lookup(c->nodes, parent, name, &o, &out->nodeid);
-	if (r == 0)
-		sl_entry_fill(&o, out);
-	return r;
+	if (r < 0)
+		return r;
+	sl_entry_fill(&o, out);
+	/* Somebody may be about to watch it. */
+	if (sl_conn_watches(c) && S_ISDIR(o.attr.mode) && !o.foreign)
+		sl_conn_watch(c, out->nodeid);
+	return 0;
 }
 
-static int lookup(struct sl_conn *c, uint64_t parent, const char *name, struct fuse_entry_out *out)
+int sl_conn_lookup(struct sl_conn *c, uint64_t parent, const char *name, struct fuse_entry_out *out)
 {
 	_cleanup_place_ struct sl_place p;
 	struct sl_found o;
@@ -50,7 +54,7 @@ static int lookup(struct sl_conn *c, uint64_t parent, const char *name, struct f
 void sl_op_lookup(struct sl_conn *c, struct sl_req *rq)
 {
 	struct fuse_entry_out out = {0};
-	int r = lookup(c, rq->m.h.nodeid, rq->m.name, &out);
+	int r = sl_conn_lookup(c, rq->m.h.nodeid, rq->m.name, &out);
 	if (r < 0)
 		sl_reply_err(rq, r);
 	else

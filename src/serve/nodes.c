@@ -395,6 +395,22 @@ int sl_nodes_place(struct sl_nodes *n, uint64_t id, struct sl_place *p)
 	return r;
 }
 
+uint64_t *sl_nodes_dirs(struct sl_nodes *n, size_t *ret)
+{
+	size_t i;
+	*ret = 0;
+	pthread_mutex_lock(&n->lock);
+	uint64_t *v = malloc(sizeof(*v) * n->by_id.n);
+	for (struct sl_hnode *h = v ? sl_htab_first(&n->by_id, &i) : NULL; h;
+	     h = sl_htab_step(&n->by_id, &i, h)) {
+		const struct node *x = sl_container_of(h, struct node, by_id);
+		if (x->nlookup && x->type == S_IFDIR && !x->foreign)
+			v[(*ret)++] = x->by_id.key;
+	}
+	pthread_mutex_unlock(&n->lock);
+	return v;
+}
+
 uint64_t sl_nodes_count(struct sl_nodes *n)
 {
 	pthread_mutex_lock(&n->lock);

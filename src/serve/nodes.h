@@ -31,6 +31,8 @@ bool sl_nodes_forget(struct sl_nodes *n, uint64_t id, uint64_t count, struct sl_
 /** Where @id is. Returns 0 (then sl_place_fini()), -ESTALE for an id that is not (or no longer) given out,
  * -ENOMEM. */
 int sl_nodes_place(struct sl_nodes *n, uint64_t id, struct sl_place *p);
+/** The directories that the client may use: their ids, which the caller frees. NULL without memory. */
+uint64_t *sl_nodes_dirs(struct sl_nodes *n, size_t *ret);
 /** How many nodes there are, the root included. */
 uint64_t sl_nodes_count(struct sl_nodes *n);
 

@@ -59,7 +59,7 @@ static int get_file(struct sl_conn *c, const struct sl_place *p, struct sl_file 
  * Of a file that was just read, what is asked is the descriptor that was read from: the answer is about that
  * content, whatever the name means by now.
  */
-static int getattr(struct sl_conn *c, uint64_t nodeid, struct sl_found *o)
+int sl_conn_getattr(struct sl_conn *c, uint64_t nodeid, struct sl_found *o)
 {
 	struct sl_export *e = c->e;
 	_cleanup_place_ struct sl_place p;
@@ -89,7 +89,7 @@ static int getattr(struct sl_conn *c, uint64_t nodeid, struct sl_found *o)
 void sl_op_getattr(struct sl_conn *c, struct sl_req *rq)
 {
 	struct sl_found o;
-	int r = getattr(c, rq->m.h.nodeid, &o);
+	int r = sl_conn_getattr(c, rq->m.h.nodeid, &o);
 	if (r < 0) {
 		sl_reply_err(rq, r);
 		return;

@@ -80,3 +80,22 @@ const char *sl_export_path(const struct sl_export *e);
  * sl_server_run().
  */
 int sl_serve_connection(struct sl_export *e, struct sl_transport *t);
+
+struct sl_conn;
+struct sl_req;
+struct sl_server;
+
+/* For a mount of our own: changes are told to us, not to the kernel (which does not listen), for each
+ * directory that the kernel was told of. */
+struct sl_serve_hooks {
+	/** Answer @rq instead of the export; false: it is not for us. Several threads. */
+	bool (*take)(void *arg, struct sl_req *rq);
+	/** Before the first request. */
+	void (*begin)(void *arg, struct sl_server *s, struct sl_conn *c);
+	/** After the last; none of both may be used after this. */
+	void (*end)(void *arg);
+	void *arg;
+	struct sl_transport *events; /* where FUSE_NOTIFY_FSNOTIFY go; NULL: nobody wants any */
+};
+/** As sl_serve_connection(), on /dev/fuse. */
+int sl_serve_mount(struct sl_export *e, struct sl_transport *t, const struct sl_serve_hooks *hooks);

@@ -43,7 +43,8 @@ static int job_start(struct sl_fill *f, struct sl_object *o, enum sl_oreq_op op,
 		sl_pool_push(f->workers, &j->work);
 		return 0;
 	}
-	j->req = (struct sl_oreq){.op = op, .place = j->place, .done = job_done};
+	j->req = (struct sl_oreq){
+	    .op = op, .place = j->place, .mark = op == SL_OREQ_LIST && f->cfg.mark, .done = job_done};
 	sl_origin_submit(f->origin, &j->req);
 	return 0;
 }
@@ -112,8 +113,10 @@ static int remove_leftovers(struct sl_object *dir, int dirfd, const struct sl_or
 
 static void xattrs_ignored(struct sl_want *w, int err)
 {
-	if (err)
-		sl_warn("cannot fetch the extended attributes of '%s': %s", w->o->place, strerror(-err));
+	if (err) {
+		_cleanup_free_ char *path = sl_object_path(w->o);
+		sl_warn("cannot fetch the extended attributes of '%s': %s", path, strerror(-err));
+	}
 	sl_object_put(w->o);
 	free(w);
 }
@@ -205,6 +208,7 @@ static void xattrs_run(struct sl_work *work)
 	struct sl_object *o = j->o;
 	int r = j->err;
 	if (r == 0) {
+		r = sl_xattr_keep_only(o, j->req.xattrs, j->req.nxattrs);
 		for (size_t i = 0; r == 0 && i < j->req.nxattrs; i++) {
 			const struct sl_oxattr *x = &j->req.xattrs[i];
 			r = sl_xattr_import(o, x->name, x->value, x->len);

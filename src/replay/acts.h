@@ -35,9 +35,13 @@ struct sl_acts {
 	/**
 	 * @o, known here as @name in @dir (both NULL for the root), is as @s says: content of another version
 	 * is dropped, attributes are set. @mask: which of FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE,
-	 * FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE to raise; 0: silently.
+	 * FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE to raise; 0: silently. @s may be unknown: then nothing
+	 * changes but the event is raised. @how: enum sl_update_how in fill/fill.h. -EBUSY: it is open in a
+	 * way in which its content cannot be taken away now; nothing was done, and nothing raised.
 	 */
 	int (*update)(void *arg, struct sl_object *dir, const char *name, struct sl_object *o,
-		      const struct sl_ostate *s, uint64_t mask);
+		      const struct sl_ostate *s, uint64_t mask, unsigned how);
+	/** Nothing more for the moment: let go of the mount, so that it can be taken away. May be NULL. */
+	void (*rest)(void *arg);
 	void *arg;
 };

@@ -20,9 +20,11 @@
 #include "gate/fuse/mount.h"
 #include "service/control.h"
 #include "service/native.h"
+#include "store/remote.h"
 #include "store/walk.h"
 
-#define CLEAN "clean" /* in the store while no service runs, if the last one ended in good order */
+#define LOOK_MS 1000
+#define CLEAN	"clean" /* in the store while no service runs, if the last one ended in good order */
 
 static void on_changing(void *arg, struct sl_object *o, uint64_t old_size)
 {
@@ -51,6 +53,45 @@ static int on_settle(void *arg)
 {
 	struct sl_clone *c = arg;
 	return c->fan ? sl_fan_settle(c->fan) : 0;
+}
+
+/* Before the replay is there, and after it: at its start it compares what it could have missed. */
+static void on_event(void *arg, const struct sl_oevent *e)
+{
+	struct sl_clone *c = arg;
+	struct sl_replay *p = c->replay;
+	if (p)
+		sl_replay_event(p, e);
+	else
+		c->missed = true;
+}
+
+/*
+ * What changes at the origin is done here. A service that finds names of an earlier one compares them first:
+ * nobody has told it what happened since.
+ */
+static void start_replay(struct sl_clone *c)
+{
+	struct sl_replay_config rc = {
+	    .store = c->store, .fill = c->fill, .origin = c->origin, .find = sl_remote_find, .compare = true};
+	struct sl_echo_acts_config ec = {.store = c->store, .gate = c->gate, .helper = c->helper};
+	struct sl_native_acts_config nc = {.store = c->store, .fill = c->fill, .fan = c->fan};
+	struct sl_replay *p = NULL;
+	int r;
+	if (c->fan) {
+		rc.find = sl_object_by_place;
+		rc.compare = !c->listed || c->missed;
+		r = sl_native_acts_new(&nc, &c->acts, &rc.acts);
+	} else if (c->gate && c->helper) {
+		r = sl_echo_acts_new(&ec, &c->echo, &rc.acts);
+	} else {
+		return;
+	}
+	if (r == 0)
+		r = sl_replay_new(&rc, &p);
+	if (r < 0)
+		sl_warn("changes at the origin will not be seen here: %s", strerror(-r));
+	c->replay = p;
 }
 
 /*
@@ -183,12 +224,26 @@ static void say_ready(int fd, const char *text)
 	close(fd);
 }
 
-/* Until a signal comes, a command says so, or the mount is gone. */
+/*
+ * Until a signal comes, a command says so, or the mount is gone. /dev/fuse says that by itself. Of a native
+ * clone's the kernel only says that something was mounted or unmounted in this namespace; while it is still
+ * in use, or mounted in another one, we look from time to time.
+ */
 static void wait_for_end(struct sl_clone *c, int sig_fd)
 {
-	struct pollfd p[2] = {{.fd = sig_fd, .events = POLLIN}, {.fd = c->stop_fd, .events = POLLIN}};
-	while (poll(p, 2, -1) < 0 && errno == EINTR)
-		;
+	_cleanup_close_ int mounts = c->fan ? open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC) : -EBADF;
+	struct pollfd p[3] = {{.fd = sig_fd, .events = POLLIN},
+			      {.fd = c->stop_fd, .events = POLLIN},
+			      {.fd = mounts, .events = POLLPRI}};
+	do {
+		if (c->fan && sl_native_gone(c)) {
+			sl_info("ending because it was unmounted");
+			return;
+		}
+		bool look = c->fan && !sl_native_shown(c);
+		while (poll(p, 3, look ? LOOK_MS : -1) < 0 && errno == EINTR)
+			;
+	} while (!p[0].revents && !p[1].revents);
 	struct signalfd_siginfo si;
 	if (p[0].revents && read(sig_fd, &si, sizeof(si)) == sizeof(si))
 		sl_info("ending on signal %u", si.ssi_signo);
@@ -247,6 +302,8 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 				      .may_be_down = !need_origin,
 				      /* What is here is wanted now, whether the origin answers or not. */
 				      .connect_later = sl_keeper_successor(c->keeper),
+				      .event = on_event,
+				      .arg = c,
 				      .root_ino = cfg->root_ino};
 	_cleanup_free_ char *reason = NULL;
 	r = sl_origin_open(cfg->origin, &oc, &c->origin, &reason);
@@ -259,6 +316,7 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 		return r;
 	struct sl_fill_config fc = {
 	    .store = c->store, .origin = c->origin, .changed = on_changed, .changing = on_changing, .arg = c};
+	fc.mark = oc.event != NULL;
 	if (cfg->native) {
 		fc.guard = on_guard;
 		fc.settle = on_settle;
@@ -304,9 +362,16 @@ static bool tell_progress(void *arg, const struct sl_fill_progress *p)
 int sl_clone_hide(struct sl_clone *c, bool force, char **why)
 {
 	const char *dir = sl_store_config(c->store)->dir;
-	if (c->fan)
-		return sl_native_hide(c, force, why);
-	return sl_fuse_mounted(dir) == SL_MOUNTED_OURS ? sl_fuse_unmount(dir, force, why) : 0;
+	if (!c->fan && sl_fuse_mounted(dir) != SL_MOUNTED_OURS)
+		return 0;
+	/* It has the mount open while it is at work. */
+	struct sl_replay *p = c->replay;
+	if (p)
+		(void)sl_replay_pause(p);
+	int r = c->fan ? sl_native_hide(c, force, why) : sl_fuse_unmount(dir, force, why);
+	if (p && r < 0)
+		sl_replay_resume(p);
+	return r;
 }
 
 static int open_gate(struct sl_clone *c, int ready_fd, int sig_fd, char **why)
@@ -348,6 +413,8 @@ static void close_parts(struct sl_clone *c, bool clean)
 		sl_origin_stop(c->origin);
 	clean = clean && sl_fill_commit(c->fill) == 0;
 	sl_fill_free(c->fill);
+	sl_echo_acts_free(c->echo);
+	sl_native_acts_free(c->acts);
 	sl_gate_free(c->gate);
 	if (c->fan) {
 		close(sl_fan_group(c->fan));
@@ -355,6 +422,8 @@ static void close_parts(struct sl_clone *c, bool clean)
 	}
 	sl_fan_free(c->fan);
 	sl_origin_free(c->origin);
+	sl_replay_free(c->replay);
+	sl_helper_stop(c->helper);
 	if (clean) {
 		_cleanup_close_ int fd =
 		    openat(sl_store_root_fd(c->store), CLEAN, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
@@ -364,6 +433,16 @@ static void close_parts(struct sl_clone *c, bool clean)
 	if (c->keeper && c->store)
 		sl_store_leave_lock(c->store);
 	sl_store_close(c->store);
+}
+
+/* Events may still come until the origin is gone; nobody does them any more. */
+static void stop_replay(struct sl_clone *c)
+{
+	struct sl_replay *p = c->replay;
+	if (!p)
+		return;
+	sl_origin_stop(c->origin); /* it may wait for a listing */
+	sl_replay_stop(p);
 }
 
 static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
@@ -399,6 +478,7 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 		sl_store_reflinks(c->store) ? ", armoured" : "");
 	if (c->gate)
 		larger_readahead(cfg->dir);
+	start_replay(c);
 	say_ready(sl_steal_fd(ready_fd), "ready\n");
 	sl_keeper_ready(c->keeper);
 	if (sl_keeper_successor(c->keeper))
@@ -411,6 +491,7 @@ static int run(struct sl_clone *c, int sig_fd, int *ready_fd, char **why)
 		sl_clone_hide(c, true, NULL);
 	}
 	sl_keeper_ending(c->keeper); /* there is nothing left to take over */
+	stop_replay(c);		     /* the helper's calls are answered until then */
 	if (c->gate) {
 		sl_gate_stop(c->gate);
 		pthread_join(gate, NULL);
@@ -439,7 +520,9 @@ int sl_clone_run(struct sl_keeper *keeper, const char *path, int ready_fd, bool 
 	sigaddset(&set, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	_cleanup_close_ int sig_fd = signalfd(-1, &set, SFD_CLOEXEC);
-	int r = open_parts(&c, path, need_origin, &reason);
+	int r = sl_helper_start(&c.helper); /* while there is one thread only */
+	if (r == 0)
+		r = open_parts(&c, path, need_origin, &reason);
 	if (r == 0)
 		r = run(&c, sig_fd, &ready_fd, &reason);
 	if (r < 0 && sl_keeper_successor(keeper)) {

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "store/internal.h"
+#include "store/remote.h"
 
 char *sl_link_key(const struct sl_version *v, char buf[SL_LINK_KEY_MAX])
 {
@@ -163,7 +164,8 @@ static void unlinked(struct sl_object *o)
 	pthread_mutex_unlock(&o->lock);
 }
 
-int sl_object_unlink(struct sl_object *dir, const char *name, bool rmdir)
+/* @remote: the origin has done it. Nothing is noted then: the place is gone there, too. */
+static int unlink_name(struct sl_object *dir, const char *name, bool rmdir, bool remote)
 {
 	struct sl_store *s = dir->store;
 	_cleanup_object_ struct sl_object *o = NULL;
@@ -174,11 +176,12 @@ int sl_object_unlink(struct sl_object *dir, const char *name, bool rmdir)
 		return r;
 	if (o && sl_object_is_dir(o) != rmdir)
 		return rmdir ? -ENOTDIR : -EISDIR;
-	note_open_place(o);
+	if (!remote)
+		note_open_place(o);
 	_cleanup_free_ char *place = NULL;
 	if (o)
 		(void)sl_object_place(o, &place);
-	r = sl_object_touch(dir);
+	r = remote ? 0 : sl_object_touch(dir);
 	if (r < 0)
 		return r;
 
@@ -187,7 +190,7 @@ int sl_object_unlink(struct sl_object *dir, const char *name, bool rmdir)
 	r = dfd < 0 ? dfd : 0;
 	if (r == 0) {
 		r = hold(o, dir, name, dfd, &pinned);
-		if (r == 0 && !(o && o->local))
+		if (r == 0 && !remote && !(o && o->local))
 			r = sl_whiteout_add(s, sl_object_ino(dir), name);
 		if (r == 0 && unlinkat(dfd, name, rmdir ? AT_REMOVEDIR : 0) < 0)
 			r = -errno;
@@ -203,8 +206,13 @@ int sl_object_unlink(struct sl_object *dir, const char *name, bool rmdir)
 	return r;
 }
 
-int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *newdir, const char *newname,
-		     unsigned flags)
+int sl_object_unlink(struct sl_object *dir, const char *name, bool rmdir)
+{
+	return unlink_name(dir, name, rmdir, false);
+}
+
+static int rename_name(struct sl_object *dir, const char *name, struct sl_object *newdir, const char *newname,
+		       unsigned flags, bool remote)
 {
 	struct sl_store *s = dir->store;
 	bool exchange = flags & RENAME_EXCHANGE;
@@ -229,16 +237,16 @@ int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *
 	if (o == target)
 		return 0; /* two names of one object: POSIX says nothing happens */
 	_cleanup_free_ char *place = NULL;
-	if (!exchange)
+	if (!exchange && !remote)
 		note_open_place(target);
 	if (target)
 		(void)sl_object_place(target, &place);
-	r = note_place(o);
-	if (r == 0 && exchange)
+	r = remote ? 0 : note_place(o);
+	if (r == 0 && exchange && !remote)
 		r = note_place(target);
-	if (r == 0)
+	if (r == 0 && !remote)
 		r = sl_object_touch(dir);
-	if (r == 0)
+	if (r == 0 && !remote)
 		r = sl_object_touch(newdir);
 	if (r < 0)
 		return r;
@@ -249,9 +257,9 @@ int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *
 	r = dfd < 0 ? dfd : nfd < 0 ? nfd : 0;
 	if (r == 0 && !exchange)
 		r = hold(target, newdir, newname, nfd, &pinned);
-	if (r == 0 && !o->local)
+	if (r == 0 && !remote && !o->local)
 		r = sl_whiteout_add(s, sl_object_ino(dir), name);
-	if (r == 0 && target && !target->local)
+	if (r == 0 && !remote && target && !target->local)
 		r = sl_whiteout_add(s, sl_object_ino(newdir), newname);
 	if (r == 0 && renameat2(dfd, name, nfd, newname, flags) < 0)
 		r = -errno;
@@ -292,6 +300,23 @@ int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *
 		unlinked(target);
 	}
 	return r;
+}
+
+int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *newdir, const char *newname,
+		     unsigned flags)
+{
+	return rename_name(dir, name, newdir, newname, flags, false);
+}
+
+int sl_remote_unlink(struct sl_object *dir, const char *name, bool rmdir)
+{
+	return unlink_name(dir, name, rmdir, true);
+}
+
+int sl_remote_rename(struct sl_object *dir, const char *name, struct sl_object *newdir, const char *newname,
+		     unsigned flags)
+{
+	return rename_name(dir, name, newdir, newname, flags, true);
 }
 
 int sl_object_link(struct sl_object *o, struct sl_object *newdir, const char *newname)
@@ -363,7 +388,7 @@ int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_
 	if (r < 0)
 		return r;
 	at.name = name;
-	r = sl_record_save_at(dir->store, at.fd, name, &rec, NULL);
+	r = sl_record_save_at(dir->store, at.fd, name, &rec, NULL, 0);
 	sl_at_end(&at);
 	if (r == -EPERM || r == -EOPNOTSUPP)
 		r = 0; /* a symlink or special file in an unprivileged store */

@@ -173,3 +173,30 @@ int sl_xattr_remove(struct sl_object *o, const char *name)
 	pthread_mutex_unlock(&o->lock);
 	return r;
 }
+
+int sl_xattr_keep_only(struct sl_object *o, const struct sl_oxattr *v, size_t n)
+{
+	struct sl_at at;
+	char p[SL_PROC_FD_MAX];
+	_cleanup_free_ char *names = malloc(65536);
+	if (!names)
+		return -ENOMEM;
+	ssize_t k = sl_xattr_list(o, names, 65536);
+	int r = 0;
+	pthread_mutex_lock(&o->lock);
+	for (char *x = names; k > 0 && x < names + k && !(o->rec.flags & SL_META); x += strlen(x) + 1) {
+		size_t i = 0;
+		while (i < n && strcmp(v[i].name, x))
+			i++;
+		if (i < n)
+			continue;
+		r = sl_at_begin(o, &at);
+		if (r < 0)
+			break;
+		if (removexattr(sl_at_path(&at, p), x) < 0 && errno != ENODATA)
+			r = -errno;
+		sl_at_end(&at);
+	}
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}

@@ -15,3 +15,6 @@ int sl_xattr_remove(struct sl_object *o, const char *name);
 /** Set what the origin has; an ACL does not change what the record says of the mode. Unsupported ones are
  * left out. */
 int sl_xattr_import(struct sl_object *o, const char *name, const void *value, size_t n);
+struct sl_oxattr;
+/** Remove those that the origin has no more, unless attributes were changed here. */
+int sl_xattr_keep_only(struct sl_object *o, const struct sl_oxattr *v, size_t n);

@@ -163,6 +163,10 @@ void gate_file_closed(struct sl_gate *g, struct handle *h)
 
 void gate_release(struct sl_gate *g, struct sl_req *rq)
 {
+	if (rq->m.in.release.fh == ECHO_HANDLE) {
+		sl_reply_err(rq, 0);
+		return;
+	}
 	/* If it comes again it may be done. */
 	struct handle *h = gate_handle(g, sl_req_resent(rq) ? NULL : rq, rq->m.in.release.fh);
 	if (h)

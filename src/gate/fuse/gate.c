@@ -194,7 +194,7 @@ struct held {
 	struct sl_req *rq;
 };
 
-static uint64_t node_id(struct sl_gate *g, struct sl_object *o)
+uint64_t gate_node_id(struct sl_gate *g, struct sl_object *o)
 {
 	return o == sl_object_root(g->store) ? FUSE_ROOT_ID : sl_object_ino(o);
 }
@@ -241,7 +241,7 @@ static void invalidate(struct sl_gate *g, struct change *c)
 	struct sl_list go;
 	sl_list_init(&go);
 	pthread_mutex_unlock(&g->lock);
-	struct fuse_notify_inval_inode_out n = {.ino = node_id(g, c->o), .off = 0, .len = 0};
+	struct fuse_notify_inval_inode_out n = {.ino = gate_node_id(g, c->o), .off = 0, .len = 0};
 	int r = sl_server_notify(g->server, FUSE_NOTIFY_INVAL_INODE, &(struct iovec){&n, sizeof(n)}, 1);
 	if (r < 0 && r != -ENOENT && r != -ENODEV && r != -ENOTCONN)
 		sl_warn("cannot invalidate what the kernel has cached of inode %llu: %s",
@@ -323,7 +323,7 @@ int gate_attr(struct sl_gate *g, struct sl_object *o, struct fuse_attr *fa)
 int gate_entry(struct sl_gate *g, struct sl_object *o, const struct sl_attr *a, struct fuse_entry_out *e)
 {
 	*e = (struct fuse_entry_out){
-	    .nodeid = node_id(g, o), .entry_valid = VALID_SECONDS, .attr_valid = VALID_SECONDS};
+	    .nodeid = gate_node_id(g, o), .entry_valid = VALID_SECONDS, .attr_valid = VALID_SECONDS};
 	int r = 0;
 	if (a)
 		sl_attr_to_fuse(a, &e->attr);
@@ -427,7 +427,7 @@ static void forget_batch(struct sl_gate *g, struct sl_req *rq)
 static void dispatch_object(struct sl_gate *g, struct sl_req *rq)
 {
 	_cleanup_object_ struct sl_object *o = gate_object(g, rq, rq->m.h.nodeid);
-	if (!o)
+	if (!o || gate_echo(g, rq, o))
 		return;
 	switch (rq->m.h.opcode) {
 	case FUSE_LOOKUP:
@@ -560,6 +560,7 @@ int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret)
 	g->fill = cfg->fill;
 	g->uid = geteuid();
 	g->privileged = sl_store_privileged(cfg->store);
+	g->old_echo_fd = -EBADF;
 	sl_list_init(&g->changed);
 	sl_list_init(&g->handles);
 	sl_list_init(&g->held);
@@ -650,6 +651,9 @@ void sl_gate_free(struct sl_gate *g)
 	while (!sl_list_empty(&g->handles))
 		gate_handle_free(g, sl_list_entry(g->handles.next, struct handle, link));
 	sl_objects_each(g->store, drop_lookups, NULL);
+	sl_object_put(g->staging);
+	if (g->old_echo_fd >= 0)
+		close(g->old_echo_fd);
 	sl_htab_fini(&g->pending);
 	gate_handles_fini(&g->h);
 	sl_index_free(g->index);

@@ -49,6 +49,7 @@ struct gate_area {
 	uint64_t flags;
 	uint32_t max_data;
 	_Atomic uint32_t no_passthrough; /* was tried in vain */
+	_Atomic uint32_t echo_pid;	 /* of the replay's helper */
 	_Atomic int32_t last_backing; /* the last backing id that was noted; at most one more was given out */
 	_Atomic uint32_t top;	      /* slots that were ever used */
 	_Atomic uint32_t changes_lost;

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "gate/fuse/echo.h"
 #include "gate/fuse/gate.h"
 #include "gate/fuse/handles.h"
 #include "store/index.h"
@@ -12,6 +13,8 @@
 
 /* "For ever": the kernel limits it itself. */
 #define VALID_SECONDS (1ull << 40)
+/* The handle of a file that was opened only to be closed again: echo.h. */
+#define ECHO_HANDLE UINT64_MAX
 
 struct sl_gate {
 	struct sl_gate_config cfg;
@@ -32,6 +35,12 @@ struct sl_gate {
 	struct sl_list handles; /* of struct handle: what is open */
 	struct handles h;
 	struct sl_index *index; /* in a successor: for nodes that the kernel knows from before; else NULL */
+	/* echo.h; written by the replay, which waits for the helper, whose requests are answered meanwhile */
+	_Atomic uint32_t echo_pid;
+	struct sl_echo *_Atomic echo;
+	struct sl_object *staging;
+	_Atomic uint32_t old_echo_pid; /* of the service before; 0: none, or it has ended */
+	int old_echo_fd;
 	bool stop;
 	pthread_t janitor; /* sends invalidations, and looks after the interrupted */
 };
@@ -58,7 +67,13 @@ int gate_entry(struct sl_gate *g, struct sl_object *o, const struct sl_attr *a, 
 void gate_unentry(struct sl_object *o, uint64_t n);
 int gate_attr(struct sl_gate *g, struct sl_object *o, struct fuse_attr *a);
 
+uint64_t gate_node_id(struct sl_gate *g, struct sl_object *o);
+
 /* Operations, by file. */
+/** True if the replay's helper asks, and was answered. */
+bool gate_echo(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+/** Note who the helper of the service before was. */
+void gate_echo_takeover(struct sl_gate *g);
 void gate_lookup(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 void gate_forget(struct sl_gate *g, uint64_t nodeid, uint64_t n);
 /** The object whose name goes is still known to the kernel: keep hold of it across a restart. */

@@ -204,6 +204,7 @@ int gate_takeover(struct sl_gate *g, bool numbers_lost)
 		r = restore_handles(g, numbers_lost);
 	if (r < 0)
 		return r;
+	gate_echo_takeover(g);
 	restore_changes(g);
 	r = sl_server_resend(g->server);
 	/* ENODEV, ENOTCONN: it was unmounted meanwhile, which sl_gate_run() will notice. */

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* An object as the origin says that it is now, without fetching anything. */
+#include <fcntl.h>
+
+#include "base/log.h"
+#include "fill/internal.h"
+#include "store/internal.h"
+#include "store/xattr.h"
+
+/* Nothing but the time of its last change differs: that came from a name or an attribute. */
+static bool same_content(const struct sl_version *a, const struct sl_version *b)
+{
+	return sl_version_same_object(a, b) && a->size == b->size && sl_time_eq(a->mtime, b->mtime);
+}
+
+/* Attributes that follow the origin until they are changed here (lock held). */
+static int follow(struct sl_object *o, const struct sl_attr *a, bool has_xattrs)
+{
+	struct sl_store *s = o->store;
+	struct sl_at at;
+	char p[SL_PROC_FD_MAX];
+	if (o->rec.flags & SL_META)
+		return 0;
+	bool owner = s->privileged, mode = owner && a->mode != o->rec.mode && !S_ISLNK(a->mode);
+	int r = 0;
+	if (owner) {
+		r = sl_at_begin(o, &at);
+		if (r < 0)
+			return r;
+		if (fchownat(at.fd, at.name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) < 0 ||
+		    (mode && chmod(sl_at_path(&at, p), a->mode & 07777) < 0))
+			r = -errno;
+		sl_at_end(&at);
+	}
+	o->rec.mode = a->mode;
+	if (has_xattrs && (sl_object_is_reg(o) || sl_object_is_dir(o)))
+		o->rec.flags |= SL_XATTRS;
+	if (sl_object_is_reg(o))
+		o->rec.flags =
+		    (uint16_t)((o->rec.flags & ~SL_SPARSE) | (a->blocks < a->size / 512 ? SL_SPARSE : 0));
+	if (o->rec.flags & SL_LINKED)
+		o->rec.nlink = a->nlink;
+	return r;
+}
+
+/* With its locks held. */
+static int take_up(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, bool keep,
+		   bool has_xattrs)
+{
+	struct sl_version v = sl_attr_version(a);
+	struct sl_record old = o->rec;
+	bool reg = sl_object_is_reg(o);
+	int r = follow(o, a, has_xattrs);
+	if (r == 0 && (!reg || keep)) {
+		o->rec.origin = v;
+		if (reg && o->rec.state != SL_COLD && !sl_chunkmap_full(&o->map))
+			sl_commit_mark(f, o);
+		r = sl_object_save(o);
+		if (r == 0 && (!reg || !(o->rec.flags & SL_META)))
+			r = sl_object_restore_mtime(o, NULL);
+	} else if (r == 0) {
+		bool invisible;
+		_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
+		sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+		if (f->cfg.changing)
+			f->cfg.changing(f->cfg.arg, o, o->map.size);
+		r = fd < 0 ? fd : 0;
+		if (r == 0 && o->map.have == 0 && !o->flight) {
+			/* There is nothing that a crash could take for the new version. */
+			o->rec.state = SL_COLD;
+			o->rec.origin = v;
+			r = sl_object_save(o);
+			if (r == 0)
+				r = sl_object_drop(o, fd);
+		} else if (r == 0) {
+			r = sl_object_reset(o, fd, &v, NULL);
+		}
+	}
+	if (r < 0)
+		o->rec = old;
+	return r;
+}
+
+int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, unsigned how)
+{
+	struct sl_version v = sl_attr_version(a);
+	bool reg = sl_object_is_reg(o), told = false;
+	if ((a->mode & S_IFMT) != o->type)
+		return -ESTALE;
+	/* What is gone at the origin must go here as well. */
+	bool has_xattrs = !a->no_xattrs || sl_xattr_list(o, NULL, 0) > 0;
+	pthread_rwlock_wrlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	uint64_t size = o->map.size;
+	bool same = sl_version_eq(&o->rec.origin, &v) && !(how & SL_UPDATE_CONTENT);
+	bool keep = same_content(&o->rec.origin, &v) && how & SL_UPDATE_KEEP;
+	int r = 0;
+	if (o->damaged || o->rec.flags & SL_LOCAL) {
+		r = -EEXIST;
+	} else if (same && (o->has_record || reg)) {
+		r = 0;
+	} else if (o->rec.flags & (SL_MODIFIED | SL_WRITTEN)) {
+		if (!keep && !(o->rec.flags & SL_CONFLICT)) {
+			o->rec.flags |= SL_CONFLICT;
+			r = sl_object_save(o);
+		}
+		r = r < 0 ? r : keep ? 0 : -EEXIST;
+	} else if (reg && !keep && o->open_passthrough) {
+		r = -EBUSY; /* they read the store's file without us */
+	} else {
+		r = take_up(f, o, a, keep, has_xattrs);
+		told = f->cfg.changed;
+		if (reg && !keep)
+			o->told_size = SL_MAX(o->told_size, size);
+		if (told)
+			o->invalidating++;
+		r = r < 0 ? r : 1;
+	}
+	pthread_mutex_unlock(&o->lock);
+	pthread_rwlock_unlock(&o->io);
+	if (told)
+		f->cfg.changed(f->cfg.arg, o);
+	if (r == 1 && reg && !keep)
+		sl_fill_kick(f, o);
+	return r;
+}

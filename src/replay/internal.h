@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of the replay share among themselves. */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/list.h"
+#include "replay/replay.h"
+
+struct sl_compare;
+
+/* What waits to be done: an event, or attributes of a directory that were asked for. */
+struct item {
+	struct sl_list link;
+	struct sl_oevent e;
+	size_t bytes;
+	struct sl_object *dir; /* a reference: its attributes are in e.state */
+	uint64_t due;	       /* of a doubt */
+};
+
+#define CARRIED_MAX 1024
+
+struct sl_replay {
+	struct sl_replay_config cfg;
+	pthread_t thread;
+	pthread_mutex_t lock; /* protects all below */
+	pthread_cond_t cond;
+	struct sl_list queue; /* of struct item */
+	size_t nqueue, bytes;
+	unsigned asked; /* attributes that are on their way */
+	bool lost, stop, paused, resting;
+	struct sl_replay_stats stats;
+
+	/* the thread's own */
+	struct sl_compare *compare; /* or NULL */
+	struct sl_list touched;	    /* of struct touch: directories whose times changed */
+	size_t ntouched;
+	struct sl_list doubts; /* of struct item: states without an event, that one may still explain */
+	size_t ndoubts;
+	struct sl_list busy; /* of struct busy: updates that have to wait */
+	size_t nbusy;
+	/* Files whose bytes were kept although a later time of change was taken up. An event about their
+	 * content may still come, with just that time. */
+	struct sl_object *carried[CARRIED_MAX];
+	unsigned ncarried;
+};
+
+void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n);
+/** @dir is one whose names came and go: its own times are asked for, later. */
+void replay_touch(struct sl_replay *p, struct sl_object *dir);
+/**
+ * Make @name of the populated directory @dir what @s says, with the events that takes. Returns 1; 0 if it
+ * was so; -errno.
+ */
+int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s);
+/** The acts, with what goes with each: directories touched, conflicts noted. */
+int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
+		  bool moved);
+int replay_vanish(struct sl_replay *p, struct sl_object *dir, const char *name, bool moved);
+int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *newdir,
+		  const char *newname, bool exchange);
+int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
+		  const struct sl_ostate *s, uint64_t mask);
+/** The same object of the origin? What has no record cannot tell, and is by its type. */
+bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
+/** It came here from elsewhere or was made here: the origin's name is not this one. */
+bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o);
+/** @name, which is not in @dir and is as @s says at the origin, was deleted or moved away here. */
+bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s);
+bool replay_populated(struct sl_object *dir);
+
+/* compare.c */
+int compare_begin(struct sl_replay *p);
+/** One step. False when all is compared. */
+bool compare_step(struct sl_replay *p);
+void compare_end(struct sl_replay *p);

@@ -1,0 +1,1008 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "replay/replay.h"
+
+#include <stdio.h>
+#include <sys/fanotify.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/time.h"
+#include "replay/internal.h"
+
+#define QUEUE_MAX  (256u << 10)
+#define BYTES_MAX  (64u << 20)
+#define TOUCH_MAX  256
+#define BUSY_MAX   1024
+#define BUSY_NS	   (250 * SL_NS_PER_MS)
+#define DOUBT_NS   (40 * SL_NS_PER_MS)
+#define DOUBTS_MAX 4096
+#define ASKED_MAX  64
+#define STEP_EVERY 1024 /* events, if there are so many */
+#define PAUSE_NS   (5 * SL_NS_PER_SEC)
+
+/* ---- the queue ---- */
+
+static void item_free(struct item *i)
+{
+	sl_object_put(i->dir);
+	free(i);
+}
+
+static size_t text_size(const char *s)
+{
+	return s ? strlen(s) + 1 : 0;
+}
+
+static const char *text_copy(char **at, const char *s)
+{
+	size_t n = text_size(s);
+	char *p = n ? memcpy(*at, s, n) : NULL;
+	*at += n;
+	return p;
+}
+
+static struct item *item_new(const struct sl_oevent *e)
+{
+	size_t n = sizeof(struct item) + text_size(e->place) + text_size(e->newplace) +
+		   text_size(e->state.target) + text_size(e->newstate.target);
+	struct item *i = malloc(n);
+	if (!i)
+		return NULL;
+	char *at = (char *)(i + 1);
+	*i = (struct item){.e = *e, .bytes = n};
+	i->e.place = text_copy(&at, e->place);
+	i->e.newplace = text_copy(&at, e->newplace);
+	i->e.state.target = text_copy(&at, e->state.target);
+	i->e.newstate.target = text_copy(&at, e->newstate.target);
+	return i;
+}
+
+/* With the lock held. What is compared need not be told. */
+static void drop_queue(struct sl_replay *p)
+{
+	sl_list_for_each_safe (l, &p->queue) {
+		struct item *i = sl_list_entry(l, struct item, link);
+		sl_list_del(&i->link);
+		item_free(i);
+	}
+	p->nqueue = p->bytes = 0;
+	p->lost = true;
+}
+
+void sl_replay_event(struct sl_replay *p, const struct sl_oevent *e)
+{
+	struct item *i = e->lost || e->ignored ? NULL : item_new(e);
+	size_t max = p->cfg.queue ? p->cfg.queue : QUEUE_MAX;
+	pthread_mutex_lock(&p->lock);
+	p->stats.events += !e->lost && !e->ignored;
+	if (e->lost && !p->stop) {
+		p->stats.lost++;
+		drop_queue(p);
+	} else if (p->stop) {
+		if (i)
+			item_free(i);
+	} else if (e->ignored) {
+		/* The directory is gone, which its own event says. */
+	} else if (!i || p->nqueue >= max || p->bytes + i->bytes > BYTES_MAX) {
+		if (i)
+			item_free(i);
+		p->stats.overflows++;
+		drop_queue(p);
+	} else {
+		sl_list_add_tail(&p->queue, &i->link);
+		p->nqueue++;
+		p->bytes += i->bytes;
+	}
+	pthread_cond_broadcast(&p->cond);
+	pthread_mutex_unlock(&p->lock);
+}
+
+void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n)
+{
+	pthread_mutex_lock(&p->lock);
+	*counter += n;
+	pthread_mutex_unlock(&p->lock);
+}
+
+/* ---- what the clone has ---- */
+
+bool replay_populated(struct sl_object *dir)
+{
+	pthread_mutex_lock(&dir->lock);
+	bool full = dir->rec.state == SL_FULL && !(dir->rec.flags & SL_LOCAL);
+	pthread_mutex_unlock(&dir->lock);
+	return full && sl_object_is_dir(dir);
+}
+
+bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o)
+{
+	bool native = sl_store_native(o->store);
+	pthread_mutex_lock(&o->lock);
+	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged || (native && !o->has_record);
+	bool linked = o->rec.flags & SL_LINKED;
+	pthread_mutex_unlock(&o->lock);
+	if (f || !native || linked)
+		return f;
+	/* Nobody tells of names that users change there, but a record says where its object belongs. */
+	_cleanup_free_ char *above = NULL, *own = NULL, *place = NULL;
+	if (sl_object_place(dir, &above) < 0 || sl_object_place(o, &own) < 0)
+		return true;
+	place = sl_path_join(above, name);
+	return !place || strcmp(place, own) != 0;
+}
+
+bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s)
+{
+	if (!sl_store_native(dir->store))
+		return sl_object_whiteout(dir, name);
+	/* There are no whiteouts: but what was there when the directory was listed last, and is not here, was
+	 * taken away here. */
+	pthread_mutex_lock(&dir->lock);
+	struct timespec at = dir->rec.origin.ctime;
+	pthread_mutex_unlock(&dir->lock);
+	const struct timespec *c = &s->attr.ctime;
+	return c->tv_sec != at.tv_sec ? c->tv_sec < at.tv_sec : c->tv_nsec <= at.tv_nsec;
+}
+
+/* Not every backend knows both halves of an identity. */
+static bool same_identity(uint64_t ino, uint32_t generation, uint64_t ino2, uint32_t generation2)
+{
+	if ((ino && ino2 && ino != ino2) || (generation && generation2 && generation != generation2))
+		return false;
+	return (ino && ino2) || (generation && generation2);
+}
+
+bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation)
+{
+	pthread_mutex_lock(&o->lock);
+	const struct sl_version *v = &o->rec.origin;
+	bool same = !o->has_record || same_identity(v->ino, v->generation, ino, (uint32_t)generation);
+	pthread_mutex_unlock(&o->lock);
+	return same;
+}
+
+static bool is_state(struct sl_object *o, const struct sl_ostate *s)
+{
+	return (s->attr.mode & S_IFMT) == o->type && replay_is(o, s->attr.ino, s->attr.generation);
+}
+
+static bool same_target(struct sl_object *o, const struct sl_ostate *s)
+{
+	char t[4096 + 1];
+	ssize_t n = sl_object_readlink(o, t, sizeof(t) - 1);
+	t[n < 0 ? 0 : n] = '\0';
+	return s->target && !strcmp(t, s->target);
+}
+
+/* The name in its directory: the directory as a new reference, or an error as of find(). */
+static int find_name(struct sl_replay *p, const char *place, struct sl_object **dir, const char **name)
+{
+	const char *slash = strrchr(place, '/');
+	_cleanup_free_ char *up = slash ? strndup(place, (size_t)(slash - place)) : strdup("");
+	*name = slash ? slash + 1 : place;
+	if (!up)
+		return -ENOMEM;
+	if (!**name)
+		return -EINVAL;
+	int r = p->cfg.find(p->cfg.store, up, dir);
+	if (r < 0)
+		return r;
+	/* It is being listed: what the listing shows comes first, then what happened since. */
+	pthread_mutex_lock(&(*dir)->lock);
+	bool wait =
+	    sl_object_is_dir(*dir) && (*dir)->rec.state != SL_FULL && (*dir)->flight && !(*dir)->damaged;
+	pthread_mutex_unlock(&(*dir)->lock);
+	if (wait)
+		(void)sl_fill_wait(p->cfg.fill, SL_WANT_NAMES, *dir, 0, 0);
+	return replay_populated(*dir) ? 0 : -ENODATA;
+}
+
+/* ---- acts ---- */
+
+static void conflict(struct sl_replay *p, struct sl_object *dir, const char *name)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	_cleanup_free_ char *path = dir ? sl_object_path(dir) : NULL;
+	replay_count(p, &p->stats.conflicts, 1);
+	sl_notice("conflict: '%s%s%s' was changed here and at the origin; what is here stays",
+		  path ? path : "", path && *path ? "/" : "", name ? name : "");
+	if (!dir || sl_object_lookup(dir, name, &o) < 0)
+		return;
+	pthread_mutex_lock(&o->lock);
+	if (!(o->rec.flags & SL_CONFLICT)) {
+		o->rec.flags |= SL_CONFLICT;
+		if (sl_object_save(o) < 0)
+			o->rec.flags &= (uint16_t)~SL_CONFLICT;
+	}
+	pthread_mutex_unlock(&o->lock);
+}
+
+/* The result of an act: a conflict is noted and is no error, and what is gone is gone. */
+static int acted(struct sl_replay *p, int r, struct sl_object *dir, const char *name)
+{
+	if (r == -EEXIST) {
+		conflict(p, dir, name);
+	} else if (r < 0 && r != -ENOENT) {
+		_cleanup_free_ char *path = dir ? sl_object_path(dir) : NULL;
+		replay_count(p, &p->stats.failed, 1);
+		sl_warn("cannot do here what the origin did to '%s' in '%s': %s", name ? name : "",
+			path ? path : "", strerror(-r));
+	}
+	return r < 0 && r != -EEXIST && r != -ENOENT ? r : r == 0 ? 1 : 0;
+}
+
+/* Where directories are not lazy: what a new one has by now comes into it at once, and it is marked. */
+static int list_new(struct sl_replay *p, struct sl_object *up, const char *name)
+{
+	_cleanup_object_ struct sl_object *dir = NULL;
+	_cleanup_free_ char *place = NULL;
+	int r = sl_object_lookup(up, name, &dir);
+	if (r == 0)
+		r = sl_object_place(dir, &place);
+	if (r < 0)
+		return r;
+	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
+	r = sl_origin_call(p->cfg.origin, &q);
+	if (r == 0 && replay_is(dir, q.attr.ino, q.attr.generation)) {
+		for (size_t i = 0; i < q.nentries; i++) {
+			struct sl_ostate s = {.known = true,
+					      .present = true,
+					      .attr = q.entries[i].attr,
+					      .target = q.entries[i].target};
+			(void)replay_appear(p, dir, q.entries[i].name, &s, false);
+		}
+		struct sl_ostate own = {.known = true, .present = true, .attr = q.attr};
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
+					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
+	} else if (r == -ETIMEDOUT) {
+		/* It will be compared when the origin is back. */
+		pthread_mutex_lock(&p->lock);
+		p->lost = true;
+		pthread_mutex_unlock(&p->lock);
+	}
+	sl_oreq_fini(&q);
+	return 0; /* gone again, or moved: its events come */
+}
+
+int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
+		  bool moved)
+{
+	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
+	replay_touch(p, dir);
+	if (r == 0 && S_ISDIR(s->attr.mode) && !moved && sl_store_native(p->cfg.store))
+		r = list_new(p, dir, name);
+	return acted(p, r, dir, name);
+}
+
+int replay_vanish(struct sl_replay *p, struct sl_object *dir, const char *name, bool moved)
+{
+	int r = p->cfg.acts.vanish(p->cfg.acts.arg, dir, name, moved);
+	replay_touch(p, dir);
+	return acted(p, r, dir, name);
+}
+
+int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *newdir,
+		  const char *newname, bool exchange)
+{
+	int r = p->cfg.acts.rename(p->cfg.acts.arg, dir, name, newdir, newname, exchange);
+	replay_touch(p, dir);
+	if (newdir != dir)
+		replay_touch(p, newdir);
+	return acted(p, r, newdir, newname);
+}
+
+/* An update that the file's readers are in the way of. */
+struct busy {
+	struct sl_list link;
+	struct sl_object *dir, *o;
+	char *name;
+};
+
+static void busy_free(struct busy *b)
+{
+	sl_list_del(&b->link);
+	sl_object_put(b->dir);
+	sl_object_put(b->o);
+	free(b->name);
+	free(b);
+}
+
+static void put_off(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o)
+{
+	sl_list_for_each (l, &p->busy)
+		if (sl_list_entry(l, struct busy, link)->o == o)
+			return;
+	struct busy *b = p->nbusy < BUSY_MAX ? calloc(1, sizeof(*b)) : NULL;
+	if (b)
+		b->name = strdup(name);
+	if (!b || !b->name) { /* the comparison will find it */
+		free(b);
+		pthread_mutex_lock(&p->lock);
+		p->lost = true;
+		pthread_mutex_unlock(&p->lock);
+		return;
+	}
+	b->dir = sl_object_ref(dir);
+	b->o = sl_object_ref(o);
+	sl_list_add_tail(&p->busy, &b->link);
+	p->nbusy++;
+}
+
+static bool is_carried(struct sl_replay *p, struct sl_object *o)
+{
+	for (unsigned i = 0; i < CARRIED_MAX; i++)
+		if (p->carried[i] == o)
+			return true;
+	return false;
+}
+
+static void carry(struct sl_replay *p, struct sl_object *o)
+{
+	unsigned i = p->ncarried++ % CARRIED_MAX;
+	if (is_carried(p, o))
+		return;
+	sl_object_put(p->carried[i]);
+	p->carried[i] = sl_object_ref(o);
+}
+
+/* Pinned files are kept here: what was dropped is fetched again, and nobody waits for it. */
+static void pinned_done(struct sl_want *w, int err)
+{
+	_cleanup_free_ char *path = err ? sl_object_path(w->o) : NULL;
+	if (err)
+		sl_warn("'%s' is pinned and changed at the origin, and cannot be fetched again: %s",
+			path ? path : "", strerror(-err));
+	sl_object_put(w->o);
+	free(w);
+}
+
+static void fetch_pinned(struct sl_replay *p, struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool want = o->rec.flags & SL_PINNED && sl_object_is_reg(o) && !sl_chunkmap_full(&o->map) &&
+		    !(o->rec.flags & (SL_MODIFIED | SL_LOCAL));
+	uint64_t size = o->map.size;
+	pthread_mutex_unlock(&o->lock);
+	struct sl_want *w = want ? calloc(1, sizeof(*w)) : NULL;
+	if (!w)
+		return;
+	*w = (struct sl_want){.o = sl_object_ref(o), .len = size, .done = pinned_done};
+	int r = sl_fill_want(p->cfg.fill, SL_WANT_RANGE, w);
+	if (r != 0)
+		pinned_done(w, SL_MIN(r, 0));
+}
+
+int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
+		  const struct sl_ostate *s, uint64_t mask)
+{
+	const struct sl_acts *a = &p->cfg.acts;
+	bool written = mask & (FAN_MODIFY | FAN_CLOSE_WRITE);
+	unsigned how = !written ? SL_UPDATE_KEEP : is_carried(p, o) ? SL_UPDATE_CONTENT : 0;
+	struct sl_version v = sl_attr_version(&s->attr), had;
+	pthread_mutex_lock(&o->lock);
+	had = o->rec.origin;
+	pthread_mutex_unlock(&o->lock);
+	int r = a->update(a->arg, dir, name, o, s, mask, how);
+	if (r == -EBUSY && dir) {
+		put_off(p, dir, name, o);
+		r = 0;
+		s = &(struct sl_ostate){0};
+		if (mask)
+			r = a->update(a->arg, dir, name, o, s, mask, 0);
+	}
+	if (r == 0 && s->known && sl_object_is_reg(o)) {
+		if (!written && !sl_time_eq(had.ctime, v.ctime))
+			carry(p, o);
+		fetch_pinned(p, o);
+	}
+	return acted(p, r, dir, name);
+}
+
+/* Updates that were put off: is the way free now? */
+static void retry_busy(struct sl_replay *p)
+{
+	sl_list_for_each_safe (l, &p->busy) {
+		struct busy *b = sl_list_entry(l, struct busy, link);
+		pthread_mutex_lock(&b->o->lock);
+		bool still = b->o->open_passthrough;
+		pthread_mutex_unlock(&b->o->lock);
+		_cleanup_object_ struct sl_object *now = NULL;
+		if (still)
+			continue;
+		_cleanup_free_ char *place = NULL;
+		if (sl_object_lookup(b->dir, b->name, &now) == 0 && now == b->o &&
+		    sl_object_place(now, &place) == 0) {
+			struct sl_oreq q = {.op = SL_OREQ_STAT, .place = place, .fresh = true};
+			if (sl_origin_call(p->cfg.origin, &q) == 0) {
+				struct sl_ostate s = {.known = true, .present = true, .attr = q.attr};
+				if (is_state(now, &s))
+					(void)replay_update(p, b->dir, b->name, now, &s, FAN_MODIFY);
+			} else if (q.err == -ETIMEDOUT) {
+				sl_oreq_fini(&q);
+				continue;
+			}
+			sl_oreq_fini(&q);
+		}
+		p->nbusy--;
+		busy_free(b);
+	}
+}
+
+/* ---- directories' own attributes ---- */
+
+struct touch {
+	struct sl_list link;
+	struct sl_replay *p;
+	struct sl_object *dir;
+	char *place;
+	struct sl_oreq req;
+};
+
+static void touch_free(struct touch *t)
+{
+	sl_list_del(&t->link);
+	sl_object_put(t->dir);
+	free(t->place);
+	free(t);
+}
+
+void replay_touch(struct sl_replay *p, struct sl_object *dir)
+{
+	sl_list_for_each (l, &p->touched)
+		if (sl_list_entry(l, struct touch, link)->dir == dir)
+			return;
+	struct touch *t = calloc(1, sizeof(*t));
+	if (!t)
+		return;
+	t->p = p;
+	t->dir = sl_object_ref(dir);
+	sl_list_add_tail(&p->touched, &t->link);
+	p->ntouched++;
+}
+
+/* On a thread of the origin's. */
+static void touch_done(struct sl_oreq *r)
+{
+	struct touch *t = sl_container_of(r, struct touch, req);
+	struct sl_replay *p = t->p;
+	struct item *i = r->err == 0 ? calloc(1, sizeof(*i)) : NULL;
+	if (i) {
+		i->e.state = (struct sl_ostate){.known = true, .present = true, .attr = r->attr};
+		i->dir = sl_object_ref(t->dir);
+	}
+	sl_oreq_fini(r);
+	touch_free(t);
+	pthread_mutex_lock(&p->lock);
+	p->asked--;
+	if (i) {
+		sl_list_add_tail(&p->queue, &i->link);
+		p->nqueue++;
+	}
+	pthread_cond_broadcast(&p->cond);
+	pthread_mutex_unlock(&p->lock);
+}
+
+/* Ask for what was touched: in the background, and the answer comes through the queue. */
+static void ask_touched(struct sl_replay *p)
+{
+	while (!sl_list_empty(&p->touched)) {
+		struct touch *t = sl_list_entry(p->touched.next, struct touch, link);
+		pthread_mutex_lock(&p->lock);
+		bool room = p->asked < ASKED_MAX;
+		p->asked += room;
+		pthread_mutex_unlock(&p->lock);
+		if (!room)
+			return;
+		sl_list_del(&t->link);
+		p->ntouched--;
+		if (sl_object_place(t->dir, &t->place) < 0) {
+			touch_free(t);
+			pthread_mutex_lock(&p->lock);
+			p->asked--;
+			pthread_mutex_unlock(&p->lock);
+			continue;
+		}
+		t->req = (struct sl_oreq){
+		    .op = SL_OREQ_STAT, .place = t->place, .fresh = true, .done = touch_done};
+		sl_origin_submit(p->cfg.origin, &t->req);
+	}
+}
+
+/* ---- events ---- */
+
+/* Which of the kernel's events tell what differs. */
+static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s)
+{
+	struct sl_version v = sl_attr_version(&s->attr);
+	pthread_mutex_lock(&o->lock);
+	const struct sl_version *h = &o->rec.origin;
+	bool content = sl_object_is_reg(o) && (h->size != v.size || !sl_time_eq(h->mtime, v.mtime));
+	bool other = o->has_record && (!sl_time_eq(h->ctime, v.ctime) || o->rec.mode != s->attr.mode);
+	/* The times of a directory are those of its names. */
+	if (sl_object_is_dir(o))
+		other = o->rec.mode != s->attr.mode;
+	pthread_mutex_unlock(&o->lock);
+	return content ? FAN_MODIFY : other ? FAN_ATTRIB : 0;
+}
+
+int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	int r = sl_object_lookup(dir, name, &o);
+	if (r < 0 && r != -ENOENT)
+		return r;
+	if (!s->present)
+		return !o || replay_foreign(dir, name, o) ? 0 : replay_vanish(p, dir, name, false);
+	if (!o)
+		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
+	if (replay_foreign(dir, name, o))
+		return 0;
+	if (!is_state(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
+		r = replay_vanish(p, dir, name, false);
+		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
+	}
+	uint64_t mask = mask_of(o, s);
+	if (mask || sl_object_is_dir(o))
+		r = replay_update(p, dir, name, o, s, mask);
+	return mask ? r : SL_MIN(r, 0);
+}
+
+/*
+ * What a name that was made denoted, when by now it is gone or denotes something else: an empty thing of the
+ * right identity, which goes with the event that comes.
+ */
+static struct sl_ostate husk(const struct sl_oevent *e, struct sl_object *dir, uint64_t ino,
+			     uint64_t generation)
+{
+	struct sl_ostate s = {.known = true, .present = true};
+	struct sl_attr d = {0};
+	struct timespec now;
+	(void)sl_object_attr(dir, &d);
+	clock_gettime(CLOCK_REALTIME, &now);
+	s.attr = (struct sl_attr){.ino = ino,
+				  .generation = generation,
+				  .mode = e->mask & FAN_ONDIR ? S_IFDIR | 0755 : S_IFREG | 0644,
+				  .nlink = 1,
+				  .uid = d.uid,
+				  .gid = d.gid,
+				  .atime = now,
+				  .mtime = now,
+				  .ctime = now,
+				  .no_xattrs = true};
+	return s;
+}
+
+static bool child_known(const struct sl_oevent *e)
+{
+	return e->child_ino || e->child_generation;
+}
+
+static bool names_child(const struct sl_ostate *s, const struct sl_oevent *e)
+{
+	return s->known && s->present &&
+	       (!child_known(e) || same_identity(s->attr.ino, (uint32_t)s->attr.generation, e->child_ino,
+						 (uint32_t)e->child_generation));
+}
+
+static bool is_child(struct sl_object *o, const struct sl_oevent *e)
+{
+	return !child_known(e) || replay_is(o, e->child_ino, e->child_generation);
+}
+
+static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *dir, const char *name,
+		const struct sl_ostate *s, bool moved)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	struct sl_ostate h;
+	int r = sl_object_lookup(dir, name, &o);
+	if (r < 0 && r != -ENOENT)
+		return r;
+	if (!names_child(s, e)) {
+		h = husk(e, dir, e->child_ino, e->child_generation);
+		s = &h;
+	}
+	if (o && !replay_foreign(dir, name, o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
+		return 0; /* the listing showed it */
+	if (!o && sl_object_whiteout(dir, name))
+		return 0;
+	if (o && (replay_foreign(dir, name, o) || !moved)) {
+		if (replay_foreign(dir, name, o)) {
+			conflict(p, dir, name);
+			return 0;
+		}
+		r = replay_vanish(p, dir, name, false);
+		if (r <= 0)
+			return r;
+	}
+	return replay_appear(p, dir, name, s, moved);
+}
+
+static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *dir, const char *name,
+		bool moved)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	int r = sl_object_lookup(dir, name, &o);
+	if (r < 0)
+		return r == -ENOENT ? 0 : r;
+	if (replay_foreign(dir, name, o))
+		return 0;
+	/* What the clone has is what came after it. */
+	if (child_known(e) && !is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
+		return 0;
+	return replay_vanish(p, dir, name, moved);
+}
+
+static int renamed(struct sl_replay *p, const struct sl_oevent *e)
+{
+	_cleanup_object_ struct sl_object *dir = NULL, *newdir = NULL, *o = NULL, *target = NULL;
+	const char *name = NULL, *newname = NULL;
+	int from = find_name(p, e->place, &dir, &name), to = find_name(p, e->newplace, &newdir, &newname);
+	if (from == 0)
+		from = sl_object_lookup(dir, name, &o);
+	if (from == 0 && replay_foreign(dir, name, o))
+		from = -ENOENT;
+	if (to < 0)
+		return from < 0 ? 0 : replay_vanish(p, dir, name, true);
+	int t = sl_object_lookup(newdir, newname, &target);
+	if (t < 0 && t != -ENOENT)
+		return t;
+	bool there = target && !replay_foreign(newdir, newname, target) && child_known(e) &&
+		     is_child(target, e) && (!o || target != o);
+	/* Nobody says what was renamed; but both names are what they are at the origin already. */
+	if (from == 0 && target && !child_known(e) && e->state.present && e->newstate.present &&
+	    o->has_record && target->has_record && is_state(o, &e->state) && is_state(target, &e->newstate))
+		return 0;
+	if (from < 0 || !is_child(o, e)) {
+		/* What was renamed is not here, or the first half of an exchange brought it there. */
+		return there ? 0 : made(p, e, newdir, newname, &e->newstate, true);
+	}
+	if (there) /* the listing of that directory was later than that of this one */
+		return replay_vanish(p, dir, name, true);
+	bool exchange = target && !replay_foreign(newdir, newname, target) && e->state.known &&
+			e->state.present && is_state(target, &e->state) && target->has_record;
+	if (!target && sl_object_whiteout(newdir, newname))
+		return replay_vanish(p, dir, name, true);
+	if (target && replay_foreign(newdir, newname, target)) {
+		conflict(p, newdir, newname);
+		return replay_vanish(p, dir, name, true);
+	}
+	int r = replay_rename(p, dir, name, newdir, newname, exchange);
+	if (r <= 0)
+		return r;
+	/* To be renamed changes the time of change and nothing else; what came later says so itself. */
+	struct sl_version v = sl_attr_version(&e->newstate.attr);
+	pthread_mutex_lock(&o->lock);
+	bool follow = names_child(&e->newstate, e) && o->has_record &&
+		      (sl_object_is_dir(o) ||
+		       (o->rec.origin.size == v.size && sl_time_eq(o->rec.origin.mtime, v.mtime)));
+	pthread_mutex_unlock(&o->lock);
+	if (follow && is_state(o, &e->newstate))
+		(void)replay_update(p, newdir, newname, o, &e->newstate, 0);
+	return r;
+}
+
+static int changed(struct sl_replay *p, const struct sl_oevent *e)
+{
+	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
+	const char *name = NULL;
+	struct sl_ostate s = e->state;
+	uint64_t mask = e->mask & ~(uint64_t)FAN_ONDIR;
+	if (!*e->place) {
+		o = sl_object_ref(sl_object_root(p->cfg.store));
+		if (!s.present || !is_state(o, &s))
+			s.known = false;
+		return replay_update(p, NULL, NULL, o, &s, mask);
+	}
+	int r = find_name(p, e->place, &dir, &name);
+	if (r == 0)
+		r = sl_object_lookup(dir, name, &o);
+	if (r < 0)
+		return r == -ENOENT || r == -ENODATA ? 0 : r;
+	if (replay_foreign(dir, name, o) || !is_child(o, e))
+		return 0;
+	if (!s.present || !is_state(o, &s))
+		s.known = false; /* of what comes next */
+	return replay_update(p, dir, name, o, &s, mask);
+}
+
+static int apply(struct sl_replay *p, const struct sl_oevent *e)
+{
+	_cleanup_object_ struct sl_object *dir = NULL;
+	const char *name = NULL;
+	int r;
+	if (e->mask & FAN_RENAME)
+		return e->newplace ? renamed(p, e) : -EINVAL;
+	if (e->mask & (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO) || !e->mask) {
+		if (!e->mask && !*e->place)
+			return e->state.known && e->state.present ? changed(p, e) : 0;
+		r = find_name(p, e->place, &dir, &name);
+		if (r < 0)
+			return r == -ENOENT || r == -ENODATA ? 0 : r;
+		if (!e->mask)
+			return e->state.known ? replay_settle(p, dir, name, &e->state) : 0;
+		if (e->mask & (FAN_CREATE | FAN_MOVED_TO))
+			return made(p, e, dir, name, &e->state, e->mask & FAN_MOVED_TO);
+		return gone(p, e, dir, name, e->mask & FAN_MOVED_FROM);
+	}
+	return changed(p, e);
+}
+
+static void do_event(struct sl_replay *p, const struct sl_oevent *e)
+{
+	int r = apply(p, e);
+	sl_debug("event %llu, %llx, '%s'%s%s, child %llu.%llx, state %d%d %llu.%llx, new %d%d %llu.%llx: %d",
+		 (unsigned long long)e->seq, (unsigned long long)e->mask, e->place, e->newplace ? " to " : "",
+		 e->newplace ? e->newplace : "", (unsigned long long)e->child_ino,
+		 (unsigned long long)e->child_generation, e->state.known, e->state.present,
+		 (unsigned long long)e->state.attr.ino, (unsigned long long)e->state.attr.generation,
+		 e->newstate.known, e->newstate.present, (unsigned long long)e->newstate.attr.ino,
+		 (unsigned long long)e->newstate.attr.generation, r);
+	pthread_mutex_lock(&p->lock);
+	p->stats.seq = SL_MAX(p->stats.seq, e->seq);
+	if (r > 0)
+		p->stats.applied++;
+	else
+		p->stats.skipped++;
+	pthread_mutex_unlock(&p->lock);
+}
+
+/*
+ * A state without an event says what is there after changes that the kernel has merged. The exporter sends it
+ * when it has told all it knew, and somebody may have changed the name again just then: so it waits for a
+ * moment, in which an event of that name takes its place.
+ */
+static void end_doubt(struct sl_replay *p, struct item *i, bool explained)
+{
+	sl_list_del(&i->link);
+	if (explained) {
+		pthread_mutex_lock(&p->lock);
+		p->stats.skipped++;
+		p->ndoubts--;
+		pthread_mutex_unlock(&p->lock);
+	} else {
+		do_event(p, &i->e);
+		pthread_mutex_lock(&p->lock);
+		p->ndoubts--;
+		pthread_mutex_unlock(&p->lock);
+	}
+	item_free(i);
+}
+
+static void doubt(struct sl_replay *p, struct item *i)
+{
+	i->due = sl_now() + DOUBT_NS;
+	sl_list_add_tail(&p->doubts, &i->link);
+	pthread_mutex_lock(&p->lock);
+	bool full = ++p->ndoubts > DOUBTS_MAX;
+	pthread_mutex_unlock(&p->lock);
+	if (full)
+		end_doubt(p, sl_list_entry(p->doubts.next, struct item, link), false);
+}
+
+static void end_due(struct sl_replay *p)
+{
+	while (!sl_list_empty(&p->doubts)) {
+		struct item *i = sl_list_entry(p->doubts.next, struct item, link);
+		if (i->due > sl_now())
+			break;
+		end_doubt(p, i, false);
+	}
+}
+
+static bool below(const char *place, const char *dir)
+{
+	size_t n = dir ? strlen(dir) : 0;
+	return n && !strncmp(place, dir, n) && place[n] == '/';
+}
+
+static void before_event(struct sl_replay *p, const struct sl_oevent *e)
+{
+	bool dirs = e->mask & FAN_ONDIR && e->mask & (FAN_RENAME | FAN_MOVED_FROM | FAN_DELETE);
+	uint64_t names = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME;
+	if (!(e->mask & names))
+		return;
+	sl_list_for_each_safe (l, &p->doubts) {
+		struct item *i = sl_list_entry(l, struct item, link);
+		if (!strcmp(i->e.place, e->place) || (e->newplace && !strcmp(i->e.place, e->newplace)))
+			end_doubt(p, i, true);
+		else if (dirs && (below(i->e.place, e->place) || below(i->e.place, e->newplace)))
+			end_doubt(p, i, false); /* its place is about to be another */
+	}
+}
+
+/* Takes @i over. */
+static void run_item(struct sl_replay *p, struct item *i)
+{
+	if (i->dir) {
+		/* No event: names changed it, and they had theirs. */
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0, SL_UPDATE_KEEP);
+	} else if (!i->e.mask) {
+		doubt(p, i);
+		return;
+	} else {
+		before_event(p, &i->e);
+		do_event(p, &i->e);
+	}
+	item_free(i);
+}
+
+/* ---- the thread ---- */
+
+static struct item *take(struct sl_replay *p) /* lock held */
+{
+	if (sl_list_empty(&p->queue))
+		return NULL;
+	struct item *i = sl_list_entry(p->queue.next, struct item, link);
+	sl_list_del(&i->link);
+	p->nqueue--;
+	p->bytes -= i->bytes;
+	return i;
+}
+
+/* With the lock held: sleep until there is something to do. */
+static void rest(struct sl_replay *p)
+{
+	bool work = !sl_list_empty(&p->touched);
+	if (p->cfg.acts.rest || work) {
+		p->resting = false;
+		pthread_mutex_unlock(&p->lock);
+		if (p->cfg.acts.rest)
+			p->cfg.acts.rest(p->cfg.acts.arg);
+		ask_touched(p);
+		pthread_mutex_lock(&p->lock);
+	}
+	p->resting = true;
+	pthread_cond_broadcast(&p->cond);
+	if (p->stop || (!p->paused && (!sl_list_empty(&p->queue) || p->lost)))
+		return;
+	if ((p->nbusy || p->ndoubts) && !p->paused) {
+		struct timespec ts = sl_ns_to_timespec(sl_now() + (p->ndoubts ? DOUBT_NS / 4 : BUSY_NS));
+		if (pthread_cond_timedwait(&p->cond, &p->lock, &ts) == ETIMEDOUT) {
+			p->resting = false;
+			pthread_mutex_unlock(&p->lock);
+			end_due(p);
+			retry_busy(p);
+			pthread_mutex_lock(&p->lock);
+		}
+	} else {
+		pthread_cond_wait(&p->cond, &p->lock);
+	}
+}
+
+static void *replay_thread(void *arg)
+{
+	struct sl_replay *p = arg;
+	unsigned row = 0; /* of events, since the last step of a comparison */
+	pthread_mutex_lock(&p->lock);
+	while (!p->stop) {
+		bool lost = p->lost && !p->paused;
+		bool turn = p->compare && ++row % STEP_EVERY == 0;
+		struct item *i = p->paused || lost || turn ? NULL : take(p);
+		if (lost) { /* all is compared */
+			p->lost = false;
+			p->stats.comparisons++;
+			p->stats.comparing = true;
+		}
+		p->resting = false;
+		pthread_mutex_unlock(&p->lock);
+		bool more = false;
+		if (lost && compare_begin(p) < 0) {
+			usleep(10000);
+			pthread_mutex_lock(&p->lock);
+			p->lost = true;
+			pthread_mutex_unlock(&p->lock);
+		}
+		if (i) {
+			run_item(p, i);
+		} else if (p->compare && !lost && !p->paused) {
+			more = compare_step(p);
+			if (!more)
+				compare_end(p);
+		}
+		if (p->ntouched > TOUCH_MAX)
+			ask_touched(p);
+		pthread_mutex_lock(&p->lock);
+		if (!p->compare)
+			p->stats.comparing = false;
+		if (!i && !more && !lost)
+			rest(p);
+	}
+	pthread_mutex_unlock(&p->lock);
+	if (p->cfg.acts.rest)
+		p->cfg.acts.rest(p->cfg.acts.arg);
+	return NULL;
+}
+
+int sl_replay_new(const struct sl_replay_config *cfg, struct sl_replay **ret)
+{
+	struct sl_replay *p = calloc(1, sizeof(*p));
+	if (!p)
+		return -ENOMEM;
+	p->cfg = *cfg;
+	p->lost = cfg->compare;
+	sl_list_init(&p->queue);
+	sl_list_init(&p->touched);
+	sl_list_init(&p->busy);
+	sl_list_init(&p->doubts);
+	pthread_mutex_init(&p->lock, NULL);
+	pthread_condattr_t ca;
+	pthread_condattr_init(&ca);
+	pthread_condattr_setclock(&ca, CLOCK_MONOTONIC);
+	pthread_cond_init(&p->cond, &ca);
+	pthread_condattr_destroy(&ca);
+	int r = -pthread_create(&p->thread, NULL, replay_thread, p);
+	if (r < 0) {
+		pthread_mutex_destroy(&p->lock);
+		pthread_cond_destroy(&p->cond);
+		free(p);
+		return r;
+	}
+	pthread_setname_np(p->thread, "replay");
+	*ret = p;
+	return 0;
+}
+
+void sl_replay_stop(struct sl_replay *p)
+{
+	pthread_mutex_lock(&p->lock);
+	p->stop = true;
+	pthread_cond_broadcast(&p->cond);
+	pthread_mutex_unlock(&p->lock);
+	pthread_join(p->thread, NULL);
+	pthread_mutex_lock(&p->lock);
+	while (p->asked)
+		pthread_cond_wait(&p->cond, &p->lock);
+	drop_queue(p);
+	pthread_mutex_unlock(&p->lock);
+	if (p->compare)
+		compare_end(p);
+	sl_list_for_each_safe (l, &p->doubts)
+		item_free(sl_list_entry(l, struct item, link));
+	sl_list_for_each_safe (l, &p->touched)
+		touch_free(sl_list_entry(l, struct touch, link));
+	sl_list_for_each_safe (l, &p->busy)
+		busy_free(sl_list_entry(l, struct busy, link));
+	for (unsigned i = 0; i < CARRIED_MAX; i++)
+		sl_object_put(p->carried[i]);
+}
+
+void sl_replay_free(struct sl_replay *p)
+{
+	if (!p)
+		return;
+	drop_queue(p);
+	pthread_mutex_destroy(&p->lock);
+	pthread_cond_destroy(&p->cond);
+	free(p);
+}
+
+bool sl_replay_pause(struct sl_replay *p)
+{
+	struct timespec ts = sl_ns_to_timespec(sl_now() + PAUSE_NS);
+	pthread_mutex_lock(&p->lock);
+	p->paused = true;
+	pthread_cond_broadcast(&p->cond);
+	int r = 0;
+	p->resting = false;
+	while (!p->resting && r == 0)
+		r = pthread_cond_timedwait(&p->cond, &p->lock, &ts);
+	bool ok = p->resting;
+	pthread_mutex_unlock(&p->lock);
+	return ok;
+}
+
+void sl_replay_resume(struct sl_replay *p)
+{
+	pthread_mutex_lock(&p->lock);
+	p->paused = false;
+	pthread_cond_broadcast(&p->cond);
+	pthread_mutex_unlock(&p->lock);
+}
+
+void sl_replay_get_stats(struct sl_replay *p, struct sl_replay_stats *st)
+{
+	pthread_mutex_lock(&p->lock);
+	*st = p->stats;
+	st->queued = p->nqueue + p->ndoubts;
+	pthread_mutex_unlock(&p->lock);
+}

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "store/remote.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+
+#include "base/log.h"
+#include "store/internal.h"
+#include "store/walk.h"
+
+/* A second name usually is given where the first one is. Looking for that is bounded. */
+#define SIBLINGS_MAX 4096
+
+static bool is_version(struct sl_object *o, const struct sl_version *v)
+{
+	pthread_mutex_lock(&o->lock);
+	bool same = o->has_record && sl_object_is_reg(o) && sl_version_same_object(&o->rec.origin, v) &&
+		    !(o->rec.flags & (SL_LOCAL | SL_MODIFIED | SL_MOVED));
+	pthread_mutex_unlock(&o->lock);
+	return same;
+}
+
+/*
+ * The origin gave a second name to a file that had one: the index of links does not know it yet. Where its
+ * first name is in the same directory it is entered now; elsewhere the names become two objects of one
+ * content.
+ */
+static void index_sibling(struct sl_object *dir, int dirfd, const struct sl_attr *a)
+{
+	struct sl_store *s = dir->store;
+	struct sl_version v = sl_attr_version(a);
+	char key[SL_LINK_KEY_MAX];
+	struct stat st;
+	if (fstatat(s->links_fd, sl_link_key(&v, key), &st, AT_SYMLINK_NOFOLLOW) == 0)
+		return;
+	struct sl_name *names = NULL;
+	size_t n = 0;
+	if (sl_names_read(dir, &names, &n) < 0)
+		return;
+	for (size_t i = 0; i < n && n <= SIBLINGS_MAX; i++) {
+		_cleanup_object_ struct sl_object *o = NULL;
+		if (names[i].type != DT_REG || sl_object_lookup(dir, names[i].name, &o) < 0 ||
+		    !is_version(o, &v))
+			continue;
+		if (linkat(dirfd, names[i].name, s->links_fd, key, 0) < 0)
+			break;
+		pthread_mutex_lock(&o->lock);
+		o->rec.flags |= SL_LINKED;
+		if (sl_object_save(o) < 0) {
+			o->rec.flags &= (uint16_t)~SL_LINKED;
+			unlinkat(s->links_fd, key, 0);
+		}
+		pthread_mutex_unlock(&o->lock);
+		break;
+	}
+	sl_names_free(names, n);
+}
+
+int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr *a, const char *target,
+		   struct sl_object **ret)
+{
+	_cleanup_close_ int fd = sl_object_open_dir(dir);
+	bool linked = S_ISREG(a->mode) && a->nlink > 1;
+	if (fd < 0)
+		return fd;
+	if (faccessat(fd, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+		return -EEXIST;
+	if (linked)
+		index_sibling(dir, fd, a);
+	int r = sl_placeholder_make(dir, fd, name, a, target);
+	if (r == 0)
+		r = sl_object_lookup(dir, name, ret);
+	if (r < 0 || !linked)
+		return r;
+	pthread_mutex_lock(&(*ret)->lock);
+	if ((*ret)->rec.flags & SL_LINKED && (*ret)->rec.nlink != a->nlink) {
+		(*ret)->rec.nlink = a->nlink;
+		r = sl_object_save(*ret);
+	}
+	pthread_mutex_unlock(&(*ret)->lock);
+	return r;
+}
+
+int sl_remote_clear(struct sl_object *dir, void (*gone)(void *arg, struct sl_object *o), void *arg)
+{
+	struct sl_name *names = NULL;
+	size_t n = 0;
+	int r = sl_names_read(dir, &names, &n);
+	for (size_t i = 0; i < n && r == 0; i++) {
+		_cleanup_object_ struct sl_object *o = NULL;
+		r = sl_object_lookup(dir, names[i].name, &o);
+		if (r == 0 && sl_object_is_dir(o))
+			r = sl_remote_clear(o, gone, arg);
+		if (r == 0)
+			r = sl_remote_unlink(dir, names[i].name, sl_object_is_dir(o));
+		if (r == 0 && gone)
+			gone(arg, o);
+		if (r == -ENOENT)
+			r = 0;
+	}
+	sl_names_free(names, n);
+	return r;
+}
+
+static int kept(void *arg, const char *path, struct sl_object *o, int err)
+{
+	(void)arg;
+	(void)path;
+	(void)err;
+	if (!o)
+		return 0;
+	pthread_mutex_lock(&o->lock);
+	unsigned flags = o->rec.flags;
+	pthread_mutex_unlock(&o->lock);
+	return flags & (SL_LOCAL | SL_MODIFIED | SL_WRITTEN | SL_MOVED) ? -EEXIST : 0;
+}
+
+bool sl_remote_kept(struct sl_object *o)
+{
+	return sl_walk(o, kept, NULL) == -EEXIST;
+}
+
+static bool has_names(struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool full = o->rec.state == SL_FULL;
+	pthread_mutex_unlock(&o->lock);
+	return full;
+}
+
+static bool own_place(struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool other = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged;
+	pthread_mutex_unlock(&o->lock);
+	return !other;
+}
+
+int sl_remote_find(struct sl_store *s, const char *place, struct sl_object **ret)
+{
+	struct sl_object *o = sl_object_ref(s->root);
+	int r = 0;
+	while (*place && r == 0) {
+		size_t n = strcspn(place, "/");
+		char name[256];
+		struct sl_object *next = NULL;
+		if (n == 0 || n > 255 || !sl_object_is_dir(o)) {
+			r = -ENOENT;
+		} else if (!has_names(o)) {
+			r = -ENODATA;
+		} else {
+			memcpy(name, place, n);
+			name[n] = '\0';
+			r = sl_object_lookup(o, name, &next);
+			if (r == 0 && !own_place(next))
+				r = -ENOENT;
+		}
+		sl_object_put(o);
+		o = next;
+		place += n + (place[n] == '/');
+	}
+	if (r < 0)
+		sl_object_put(o);
+	else
+		*ret = o;
+	return r;
+}
+
+int sl_remote_staging(struct sl_store *s, struct sl_object **ret)
+{
+	int r = sl_remove_tree(s->base_fd, SL_STAGING);
+	if (r < 0 && r != -ENOENT)
+		sl_warn("what an earlier service left in %s: %s", SL_STAGING, strerror(-r));
+	if (mkdirat(s->base_fd, SL_STAGING, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	int fd = openat(s->base_fd, SL_STAGING, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : sl_object_new_pinned(s, fd, ret);
+}

@@ -32,6 +32,7 @@
 #define RELIEF_FROM (16u << 10)
 /* How long an event that wants to be seen with the next one is kept back at most. */
 #define MORE_NS	       (5 * SL_NS_PER_MS)
+#define MORE_ROOM      4096u /* in a chunk, for what comes after it */
 #define COMPLAIN_NS    (60 * SL_NS_PER_SEC)
 #define AFTER_ERROR_MS 1000
 
@@ -118,13 +119,14 @@ static void pause_for(struct sl_backend *b, int ms)
 	poll(&(struct pollfd){.fd = b->stop_fd, .events = POLLIN}, 1, ms);
 }
 
-/* Append what the kernel has to @c. Returns how many bytes, -EAGAIN if there is nothing, -errno. */
-static ssize_t read_some(struct sl_backend *b, struct chunk *c)
+/* Append what the kernel has to @c, up to @max in all. Returns how many bytes, -EAGAIN if there is nothing,
+ * -errno. */
+static ssize_t read_some(struct sl_backend *b, struct chunk *c, size_t max)
 {
 	pthread_mutex_lock(&b->read_lock);
 	ssize_t n;
 	do
-		n = read(b->src->fd, c->data + c->len, sizeof(c->data) - c->len);
+		n = read(b->src->fd, c->data + c->len, max - c->len);
 	while (n < 0 && errno == EINTR);
 	if (n <= 0) {
 		n = n < 0 ? -errno : -EAGAIN;
@@ -142,10 +144,11 @@ static ssize_t read_some(struct sl_backend *b, struct chunk *c)
 static int fill(struct sl_backend *b, struct chunk *c, bool *drained)
 {
 	const struct sl_source_ops *ops = b->src->ops;
+	size_t max = sizeof(c->data) - MORE_ROOM;
 	c->len = 0;
 	c->units = 0;
-	ssize_t n = read_some(b, c);
-	*drained = n == -EAGAIN;
+	ssize_t n = read_some(b, c, max);
+	*drained = n == -EAGAIN || (n > 0 && max - c->len >= ops->room);
 	if (n == -EAGAIN)
 		return -EAGAIN;
 	uint64_t now = c->when = sl_now(), end = now + MORE_NS;
@@ -154,12 +157,13 @@ static int fill(struct sl_backend *b, struct chunk *c, bool *drained)
 		pause_for(b, AFTER_ERROR_MS);
 		return 0;
 	}
-	while (sizeof(c->data) - c->len >= ops->room && now < end && ops->more(c->data, c->len)) {
-		if (!wait_readable(b, (int)SL_DIV_UP(end - now, SL_NS_PER_MS)) || read_some(b, c) < 0)
+	max = sizeof(c->data);
+	while (max - c->len >= ops->room && now < end && ops->more(c->data, c->len)) {
+		if (!wait_readable(b, (int)SL_DIV_UP(end - now, SL_NS_PER_MS)) || read_some(b, c, max) < 0)
 			break;
+		*drained = max - c->len >= ops->room;
 		now = sl_now();
 	}
-	*drained = sizeof(c->data) - c->len >= ops->room;
 	return 0;
 }
 

@@ -212,7 +212,8 @@ static void test_renames(void **state)
 	assert_int_equal(f->kind == SL_BACKEND_FANOTIFY ? 0 : halves % 2, 0);
 	if (f->kind == SL_BACKEND_INOTIFY)
 		assert_int_equal(whole + halves / 2, 6000);
-	assert_true(halves <= whole);
+	print_message("# %u renames in halves\n", halves / 2);
+	assert_true(halves < whole / 10);
 }
 
 static size_t put_half(char *buf, uint32_t mask, uint32_t cookie)

@@ -278,11 +278,17 @@ static void latency(struct reader *r, unsigned n)
 	free(v);
 }
 
+static size_t memory(void)
+{
+	struct mallinfo2 m = mallinfo2();
+	return m.uordblks + m.hblkhd;
+}
+
 /* Directories d0/0 …: 1000 in each. */
 static void marks(struct reader *r, double open_s, unsigned n)
 {
 	char name[64];
-	size_t before = mallinfo2().uordblks;
+	size_t before = memory();
 	uint64_t t = sl_now();
 	for (unsigned i = 0; i < n; i++) {
 		snprintf(name, sizeof(name), "d%u/%u", i / 1000, i % 1000);
@@ -296,8 +302,7 @@ static void marks(struct reader *r, double open_s, unsigned n)
 			errx(1, "%s: %s", name, strerror(-e));
 		close(fd);
 	}
-	printf("%.6f %.6f %.1f\n", open_s, (double)(sl_now() - t) / 1e9,
-	       (double)(mallinfo2().uordblks - before) / n);
+	printf("%.6f %.6f %.1f\n", open_s, (double)(sl_now() - t) / 1e9, (double)(memory() - before) / n);
 }
 
 int main(int argc, char **argv)

@@ -26,7 +26,7 @@
 #include "base/why.h"
 #include "notify/internal.h"
 
-/* What waits for the callback at most, in bytes as the kernel gives them: some 700,000 changes. */
+/* What waits for the callback takes so much memory at most: some 500,000 changes. */
 #define QUEUE_MAX (64u << 20)
 /* A read of more than this wakes relief: some 180 events. */
 #define RELIEF_FROM (16u << 10)
@@ -58,7 +58,7 @@ struct sl_backend {
 	pthread_mutex_t lock; /* protects all below */
 	pthread_cond_t main_cond, relief_cond, room_cond, settle_cond;
 	struct sl_list queue; /* of chunks, in order */
-	size_t queued;	      /* bytes in it */
+	size_t queued;	      /* bytes of memory in it, at least half of them used */
 	struct chunk *spare;
 	bool stop;
 	bool relieved;	/* relief has the reading, else main */
@@ -167,6 +167,18 @@ static int fill(struct sl_backend *b, struct chunk *c, bool *drained)
 	return 0;
 }
 
+/* Many small reads do not take many chunks: append @c to the last one that waits, if it has room. */
+static bool join(struct sl_backend *b, const struct chunk *c)
+{
+	struct chunk *last = sl_list_entry(b->queue.prev, struct chunk, link);
+	if (sl_list_empty(&b->queue) || !last->len || !c->len || c->len > sizeof(last->data) - last->len)
+		return false;
+	memcpy(last->data + last->len, c->data, c->len);
+	last->len += c->len;
+	last->units += c->units;
+	return true;
+}
+
 /* Read what there is into the queue. */
 static void take(struct sl_backend *b)
 {
@@ -179,14 +191,14 @@ static void take(struct sl_backend *b)
 	int r = fill(b, c, &drained);
 	pthread_mutex_lock(&b->lock);
 	b->drained = drained;
-	if (r == 0) {
-		b->queued += c->len;
+	if (r == 0 && !join(b, c)) {
+		b->queued += sizeof(*c);
 		sl_list_add_tail(&b->queue, &c->link);
-	} else if (!b->spare) {
-		b->spare = c;
-	} else {
-		free(c);
+		c = NULL;
 	}
+	if (c && !b->spare)
+		b->spare = sl_steal_ptr(&c);
+	free(c);
 	pthread_cond_signal(&b->main_cond);
 	pthread_mutex_unlock(&b->lock);
 }
@@ -198,7 +210,7 @@ static struct chunk *pop(struct sl_backend *b)
 		return NULL;
 	struct chunk *c = sl_list_entry(b->queue.next, struct chunk, link);
 	sl_list_del(&c->link);
-	b->queued -= c->len;
+	b->queued -= sizeof(*c);
 	pthread_cond_signal(&b->room_cond);
 	return c;
 }
@@ -455,6 +467,8 @@ void sl_backend_get_stats(struct sl_backend *b, struct sl_backend_stats *st)
 {
 	pthread_mutex_lock(&b->lock);
 	*st = b->stats;
+	sl_list_for_each (it, &b->queue)
+		st->waiting += sl_list_entry(it, struct chunk, link)->len;
 	pthread_mutex_unlock(&b->lock);
 	st->marks = atomic_load(&b->src->marks);
 }

@@ -62,6 +62,9 @@ int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		  const char *newname, bool exchange);
 int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
 		  const struct sl_ostate *s, uint64_t mask);
+/** The whole content of @o, a small file, as it is at the origin now: see sl_fill_replace(). -EFBIG, or what
+ * went wrong. */
+int replay_refresh(struct sl_replay *p, struct sl_object *o, const struct sl_attr *a);
 /** The same object of the origin? What has no record cannot tell, and is by its type. */
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */

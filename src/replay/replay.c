@@ -322,16 +322,21 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	bool written = mask & (FAN_MODIFY | FAN_CLOSE_WRITE);
 	unsigned how = !written ? SL_UPDATE_KEEP : is_carried(p, o) ? SL_UPDATE_CONTENT : 0;
 	struct sl_version v = sl_attr_version(&s->attr), had;
+	const struct sl_ostate nothing = {0};
 	pthread_mutex_lock(&o->lock);
 	had = o->rec.origin;
 	pthread_mutex_unlock(&o->lock);
 	int r = a->update(a->arg, dir, name, o, s, mask, how);
 	if (r == -EBUSY && dir) {
-		put_off(p, dir, name, o);
-		r = 0;
-		s = &(struct sl_ostate){0};
-		if (mask)
-			r = a->update(a->arg, dir, name, o, s, mask, 0);
+		/* Its readers do not ask us: they must find all of the new content, or go on with the old. */
+		r = replay_refresh(p, o, &s->attr);
+		if (r == 0) {
+			r = a->update(a->arg, dir, name, o, &nothing, mask, 0);
+		} else if (r != -EEXIST) {
+			put_off(p, dir, name, o);
+			r = a->update(a->arg, dir, name, o, &nothing, mask, 0);
+		}
+		return acted(p, r, dir, name);
 	}
 	if (r == 0 && s->known && sl_object_is_reg(o)) {
 		if (!written && !sl_time_eq(had.ctime, v.ctime))

@@ -71,16 +71,18 @@ struct sl_object {
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
 	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
 				  present one */
+	bool follows;	       /* the origin changes it while it is in use: not to be read past us */
 	unsigned open_cached, open_passthrough;
 	int backing_id;
 	bool check_modified; /* opened for writing past us: compare at the last close */
 	struct timespec was_mtime, was_ctime;
 
 	/* the native gate's */
-	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still */
+	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still
+			 */
 	_Atomic uint64_t allowed; /* sl_now() when a reader was last let through to what is here */
 	_Atomic uint64_t quiet;	  /* not before that time are bytes of an earlier version overwritten */
-	bool recent;	/* gate lock */
+	bool recent;		  /* gate lock */
 	_Atomic unsigned landing; /* bytes of the origin are being written to it */
 	uint64_t opened;	  /* io lock: sl_now() when somebody was last let through to open it */
 

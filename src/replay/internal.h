@@ -51,9 +51,11 @@ void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n);
 void replay_touch(struct sl_replay *p, struct sl_object *dir);
 /**
  * Make @name of the populated directory @dir what @s says, with the events that takes. Returns 1; 0 if it
- * was so; -errno.
+ * was so; -errno. @doubted: events have told of it already, as far as they could; that a link to it came or
+ * went they do not tell.
  */
-int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s);
+int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
+		  bool doubted);
 /** The acts, with what goes with each: directories touched, conflicts noted. */
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  bool moved);

@@ -14,18 +14,19 @@
 struct options {
 	const char *unix_path, *listen;
 	bool stdio, insecure, json;
-	unsigned threads;
+	unsigned threads, grace;
 	const char *tree;
 };
 
 static int parse(const struct sl_command *cmd, int argc, char **argv, struct options *o)
 {
-	enum { OPT_UNIX = 256, OPT_STDIO, OPT_LISTEN, OPT_INSECURE, OPT_THREADS, OPT_JSON };
+	enum { OPT_UNIX = 256, OPT_STDIO, OPT_LISTEN, OPT_INSECURE, OPT_THREADS, OPT_GRACE, OPT_JSON };
 	static const struct option longs[] = {{"unix", required_argument, NULL, OPT_UNIX},
 					      {"stdio", no_argument, NULL, OPT_STDIO},
 					      {"listen", required_argument, NULL, OPT_LISTEN},
 					      {"insecure-plain", no_argument, NULL, OPT_INSECURE},
 					      {"threads", required_argument, NULL, OPT_THREADS},
+					      {"grace", required_argument, NULL, OPT_GRACE},
 					      {"json", no_argument, NULL, OPT_JSON},
 					      {"help", no_argument, NULL, 'h'},
 					      {0}};
@@ -49,6 +50,11 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 			if (*end || end == optarg || *optarg == '-' || o->threads < 1 || o->threads > 64)
 				return sl_cli_usage(cmd, "--threads %s: expected a number from 1 to 64",
 						    optarg);
+			break;
+		case OPT_GRACE:
+			o->grace = (unsigned)strtoul(optarg, &end, 10);
+			if (*end || end == optarg || *optarg == '-' || o->grace > 86400)
+				return sl_cli_usage(cmd, "--grace %s: expected seconds, 0 to 86400", optarg);
 			break;
 		case OPT_JSON:
 			o->json = true;
@@ -168,7 +174,7 @@ static int serve(const struct options *o, struct sl_export *e, struct sl_listene
 
 static int run(const struct sl_command *cmd, int argc, char **argv)
 {
-	struct options o = {0};
+	struct options o = {.grace = 300};
 	int r = parse(cmd, argc, argv, &o);
 	if (r != 0)
 		return r < 0 ? sl_cli_help(cmd) : r;
@@ -180,7 +186,8 @@ static int run(const struct sl_command *cmd, int argc, char **argv)
 	if (stop_fd < 0)
 		return sl_cli_fail("signals: %s", strerror(-stop_fd));
 	(void)sl_raise_nofile();
-	const struct sl_export_config cfg = {.threads = o.threads};
+	/* A command at the end of a pipe ends with it: the next one knows nothing of this one. */
+	const struct sl_export_config cfg = {.threads = o.threads, .grace = o.stdio ? 0 : o.grace};
 	r = sl_export_open(o.tree, &cfg, &e, &why);
 	if (r == 0)
 		r = sl_listener_new(e, 0, &l);
@@ -211,6 +218,9 @@ const struct sl_command sl_cmd_serve = {
 	"\n"
 	"Options:\n"
 	"  --threads N          threads per connection, 1 to 64 (default 4)\n"
+	"  --grace SECONDS      how long a clone whose connection broke can go on where it was, without "
+	"comparing\n"
+	"                       its tree (default 300; not with --stdio)\n"
 	"  --json               print {\"ready\":true,\"listen\":…,\"tree\":…} when ready\n"
 	"  -h, --help           print this\n"
 	"\n"

@@ -9,6 +9,7 @@
 #include "serve/files.h"
 #include "serve/nodes.h"
 #include "serve/serve.h"
+#include "serve/sessions.h"
 #include "wire/server.h"
 
 struct sl_export {
@@ -16,6 +17,7 @@ struct sl_export {
 	struct sl_tree *tree;
 	struct sl_files *files;
 	struct sl_events *events;
+	struct sl_sessions *sessions;
 	unsigned max_open_dirs;
 	atomic_uint open_dirs; /* of all connections */
 };
@@ -26,6 +28,8 @@ struct sl_conn {
 	struct sl_session *session;
 	struct sl_nodes *nodes; /* the session's */
 	struct sl_dirs *dirs;
+	uint64_t seq;		/* of the first notification that is sent */
+	atomic_bool destroyed;	/* the client said that it does not come back */
 	_Atomic uint64_t flags; /* INIT flags, set before the first request */
 
 	pthread_mutex_t buf_lock; /* protects bufs and nbufs */

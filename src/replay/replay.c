@@ -648,6 +648,10 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 		return t;
 	bool there = target && !replay_foreign(newdir, newname, target) && child_known(e) &&
 		     is_child(target, e) && (!o || target != o);
+	/* Nobody says what was renamed; but both names are what they are at the origin already. */
+	if (from == 0 && target && !child_known(e) && e->state.present && e->newstate.present &&
+	    o->has_record && target->has_record && is_state(o, &e->state) && is_state(target, &e->newstate))
+		return 0;
 	if (from < 0 || !is_child(o, e)) {
 		/* What was renamed is not here, or the first half of an exchange brought it there. */
 		return there ? 0 : made(p, e, newdir, newname, &e->newstate, true);
@@ -726,8 +730,13 @@ static int apply(struct sl_replay *p, const struct sl_oevent *e)
 static void do_event(struct sl_replay *p, const struct sl_oevent *e)
 {
 	int r = apply(p, e);
-	if (r < 0)
-		sl_debug("event %llu at '%s': %s", (unsigned long long)e->seq, e->place, strerror(-r));
+	sl_debug("event %llu, %llx, '%s'%s%s, child %llu.%llx, state %d%d %llu.%llx, new %d%d %llu.%llx: %d",
+		 (unsigned long long)e->seq, (unsigned long long)e->mask, e->place, e->newplace ? " to " : "",
+		 e->newplace ? e->newplace : "", (unsigned long long)e->child_ino,
+		 (unsigned long long)e->child_generation, e->state.known, e->state.present,
+		 (unsigned long long)e->state.attr.ino, (unsigned long long)e->state.attr.generation,
+		 e->newstate.known, e->newstate.present, (unsigned long long)e->newstate.attr.ino,
+		 (unsigned long long)e->newstate.attr.generation, r);
 	pthread_mutex_lock(&p->lock);
 	p->stats.seq = SL_MAX(p->stats.seq, e->seq);
 	if (r > 0)

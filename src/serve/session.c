@@ -246,7 +246,7 @@ static int append(struct sl_session *s, struct sl_fsnotify_msg *m)
 	m->seq = s->seq++;
 	*ev = (struct event){.seq = m->seq, .len = h.len};
 	for (unsigned i = 0; i < m->nparts; i++)
-		if (m->part[i].has_state && m->part[i].entry.nodeid != FUSE_ROOT_ID)
+		if (m->part[i].has_state && m->part[i].namelen)
 			ev->nodes[i] = m->part[i].entry.nodeid;
 	memcpy(ev->bytes, &h, sizeof(h));
 	sl_fsnotify_build(m, ev->bytes + sizeof(h));
@@ -299,7 +299,7 @@ void sl_session_push(struct sl_session *s, struct sl_fsnotify_msg *m)
 	if (full || append(s, m) < 0) {
 		struct sl_evid was;
 		for (unsigned i = 0; i < m->nparts; i++)
-			if (m->part[i].has_state && m->part[i].entry.nodeid)
+			if (m->part[i].has_state && m->part[i].namelen)
 				(void)sl_nodes_forget(s->nodes, m->part[i].entry.nodeid, 1, &was);
 		overflow(s);
 		full = true;

@@ -644,7 +644,7 @@ static int update_dir(struct sl_object *o, int fd, const struct sl_attr *at, uin
 		r = sl_object_save(o);
 	}
 	pthread_mutex_unlock(&o->lock);
-	if (r == 0 && mask & FAN_ATTRIB) {
+	if (r == 0 && mask & FAN_ATTRIB && !(*raised & FAN_ATTRIB)) {
 		r = utimensat(fd, "", ts, AT_EMPTY_PATH) < 0 ? -errno : 0;
 		*raised |= FAN_ATTRIB;
 	}

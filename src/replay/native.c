@@ -38,11 +38,13 @@ static bool content_changed(struct sl_native_acts *a, struct sl_object *o)
 	if (!sl_object_is_reg(o))
 		return false;
 	/* What is written down of the file says most; and the gate the rest, once it has heard of it. */
-	if (sl_fan_settle(a->cfg.fan) < 0 || sl_object_attr(o, &at) < 0)
+	if (sl_fan_settle(a->cfg.fan) < 0)
 		return true;
+	/* Under the lock: a fill may just be giving it another version. */
 	pthread_mutex_lock(&o->lock);
 	bool known = o->rec.flags & (SL_MODIFIED | SL_WRITTEN);
-	bool looks = at.size != o->rec.origin.size || !sl_time_eq(at.mtime, o->rec.origin.mtime);
+	bool looks = sl_object_attr(o, &at) < 0 || at.size != o->rec.origin.size ||
+		     !sl_time_eq(at.mtime, o->rec.origin.mtime);
 	pthread_mutex_unlock(&o->lock);
 	if (looks && !known)
 		sl_fill_written(a->cfg.fill, o);

@@ -120,7 +120,13 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	*ret = o;
 	if (o->damaged)
 		return -EIO;
+	/* Its size under the lock: it may just be given another version. */
 	pthread_mutex_lock(&o->lock);
+	if (fstat(fd, &st) < 0) {
+		r = -errno;
+		pthread_mutex_unlock(&o->lock);
+		return r;
+	}
 	bool cut = !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && (uint64_t)st.st_size < o->map.size;
 	bool evicting = o->evicting;
 	bool full = sl_chunkmap_full(&o->map) && !evicting && !cut;

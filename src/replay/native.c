@@ -108,9 +108,10 @@ static bool is_at(int dirfd, const char *name, const struct sl_handle *h)
 
 /* ---- where nobody sees it ---- */
 
-static const char *staged(struct sl_native_acts *a, char name[32])
+/* "in-N" comes into the tree, "out-N" has left it. */
+static const char *staged(struct sl_native_acts *a, const char *kind, char name[32])
 {
-	snprintf(name, 32, "%llu", (unsigned long long)a->next++);
+	snprintf(name, 32, "%s-%llu", kind, (unsigned long long)a->next++);
 	return name;
 }
 
@@ -147,13 +148,13 @@ static void discard(struct sl_native_acts *a, const char *name)
 static int purge_one(struct sl_native_acts *a, const char *name)
 {
 	_cleanup_object_ struct sl_object *o = NULL;
-	if (staged_object(a, name, &o) == 0 && kept(a, o) < 0) {
+	if (!strncmp(name, "out-", 4) && staged_object(a, name, &o) == 0 && kept(a, o) < 0) {
 		_cleanup_free_ char *path = sl_object_path(o);
 		sl_err("'%s' was moved away at the origin, and holds something that was changed here: it is "
 		       "in the "
 		       "store, as staging/%s",
 		       path, name);
-		unsigned long long n = strtoull(name, NULL, 10);
+		unsigned long long n = strtoull(name + 4, NULL, 10);
 		a->next = SL_MAX(a->next, n + 1);
 		return 0;
 	}
@@ -261,7 +262,7 @@ static int move_out(struct sl_native_acts *a, struct sl_object *dir, int dirfd, 
 		    struct sl_object *o)
 {
 	char tmp[32];
-	if (renameat2(dirfd, name, a->stage, staged(a, tmp), RENAME_NOREPLACE) < 0)
+	if (renameat2(dirfd, name, a->stage, staged(a, "out", tmp), RENAME_NOREPLACE) < 0)
 		return -errno;
 	/* Somebody may have changed something in it at the last moment. */
 	if (kept(a, o) < 0)
@@ -397,7 +398,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 		return make_file(a, dir, dirfd, name, at);
 	if (S_ISDIR(at->mode) && !moved)
 		return make_dir(a, dir, dirfd, name, at);
-	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, tmp));
+	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, "in", tmp));
 	if (r == 0)
 		r = complete(a, tmp, at, moved);
 	if (r == 0)

@@ -14,7 +14,7 @@
 struct options {
 	const char *unix_path, *listen;
 	bool stdio, insecure, json, rw, owners;
-	unsigned threads;
+	unsigned threads, grace;
 	const char *tree;
 };
 
@@ -26,6 +26,7 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 		OPT_LISTEN,
 		OPT_INSECURE,
 		OPT_THREADS,
+		OPT_GRACE,
 		OPT_JSON,
 		OPT_RW,
 		OPT_OWNERS
@@ -35,6 +36,7 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 					      {"listen", required_argument, NULL, OPT_LISTEN},
 					      {"insecure-plain", no_argument, NULL, OPT_INSECURE},
 					      {"threads", required_argument, NULL, OPT_THREADS},
+					      {"grace", required_argument, NULL, OPT_GRACE},
 					      {"json", no_argument, NULL, OPT_JSON},
 					      {"rw", no_argument, NULL, OPT_RW},
 					      {"owners", no_argument, NULL, OPT_OWNERS},
@@ -60,6 +62,11 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 			if (*end || end == optarg || *optarg == '-' || o->threads < 1 || o->threads > 64)
 				return sl_cli_usage(cmd, "--threads %s: expected a number from 1 to 64",
 						    optarg);
+			break;
+		case OPT_GRACE:
+			o->grace = (unsigned)strtoul(optarg, &end, 10);
+			if (*end || end == optarg || *optarg == '-' || o->grace > 86400)
+				return sl_cli_usage(cmd, "--grace %s: expected seconds, 0 to 86400", optarg);
 			break;
 		case OPT_JSON:
 			o->json = true;
@@ -189,7 +196,7 @@ static int serve(const struct options *o, struct sl_export *e, struct sl_listene
 
 static int run(const struct sl_command *cmd, int argc, char **argv)
 {
-	struct options o = {0};
+	struct options o = {.grace = 300};
 	int r = parse(cmd, argc, argv, &o);
 	if (r != 0)
 		return r < 0 ? sl_cli_help(cmd) : r;
@@ -201,7 +208,9 @@ static int run(const struct sl_command *cmd, int argc, char **argv)
 	if (stop_fd < 0)
 		return sl_cli_fail("signals: %s", strerror(-stop_fd));
 	(void)sl_raise_nofile();
-	const struct sl_export_config cfg = {.threads = o.threads, .writable = o.rw, .owners = o.owners};
+	/* A command at the end of a pipe ends with it: the next one knows nothing of this one. */
+	const struct sl_export_config cfg = {
+	    .threads = o.threads, .grace = o.stdio ? 0 : o.grace, .writable = o.rw, .owners = o.owners};
 	if (o.rw) {
 		umask(0);
 		signal(SIGXFSZ, SIG_IGN); /* a write beyond the limit is an error */
@@ -241,6 +250,9 @@ const struct sl_command sl_cmd_serve = {
 	"the\n"
 	"                       default: to the user that runs this)\n"
 	"  --threads N          threads per connection, 1 to 64 (default 4)\n"
+	"  --grace SECONDS      how long a clone whose connection broke can go on where it was, without "
+	"comparing\n"
+	"                       its tree (default 300; not with --stdio)\n"
 	"  --json               print {\"ready\":true,\"listen\":…,\"tree\":…} when ready\n"
 	"  -h, --help           print this\n"
 	"\n"

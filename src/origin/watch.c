@@ -164,7 +164,7 @@ static int state_of(const struct sl_fsnotify_part *p, bool hint, struct sl_ostat
 /* With the lock held: @name in @dir is what the state of @p says, if it says anything. */
 static void remember(struct export *e, struct sl_pname *dir, const struct sl_fsnotify_part *p)
 {
-	if (!p->has_state || p->entry.nodeid == FUSE_ROOT_ID)
+	if (!p->has_state || !p->namelen)
 		return;
 	struct sl_pname *n = dir ? sl_places_child(&e->places, dir, p->name, p->namelen) : NULL;
 	if (p->entry.nodeid && dir && p->namelen)

@@ -167,7 +167,7 @@ static void handle(struct sl_req *rq, void *arg)
 	if (c->hooks && c->hooks->take && c->hooks->take(c->hooks->arg, rq))
 		return;
 	if (changes(rq->m.h.opcode))
-		sl_session_own_thread(c->session, (uint32_t)gettid());
+		(void)sl_session_own_thread(c->session, (uint32_t)gettid(), c);
 	switch (rq->m.h.opcode) {
 	case FUSE_LOOKUP:
 		sl_op_lookup(c, rq);
@@ -223,6 +223,7 @@ static void handle(struct sl_req *rq, void *arg)
 		sl_op_sync(c, rq);
 		break;
 	case FUSE_DESTROY:
+		c->destroyed = true;
 		sl_reply_err(rq, 0);
 		break;
 	case FUSE_SETATTR:
@@ -255,15 +256,24 @@ static void init(void *arg, const struct sl_server_agreed *agreed)
 {
 	struct sl_conn *c = arg;
 	c->flags = agreed->flags;
-	if (!c->hooks)
-		sl_session_want_states(c->session, agreed->flags & SL_FUSE_EVENT_STATE);
+}
+
+static void resume(void *arg, uint64_t flags, const struct fuse_init_in *in, struct fuse_init_out *out)
+{
+	struct sl_conn *c = arg;
+	if (!(flags & FUSE_FSNOTIFY_SUPPORT))
+		return;
+	c->seq = sl_sessions_begin(c->e->sessions, &c->session, c->t, flags, in, out);
+	c->nodes = sl_session_nodes(c->session);
+	sl_session_want_states(c->session, flags & SL_FUSE_EVENT_STATE);
 }
 
 static void started(void *arg)
 {
 	struct sl_conn *c = arg;
+	/* Not before INIT was answered: it comes first. */
 	if (c->flags & FUSE_FSNOTIFY_SUPPORT)
-		sl_session_attach(c->session, c->t, 1, false);
+		sl_session_attach(c->session, c->t, c->seq, c->e->cfg.grace > 0);
 }
 
 static int conn_init(struct sl_conn *c, struct sl_export *e, struct sl_transport *t)
@@ -295,8 +305,11 @@ static void conn_fini(struct sl_conn *c)
 	sl_dirs_free(c->dirs);
 	if (c->session) {
 		sl_session_detach(c->session, c->t);
-		sl_events_leave(c->e->events, c->session);
-		sl_session_unref(c->session);
+		/* Its threads have ended; what they changed has to be known as theirs when it is heard of. */
+		if (sl_session_owns_any(c->session, c))
+			sl_events_settle(c->e->events);
+		sl_session_disown(c->session, c);
+		sl_sessions_end(c->e->sessions, c->session, c->t, c->destroyed);
 	}
 	while (c->nbufs)
 		free(c->bufs[--c->nbufs]);
@@ -328,6 +341,7 @@ int sl_serve_mount(struct sl_export *e, struct sl_transport *t, const struct sl_
 					     .max_data = e->cfg.max_data,
 					     .max_background = 64,
 					     .init = init,
+					     .resume = resume,
 					     .started = started,
 					     .handle = handle,
 					     .arg = &c};

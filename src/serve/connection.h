@@ -10,6 +10,7 @@
 #include "serve/nodes.h"
 #include "serve/opens.h"
 #include "serve/serve.h"
+#include "serve/sessions.h"
 #include "wire/server.h"
 
 struct sl_export {
@@ -17,6 +18,7 @@ struct sl_export {
 	struct sl_tree *tree;
 	struct sl_files *files;
 	struct sl_events *events;
+	struct sl_sessions *sessions;
 	unsigned max_open_dirs, max_open_files;
 	atomic_uint open_dirs, open_files; /* of all connections */
 };
@@ -29,6 +31,8 @@ struct sl_conn {
 	struct sl_nodes *nodes; /* the session's */
 	struct sl_dirs *dirs;
 	struct sl_opens *opens; /* NULL where the export is read-only */
+	uint64_t seq;		/* of the first notification that is sent */
+	atomic_bool destroyed;	/* the client said that it does not come back */
 	_Atomic uint64_t flags; /* INIT flags, set before the first request */
 
 	pthread_mutex_t buf_lock; /* protects bufs and nbufs */

@@ -120,7 +120,7 @@ static void fill_part(struct sl_events *ev, struct sl_session *s, struct sl_fsno
 		p->has_state = true;
 		return;
 	}
-	uint64_t id = FUSE_ROOT_ID;
+	uint64_t id = dir->id; /* itself: that is no lookup */
 	if (name && sl_nodes_lookup(sl_session_nodes(s), dir->id, name, &st->found, &id) < 0)
 		return;
 	p->has_state = true;
@@ -176,47 +176,48 @@ static void tell_ignored(struct telling *t, const struct sl_noderef *node)
 
 /* ---- one change, for one session ---- */
 
+/* Whether the object of the node @id cannot be found any more. */
+static bool gone_from_tree(struct telling *t, uint64_t id)
+{
+	_cleanup_place_ struct sl_place p;
+	struct sl_found o;
+	if (sl_nodes_place(sl_session_nodes(t->s), id, &p) < 0)
+		return true;
+	return sl_tree_stat(t->ev->tree, &p, false, &o) == -ESTALE;
+}
+
 static void tell_rename(struct telling *t)
 {
 	const struct sl_change *c = t->c;
 	struct sl_nodes *nodes = sl_session_nodes(t->s);
 	uint64_t from = t->dir.mask, to = t->newdir.mask;
 	bool hears = !(c->mask & FAN_ONDIR) || ((from | to) & FAN_ONDIR);
+	struct sl_noderef there = {0};
+	if ((c->mask & FAN_ONDIR) && t->newdir.id)
+		(void)sl_nodes_dir_at(nodes, t->newdir.id, c->newname, &there);
 	if (t->child.id)
 		sl_nodes_moved(nodes, t->child.id, t->dir.id, c->name, t->newdir.id, c->newname);
-	if (!hears)
-		return;
-	if (from & to & FAN_RENAME) {
+	if (hears && (from & to & FAN_RENAME)) {
 		tell(t, FAN_RENAME, false, 0);
-		return;
+	} else if (hears) {
+		uint32_t cookie = (from & FAN_MOVED_FROM) && (to & FAN_MOVED_TO) ? ++t->ev->cookie : 0;
+		if (from & (FAN_MOVED_FROM | FAN_RENAME))
+			tell(t, FAN_MOVED_FROM, false, cookie);
+		if (to & (FAN_MOVED_TO | FAN_RENAME))
+			tell(t, FAN_MOVED_TO, true, cookie);
 	}
-	uint32_t cookie = (from & FAN_MOVED_FROM) && (to & FAN_MOVED_TO) ? ++t->ev->cookie : 0;
-	if (from & (FAN_MOVED_FROM | FAN_RENAME))
-		tell(t, FAN_MOVED_FROM, false, cookie);
-	if (to & (FAN_MOVED_TO | FAN_RENAME))
-		tell(t, FAN_MOVED_TO, true, cookie);
-}
-
-static void tell_self(struct telling *t)
-{
-	const struct sl_change *c = t->c;
-	uint64_t use = c->mask & t->dir.mask & USE;
-	bool root = t->dir.id == FUSE_ROOT_ID;
-	if (use && root && (t->dir.mask & FAN_ONDIR))
-		tell(t, use, false, 0);
-	/* That a marked directory moves is told by the directories that it moves between. One whose parent
-	 * is not marked cannot be followed. */
-	if ((c->mask & FAN_DELETE_SELF) || ((c->mask & FAN_MOVE_SELF) && !root &&
-					    !sl_nodes_parent_marked(sl_session_nodes(t->s), t->dir.id)))
-		tell_ignored(t, &t->dir);
+	/* A directory that was there is gone, unless it has only changed places with this one. */
+	if (there.id && there.id != t->child.id && there.mask && gone_from_tree(t, there.id))
+		tell_ignored(t, &there);
 }
 
 static void tell_name(struct telling *t)
 {
 	const struct sl_change *c = t->c;
+	struct sl_nodes *nodes = sl_session_nodes(t->s);
 	uint64_t hears = t->dir.mask, gone = c->mask & GONE, come = c->mask & COME, use = c->mask & USE;
 	if ((gone & FAN_MOVED_FROM) && t->child.id)
-		sl_nodes_moved(sl_session_nodes(t->s), t->child.id, t->dir.id, c->name, 0, NULL);
+		sl_nodes_moved(nodes, t->child.id, t->dir.id, c->name, 0, NULL);
 	if ((c->mask & FAN_ONDIR) && !(hears & FAN_ONDIR))
 		hears = 0;
 	gone &= hears;
@@ -225,9 +226,8 @@ static void tell_name(struct telling *t)
 	/* Changes that were merged: what is there now says which was the last. */
 	bool there = false;
 	if (gone && (come || use)) {
-		const struct sl_state *st =
-		    sl_states_get(t->ev->states, sl_session_nodes(t->s), t->dir.id, &c->dir, c->name);
-		there = st && st->known && st->present && explained(st, true, c->child.generation);
+		const struct sl_state *st = sl_states_get(t->ev->states, nodes, t->dir.id, &c->dir, c->name);
+		there = st && st->known && explained(st, true, c->child.generation);
 	}
 	if (gone && there)
 		tell(t, gone & -gone, false, 0);
@@ -239,6 +239,41 @@ static void tell_name(struct telling *t)
 		tell(t, gone & -gone, false, 0);
 	if ((c->mask & FAN_DELETE) && (c->mask & FAN_ONDIR) && !there)
 		tell_ignored(t, &t->child);
+}
+
+/*
+ * A directory that was changed, told of under itself: whoever marked the directory that it is in hears of it
+ * there, as of every other child; who marked only it, here.
+ */
+static void tell_self(struct telling *t)
+{
+	const struct sl_change *c = t->c;
+	struct sl_nodes *nodes = sl_session_nodes(t->s);
+	struct sl_noderef dir;
+	struct sl_evid obj;
+	_cleanup_free_ char *name = NULL;
+	if (!t->dir.id)
+		return;
+	if (c->mask & FAN_DELETE_SELF)
+		tell_ignored(t, &t->dir);
+	if (!(c->mask & USE))
+		return;
+	if (sl_nodes_parent(nodes, t->dir.id, &dir, &obj, &name) == 0 && (dir.mask & FAN_EVENT_ON_CHILD)) {
+		struct sl_change under = *c;
+		under.child = c->dir;
+		under.dir = obj;
+		under.name = name;
+		under.mask |= FAN_ONDIR;
+		/* Of one that something else was renamed over, who marked its parent never hears locally. */
+		const struct sl_state *st = sl_states_get(t->ev->states, nodes, dir.id, &obj, name);
+		if (st && st->known && !explained(st, true, c->dir.generation))
+			return;
+		struct telling u = {
+		    .ev = t->ev, .s = t->s, .c = &under, .dir = dir, .child = t->dir, .own = t->own};
+		tell_name(&u);
+	} else if ((t->dir.mask & FAN_ONDIR) && (c->mask & t->dir.mask & USE)) {
+		tell(t, c->mask & t->dir.mask & USE, false, 0);
+	}
 }
 
 /* The names of a change, after it was told: do they look as it says? */
@@ -303,6 +338,10 @@ static void one_change(struct sl_events *ev, const struct sl_change *c)
 			has |= sl_nodes_ref(nodes, &c->newdir, &t.newdir);
 		if (c->name && (c->child.generation || c->child.ino))
 			has |= sl_nodes_ref(nodes, &c->child, &t.child);
+		/* Where only names are told: which directory was it? */
+		if (c->name && !t.child.id && t.dir.id && (c->mask & FAN_ONDIR) &&
+		    (c->mask & (GONE | FAN_RENAME)))
+			(void)sl_nodes_dir_at(nodes, t.dir.id, c->name, &t.child);
 		if (!has)
 			continue;
 		if (!c->name)

@@ -42,6 +42,8 @@ int sl_export_open(const char *path, const struct sl_export_config *cfg, struct 
 		r = sl_fail(why, r, "cannot start a thread");
 	if (r == 0 && (r = sl_events_new(e->tree, e->cfg.backend, &e->events)) < 0)
 		r = sl_fail(why, r, "no memory");
+	if (r == 0 && (r = sl_sessions_new(e->events, e->cfg.grace, &e->sessions)) < 0)
+		r = sl_fail(why, r, "no memory");
 	if (r < 0) {
 		sl_export_free(e);
 		return r;
@@ -54,6 +56,7 @@ void sl_export_free(struct sl_export *e)
 {
 	if (!e)
 		return;
+	sl_sessions_free(e->sessions);
 	sl_events_free(e->events);
 	sl_files_free(e->files);
 	sl_tree_close(e->tree);

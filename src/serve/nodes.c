@@ -5,13 +5,15 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
 #include "base/list.h"
 
 struct node {
-	struct sl_hnode by_id;	/* key: the node id */
-	struct sl_hnode by_obj; /* key: the generation, or the inode number where there is none */
-	struct node *parent;	/* NULL for the root alone */
+	struct sl_hnode by_id;	 /* key: the node id */
+	struct sl_hnode by_name; /* key: parent and name; of directories that have a parent */
+	struct sl_hnode by_obj;	 /* key: the generation, or the inode number where there is none */
+	struct node *parent;	 /* NULL for the root alone */
 	char *name;
 	uint64_t ino, generation;
 	uint64_t nlookup;
@@ -19,6 +21,7 @@ struct node {
 	uint32_t nchildren; /* nodes whose parent this is */
 	uint32_t type;
 	bool foreign;
+	bool indexed;  /* by_name is in its table */
 	bool detached; /* left the place where it was, to one that is not known */
 	uint8_t handle_len;
 	int handle_type;
@@ -27,7 +30,7 @@ struct node {
 
 struct sl_nodes {
 	pthread_mutex_t lock; /* protects everything, nodes included */
-	struct sl_htab by_id, by_obj;
+	struct sl_htab by_id, by_obj, by_name;
 	uint64_t max, next_id, nmarks;
 	struct node *root;
 };
@@ -91,11 +94,32 @@ static int add_node(struct sl_nodes *n, const char *name, const struct sl_found 
 	return 0;
 }
 
+static uint64_t name_key(const struct node *parent, const char *name)
+{
+	return XXH3_64bits_withSeed(name, strlen(name), parent->by_id.key);
+}
+
+/* Without memory a directory is not found by its name: only who hears nothing but names misses it. */
+static void index_name(struct sl_nodes *n, struct node *x)
+{
+	if (x->type != S_IFDIR || !x->parent || x->indexed)
+		return;
+	x->indexed = sl_htab_add(&n->by_name, &x->by_name, name_key(x->parent, x->name)) == 0;
+}
+
+static void unindex_name(struct sl_nodes *n, struct node *x)
+{
+	if (x->indexed)
+		sl_htab_del(&n->by_name, &x->by_name);
+	x->indexed = false;
+}
+
 /* Free @x if nothing holds it, and then its parent if nothing else held that, and so on. */
 static void drop(struct sl_nodes *n, struct node *x)
 {
 	while (x && x != n->root && !x->nlookup && !x->nchildren) {
 		struct node *parent = x->parent;
+		unindex_name(n, x);
 		sl_htab_del(&n->by_id, &x->by_id);
 		sl_htab_del(&n->by_obj, &x->by_obj);
 		free(x->name);
@@ -119,18 +143,20 @@ static void place_at(struct sl_nodes *n, struct node *x, struct node *parent, co
 		if (p == x)
 			return;
 	x->detached = false;
-	if (strcmp(x->name, name) != 0) {
-		char *copy = strdup(name);
-		if (!copy)
-			return; /* the old place is tried, then the handle */
-		free(x->name);
-		x->name = copy;
-	}
-	if (x->parent == parent)
+	if (x->parent == parent && !strcmp(x->name, name))
 		return;
+	char *copy = strdup(name);
+	if (!copy)
+		return; /* the old place is tried, then the handle */
 	struct node *old = x->parent;
-	parent->nchildren++;
+	unindex_name(n, x);
+	free(x->name);
+	x->name = copy;
 	x->parent = parent;
+	index_name(n, x);
+	if (old == parent)
+		return;
+	parent->nchildren++;
 	if (old) {
 		old->nchildren--;
 		drop(n, old);
@@ -254,28 +280,59 @@ static struct node *find_evid(struct sl_nodes *n, const struct sl_evid *id)
 	return NULL;
 }
 
-bool sl_nodes_ref(struct sl_nodes *n, const struct sl_evid *id, struct sl_noderef *r)
+static bool make_ref(const struct sl_nodes *n, const struct node *x, struct sl_noderef *r)
 {
 	*r = (struct sl_noderef){0};
-	pthread_mutex_lock(&n->lock);
-	const struct node *x = find_evid(n, id);
 	if (x)
 		*r = (struct sl_noderef){.id = x->by_id.key,
 					 .generation = x->generation,
 					 .known = x->nlookup > 0,
 					 .mask = in_reach(n, x) ? x->mask : 0};
-	pthread_mutex_unlock(&n->lock);
 	return x;
 }
 
-bool sl_nodes_parent_marked(struct sl_nodes *n, uint64_t id)
+bool sl_nodes_ref(struct sl_nodes *n, const struct sl_evid *id, struct sl_noderef *r)
 {
+	pthread_mutex_lock(&n->lock);
+	bool has = make_ref(n, find_evid(n, id), r);
+	pthread_mutex_unlock(&n->lock);
+	return has;
+}
+
+bool sl_nodes_dir_at(struct sl_nodes *n, uint64_t parent, const char *name, struct sl_noderef *r)
+{
+	struct node *oldest = NULL;
+	pthread_mutex_lock(&n->lock);
+	struct sl_hnode *p = sl_htab_find(&n->by_id, parent), *h = NULL;
+	struct node *dir = p ? sl_container_of(p, struct node, by_id) : NULL;
+	if (dir)
+		h = sl_htab_find(&n->by_name, name_key(dir, name));
+	for (; h; h = sl_htab_next(h)) {
+		struct node *x = sl_container_of(h, struct node, by_name);
+		if (x->parent == dir && !strcmp(x->name, name) && !x->detached &&
+		    (!oldest || x->by_id.key < oldest->by_id.key))
+			oldest = x;
+	}
+	bool has = make_ref(n, oldest, r);
+	pthread_mutex_unlock(&n->lock);
+	return has;
+}
+
+int sl_nodes_parent(struct sl_nodes *n, uint64_t id, struct sl_noderef *dir, struct sl_evid *obj, char **name)
+{
+	int r = 0;
 	pthread_mutex_lock(&n->lock);
 	struct sl_hnode *h = sl_htab_find(&n->by_id, id);
 	struct node *x = h ? sl_container_of(h, struct node, by_id) : NULL;
-	bool marked = x && x->parent && x->parent->mask;
+	if (!x || !x->parent || x->detached || !make_ref(n, x->parent, dir)) {
+		r = -ENOENT;
+	} else {
+		*obj = (struct sl_evid){.generation = x->parent->generation, .ino = x->parent->ino};
+		*name = strdup(x->name);
+		r = *name ? 0 : -ENOMEM;
+	}
 	pthread_mutex_unlock(&n->lock);
-	return marked;
+	return r;
 }
 
 void sl_nodes_moved(struct sl_nodes *n, uint64_t id, uint64_t parent, const char *name, uint64_t newparent,
@@ -393,6 +450,7 @@ void sl_nodes_free(struct sl_nodes *n)
 	}
 	sl_htab_fini(&n->by_id);
 	sl_htab_fini(&n->by_obj);
+	sl_htab_fini(&n->by_name);
 	pthread_mutex_destroy(&n->lock);
 	free(n);
 }

@@ -59,7 +59,12 @@ struct sl_noderef {
 };
 /** The node of an object that a change is about. False where this client has none. */
 bool sl_nodes_ref(struct sl_nodes *n, const struct sl_evid *id, struct sl_noderef *r);
-bool sl_nodes_parent_marked(struct sl_nodes *n, uint64_t id);
+/** The directory that was seen as @name in @parent; of several the one that was first. */
+bool sl_nodes_dir_at(struct sl_nodes *n, uint64_t parent, const char *name, struct sl_noderef *r);
+/** Where @id was last seen: in which directory, which object that is, under which name (to be freed). -ENOENT
+ * for the root, and for what has left its place; -ENOMEM. */
+int sl_nodes_parent(struct sl_nodes *n, uint64_t id, struct sl_noderef *dir, struct sl_evid *obj,
+		    char **name);
 /**
  * A change says that the node @id went from (@parent, @name) to (@newparent, @newname); @newparent 0: to
  * where this client has no node. Then nothing below it is in reach any more, until it is looked up again.

@@ -660,7 +660,8 @@ struct fuse_notify_fsnotify_out {
 };
 
 /* What a name denotes now, as far as the server knows when it sends: at the time of the event or later.
- * Counts as a lookup of entry.nodeid, unless that is 0: there is no such name. */
+ * Counts as a lookup of entry.nodeid, unless that is 0: there is no such name. Where namelen is 0 entry is the
+ * node itself, and no lookup. */
 struct sl_fsnotify_state {
 	struct fuse_entry_out entry;
 	uint32_t target_len; /* of a symlink: so many bytes of its target follow */

@@ -42,6 +42,23 @@ static void print_counts(json_t *n, const char *indent)
 			       (unsigned long long)sl_json_u64(n, more[i].key), more[i].text);
 }
 
+static void print_events(json_t *e)
+{
+	if (!e)
+		return;
+	printf("  events      %llu received, %llu done here", (unsigned long long)sl_json_u64(e, "received"),
+	       (unsigned long long)sl_json_u64(e, "applied"));
+	if (sl_json_u64(e, "queued"))
+		printf(", %llu waiting", (unsigned long long)sl_json_u64(e, "queued"));
+	if (sl_json_u64(e, "failed"))
+		printf(", %llu failed", (unsigned long long)sl_json_u64(e, "failed"));
+	if (json_is_true(json_object_get(e, "comparing")))
+		printf("; comparing with the origin: %llu directories, %llu differences so far",
+		       (unsigned long long)sl_json_u64(e, "compared"),
+		       (unsigned long long)sl_json_u64(e, "differences"));
+	putchar('\n');
+}
+
 static void print_service(json_t *j)
 {
 	char a[16], b[16];
@@ -70,6 +87,7 @@ static void print_service(json_t *j)
 		printf("  recovered   from an unclean end: %s in %llu files to be fetched again\n",
 		       sl_format_size(b, sl_json_u64(j, "forgotten_bytes")),
 		       (unsigned long long)sl_json_u64(j, "forgotten_files"));
+	print_events(json_object_get(j, "events"));
 	json_t *n = json_object_get(j, "counts");
 	if (n)
 		print_counts(n, "  ");
@@ -118,14 +136,18 @@ static int run_status(const struct sl_command *cmd, int argc, char **argv)
 {
 	static const struct option opts[] = {{"json", no_argument, NULL, 'j'},
 					     {"brief", no_argument, NULL, 'b'},
+					     {"conflicts", no_argument, NULL, 'c'},
 					     {"help", no_argument, NULL, 'h'},
 					     {0}};
-	bool json = false, brief = false;
+	bool json = false, brief = false, conflicts = false;
 	int c;
-	while ((c = getopt_long(argc, argv, "bjh", opts, NULL)) != -1)
+	while ((c = getopt_long(argc, argv, "bcjh", opts, NULL)) != -1)
 		switch (c) {
 		case 'b':
 			brief = true;
+			break;
+		case 'c':
+			conflicts = true;
 			break;
 		case 'j':
 			json = true;
@@ -149,12 +171,16 @@ static int run_status(const struct sl_command *cmd, int argc, char **argv)
 	json_t *paths = json_array(), *v, *answer = NULL;
 	size_t i;
 	json_array_foreach(p.paths, i, v) if (*json_string_value(v)) json_array_append(paths, v);
-	r = sl_call(p.store, json_pack("{ss so sb}", "cmd", "status", "paths", paths, "brief", brief), NULL,
-		    NULL, NULL, &answer, &why);
+	r = sl_call(p.store,
+		    json_pack("{ss so sb sb}", "cmd", "status", "paths", paths, "brief", brief, "conflicts",
+			      conflicts),
+		    NULL, NULL, NULL, &answer, &why);
 	sl_paths_fini(&p);
 	const char *error = r == 0 ? sl_answer_error(answer) : why;
 	if (json && answer) {
 		sl_print_json(answer);
+	} else if (!error && conflicts) {
+		json_array_foreach(json_object_get(answer, "conflicts"), i, v) puts(str(v, "path"));
 	} else if (!error) {
 		json_t *list = json_object_get(answer, "paths");
 		if (json_array_size(list) == 0)
@@ -173,9 +199,10 @@ const struct sl_command sl_cmd_status = {
     .usage = "[OPTION…] [PATH…]",
     .help = "PATH is a clone's directory or store, or something inside a clone; without PATH, the current "
 	    "directory.\n\n"
-	    "  -b, --brief   only the service, without counting what is here\n"
-	    "  -j, --json    print everything as JSON\n"
-	    "  -h, --help    this text\n\n"
+	    "  -b, --brief      only the service, without counting what is here\n"
+	    "  -c, --conflicts  only the paths of what was changed here and at the origin\n"
+	    "  -j, --json       print everything as JSON\n"
+	    "  -h, --help       this text\n\n"
 	    "Example:\n  sluice status ~/data ~/data/2026\n",
     .run = run_status,
 };

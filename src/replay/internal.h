@@ -16,6 +16,7 @@ struct item {
 	struct sl_oevent e;
 	size_t bytes;
 	struct sl_object *dir; /* a reference: its attributes are in e.state */
+	uint64_t due;	       /* of a doubt */
 };
 
 #define CARRIED_MAX 1024
@@ -35,6 +36,8 @@ struct sl_replay {
 	struct sl_compare *compare; /* or NULL */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
+	struct sl_list doubts; /* of struct item: states without an event, that one may still explain */
+	size_t ndoubts;
 	struct sl_list busy; /* of struct busy: updates that have to wait */
 	size_t nbusy;
 	/* Files whose bytes were kept although a later time of change was taken up. An event about their
@@ -62,7 +65,9 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 /** The same object of the origin? What has no record cannot tell, and is by its type. */
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */
-bool replay_foreign(struct sl_object *o);
+bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o);
+/** @name, which is not in @dir and is as @s says at the origin, was deleted or moved away here. */
+bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s);
 bool replay_populated(struct sl_object *dir);
 
 /* compare.c */

@@ -14,6 +14,8 @@
 #define TOUCH_MAX  256
 #define BUSY_MAX   1024
 #define BUSY_NS	   (250 * SL_NS_PER_MS)
+#define DOUBT_NS   (40 * SL_NS_PER_MS)
+#define DOUBTS_MAX 4096
 #define ASKED_MAX  64
 #define STEP_EVERY 1024 /* events, if there are so many */
 #define PAUSE_NS   (5 * SL_NS_PER_SEC)
@@ -112,19 +114,49 @@ bool replay_populated(struct sl_object *dir)
 	return full && sl_object_is_dir(dir);
 }
 
-bool replay_foreign(struct sl_object *o)
+bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o)
 {
+	bool native = sl_store_native(o->store);
 	pthread_mutex_lock(&o->lock);
-	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged;
+	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged || (native && !o->has_record);
+	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
-	return f;
+	if (f || !native || linked)
+		return f;
+	/* Nobody tells of names that users change there, but a record says where its object belongs. */
+	_cleanup_free_ char *above = NULL, *own = NULL, *place = NULL;
+	if (sl_object_place(dir, &above) < 0 || sl_object_place(o, &own) < 0)
+		return true;
+	place = sl_path_join(above, name);
+	return !place || strcmp(place, own) != 0;
+}
+
+bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s)
+{
+	if (!sl_store_native(dir->store))
+		return sl_object_whiteout(dir, name);
+	/* There are no whiteouts: but what was there when the directory was listed last, and is not here, was
+	 * taken away here. */
+	pthread_mutex_lock(&dir->lock);
+	struct timespec at = dir->rec.origin.ctime;
+	pthread_mutex_unlock(&dir->lock);
+	const struct timespec *c = &s->attr.ctime;
+	return c->tv_sec != at.tv_sec ? c->tv_sec < at.tv_sec : c->tv_nsec <= at.tv_nsec;
+}
+
+/* Not every backend knows both halves of an identity. */
+static bool same_identity(uint64_t ino, uint32_t generation, uint64_t ino2, uint32_t generation2)
+{
+	if ((ino && ino2 && ino != ino2) || (generation && generation2 && generation != generation2))
+		return false;
+	return (ino && ino2) || (generation && generation2);
 }
 
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation)
 {
-	struct sl_version v = {.ino = ino, .generation = (uint32_t)generation};
 	pthread_mutex_lock(&o->lock);
-	bool same = !o->has_record || sl_version_same_object(&o->rec.origin, &v);
+	const struct sl_version *v = &o->rec.origin;
+	bool same = !o->has_record || same_identity(v->ino, v->generation, ino, (uint32_t)generation);
 	pthread_mutex_unlock(&o->lock);
 	return same;
 }
@@ -199,11 +231,46 @@ static int acted(struct sl_replay *p, int r, struct sl_object *dir, const char *
 	return r < 0 && r != -EEXIST && r != -ENOENT ? r : r == 0 ? 1 : 0;
 }
 
+/* Where directories are not lazy: what a new one has by now comes into it at once, and it is marked. */
+static int list_new(struct sl_replay *p, struct sl_object *up, const char *name)
+{
+	_cleanup_object_ struct sl_object *dir = NULL;
+	_cleanup_free_ char *place = NULL;
+	int r = sl_object_lookup(up, name, &dir);
+	if (r == 0)
+		r = sl_object_place(dir, &place);
+	if (r < 0)
+		return r;
+	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
+	r = sl_origin_call(p->cfg.origin, &q);
+	if (r == 0 && replay_is(dir, q.attr.ino, q.attr.generation)) {
+		for (size_t i = 0; i < q.nentries; i++) {
+			struct sl_ostate s = {.known = true,
+					      .present = true,
+					      .attr = q.entries[i].attr,
+					      .target = q.entries[i].target};
+			(void)replay_appear(p, dir, q.entries[i].name, &s, false);
+		}
+		struct sl_ostate own = {.known = true, .present = true, .attr = q.attr};
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
+					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
+	} else if (r == -ETIMEDOUT) {
+		/* It will be compared when the origin is back. */
+		pthread_mutex_lock(&p->lock);
+		p->lost = true;
+		pthread_mutex_unlock(&p->lock);
+	}
+	sl_oreq_fini(&q);
+	return 0; /* gone again, or moved: its events come */
+}
+
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  bool moved)
 {
 	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
 	replay_touch(p, dir);
+	if (r == 0 && S_ISDIR(s->attr.mode) && !moved && sl_store_native(p->cfg.store))
+		r = list_new(p, dir, name);
 	return acted(p, r, dir, name);
 }
 
@@ -465,10 +532,10 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	if (r < 0 && r != -ENOENT)
 		return r;
 	if (!s->present)
-		return !o || replay_foreign(o) ? 0 : replay_vanish(p, dir, name, false);
+		return !o || replay_foreign(dir, name, o) ? 0 : replay_vanish(p, dir, name, false);
 	if (!o)
-		return sl_object_whiteout(dir, name) ? 0 : replay_appear(p, dir, name, s, false);
-	if (replay_foreign(o))
+		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
+	if (replay_foreign(dir, name, o))
 		return 0;
 	if (!is_state(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
 		r = replay_vanish(p, dir, name, false);
@@ -505,17 +572,21 @@ static struct sl_ostate husk(const struct sl_oevent *e, struct sl_object *dir, u
 	return s;
 }
 
+static bool child_known(const struct sl_oevent *e)
+{
+	return e->child_ino || e->child_generation;
+}
+
 static bool names_child(const struct sl_ostate *s, const struct sl_oevent *e)
 {
 	return s->known && s->present &&
-	       (!e->child_ino ||
-		(s->attr.ino == e->child_ino &&
-		 (!e->child_generation || (uint32_t)s->attr.generation == (uint32_t)e->child_generation)));
+	       (!child_known(e) || same_identity(s->attr.ino, (uint32_t)s->attr.generation, e->child_ino,
+						 (uint32_t)e->child_generation));
 }
 
 static bool is_child(struct sl_object *o, const struct sl_oevent *e)
 {
-	return !e->child_ino || replay_is(o, e->child_ino, e->child_generation);
+	return !child_known(e) || replay_is(o, e->child_ino, e->child_generation);
 }
 
 static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *dir, const char *name,
@@ -530,12 +601,12 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		h = husk(e, dir, e->child_ino, e->child_generation);
 		s = &h;
 	}
-	if (o && !replay_foreign(o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
+	if (o && !replay_foreign(dir, name, o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
 		return 0; /* the listing showed it */
 	if (!o && sl_object_whiteout(dir, name))
 		return 0;
-	if (o && (replay_foreign(o) || !moved)) {
-		if (replay_foreign(o)) {
+	if (o && (replay_foreign(dir, name, o) || !moved)) {
+		if (replay_foreign(dir, name, o)) {
 			conflict(p, dir, name);
 			return 0;
 		}
@@ -553,10 +624,10 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 	int r = sl_object_lookup(dir, name, &o);
 	if (r < 0)
 		return r == -ENOENT ? 0 : r;
-	if (replay_foreign(o))
+	if (replay_foreign(dir, name, o))
 		return 0;
 	/* What the clone has is what came after it. */
-	if (e->child_ino && !is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
+	if (child_known(e) && !is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
 		return 0;
 	return replay_vanish(p, dir, name, moved);
 }
@@ -568,26 +639,30 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	int from = find_name(p, e->place, &dir, &name), to = find_name(p, e->newplace, &newdir, &newname);
 	if (from == 0)
 		from = sl_object_lookup(dir, name, &o);
-	if (from == 0 && replay_foreign(o))
+	if (from == 0 && replay_foreign(dir, name, o))
 		from = -ENOENT;
 	if (to < 0)
 		return from < 0 ? 0 : replay_vanish(p, dir, name, true);
 	int t = sl_object_lookup(newdir, newname, &target);
 	if (t < 0 && t != -ENOENT)
 		return t;
-	bool there =
-	    target && !replay_foreign(target) && e->child_ino && is_child(target, e) && (!o || target != o);
+	bool there = target && !replay_foreign(newdir, newname, target) && child_known(e) &&
+		     is_child(target, e) && (!o || target != o);
+	/* Nobody says what was renamed; but both names are what they are at the origin already. */
+	if (from == 0 && target && !child_known(e) && e->state.present && e->newstate.present &&
+	    o->has_record && target->has_record && is_state(o, &e->state) && is_state(target, &e->newstate))
+		return 0;
 	if (from < 0 || !is_child(o, e)) {
 		/* What was renamed is not here, or the first half of an exchange brought it there. */
 		return there ? 0 : made(p, e, newdir, newname, &e->newstate, true);
 	}
 	if (there) /* the listing of that directory was later than that of this one */
 		return replay_vanish(p, dir, name, true);
-	bool exchange = target && !replay_foreign(target) && e->state.known && e->state.present &&
-			is_state(target, &e->state) && e->child_ino && target->has_record;
+	bool exchange = target && !replay_foreign(newdir, newname, target) && e->state.known &&
+			e->state.present && is_state(target, &e->state) && target->has_record;
 	if (!target && sl_object_whiteout(newdir, newname))
 		return replay_vanish(p, dir, name, true);
-	if (target && replay_foreign(target)) {
+	if (target && replay_foreign(newdir, newname, target)) {
 		conflict(p, newdir, newname);
 		return replay_vanish(p, dir, name, true);
 	}
@@ -623,7 +698,7 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		r = sl_object_lookup(dir, name, &o);
 	if (r < 0)
 		return r == -ENOENT || r == -ENODATA ? 0 : r;
-	if (replay_foreign(o) || !is_child(o, e))
+	if (replay_foreign(dir, name, o) || !is_child(o, e))
 		return 0;
 	if (!s.present || !is_state(o, &s))
 		s.known = false; /* of what comes next */
@@ -652,23 +727,103 @@ static int apply(struct sl_replay *p, const struct sl_oevent *e)
 	return changed(p, e);
 }
 
-static void run_item(struct sl_replay *p, struct item *i)
+static void do_event(struct sl_replay *p, const struct sl_oevent *e)
 {
-	if (i->dir) {
-		/* No event: names changed it, and they had theirs. */
-		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0, SL_UPDATE_KEEP);
-		return;
-	}
-	int r = apply(p, &i->e);
-	if (r < 0)
-		sl_debug("event %llu at '%s': %s", (unsigned long long)i->e.seq, i->e.place, strerror(-r));
+	int r = apply(p, e);
+	sl_debug("event %llu, %llx, '%s'%s%s, child %llu.%llx, state %d%d %llu.%llx, new %d%d %llu.%llx: %d",
+		 (unsigned long long)e->seq, (unsigned long long)e->mask, e->place, e->newplace ? " to " : "",
+		 e->newplace ? e->newplace : "", (unsigned long long)e->child_ino,
+		 (unsigned long long)e->child_generation, e->state.known, e->state.present,
+		 (unsigned long long)e->state.attr.ino, (unsigned long long)e->state.attr.generation,
+		 e->newstate.known, e->newstate.present, (unsigned long long)e->newstate.attr.ino,
+		 (unsigned long long)e->newstate.attr.generation, r);
 	pthread_mutex_lock(&p->lock);
-	p->stats.seq = i->e.seq;
+	p->stats.seq = SL_MAX(p->stats.seq, e->seq);
 	if (r > 0)
 		p->stats.applied++;
 	else
 		p->stats.skipped++;
 	pthread_mutex_unlock(&p->lock);
+}
+
+/*
+ * A state without an event says what is there after changes that the kernel has merged. The exporter sends it
+ * when it has told all it knew, and somebody may have changed the name again just then: so it waits for a
+ * moment, in which an event of that name takes its place.
+ */
+static void end_doubt(struct sl_replay *p, struct item *i, bool explained)
+{
+	sl_list_del(&i->link);
+	if (explained) {
+		pthread_mutex_lock(&p->lock);
+		p->stats.skipped++;
+		p->ndoubts--;
+		pthread_mutex_unlock(&p->lock);
+	} else {
+		do_event(p, &i->e);
+		pthread_mutex_lock(&p->lock);
+		p->ndoubts--;
+		pthread_mutex_unlock(&p->lock);
+	}
+	item_free(i);
+}
+
+static void doubt(struct sl_replay *p, struct item *i)
+{
+	i->due = sl_now() + DOUBT_NS;
+	sl_list_add_tail(&p->doubts, &i->link);
+	pthread_mutex_lock(&p->lock);
+	bool full = ++p->ndoubts > DOUBTS_MAX;
+	pthread_mutex_unlock(&p->lock);
+	if (full)
+		end_doubt(p, sl_list_entry(p->doubts.next, struct item, link), false);
+}
+
+static void end_due(struct sl_replay *p)
+{
+	while (!sl_list_empty(&p->doubts)) {
+		struct item *i = sl_list_entry(p->doubts.next, struct item, link);
+		if (i->due > sl_now())
+			break;
+		end_doubt(p, i, false);
+	}
+}
+
+static bool below(const char *place, const char *dir)
+{
+	size_t n = dir ? strlen(dir) : 0;
+	return n && !strncmp(place, dir, n) && place[n] == '/';
+}
+
+static void before_event(struct sl_replay *p, const struct sl_oevent *e)
+{
+	bool dirs = e->mask & FAN_ONDIR && e->mask & (FAN_RENAME | FAN_MOVED_FROM | FAN_DELETE);
+	uint64_t names = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME;
+	if (!(e->mask & names))
+		return;
+	sl_list_for_each_safe (l, &p->doubts) {
+		struct item *i = sl_list_entry(l, struct item, link);
+		if (!strcmp(i->e.place, e->place) || (e->newplace && !strcmp(i->e.place, e->newplace)))
+			end_doubt(p, i, true);
+		else if (dirs && (below(i->e.place, e->place) || below(i->e.place, e->newplace)))
+			end_doubt(p, i, false); /* its place is about to be another */
+	}
+}
+
+/* Takes @i over. */
+static void run_item(struct sl_replay *p, struct item *i)
+{
+	if (i->dir) {
+		/* No event: names changed it, and they had theirs. */
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0, SL_UPDATE_KEEP);
+	} else if (!i->e.mask) {
+		doubt(p, i);
+		return;
+	} else {
+		before_event(p, &i->e);
+		do_event(p, &i->e);
+	}
+	item_free(i);
 }
 
 /* ---- the thread ---- */
@@ -700,11 +855,12 @@ static void rest(struct sl_replay *p)
 	pthread_cond_broadcast(&p->cond);
 	if (p->stop || (!p->paused && (!sl_list_empty(&p->queue) || p->lost)))
 		return;
-	if (p->nbusy && !p->paused) {
-		struct timespec ts = sl_ns_to_timespec(sl_now() + BUSY_NS);
+	if ((p->nbusy || p->ndoubts) && !p->paused) {
+		struct timespec ts = sl_ns_to_timespec(sl_now() + (p->ndoubts ? DOUBT_NS / 4 : BUSY_NS));
 		if (pthread_cond_timedwait(&p->cond, &p->lock, &ts) == ETIMEDOUT) {
 			p->resting = false;
 			pthread_mutex_unlock(&p->lock);
+			end_due(p);
 			retry_busy(p);
 			pthread_mutex_lock(&p->lock);
 		}
@@ -722,7 +878,7 @@ static void *replay_thread(void *arg)
 		bool lost = p->lost && !p->paused;
 		bool turn = p->compare && ++row % STEP_EVERY == 0;
 		struct item *i = p->paused || lost || turn ? NULL : take(p);
-		if (lost) {
+		if (lost) { /* all is compared */
 			p->lost = false;
 			p->stats.comparisons++;
 			p->stats.comparing = true;
@@ -738,7 +894,6 @@ static void *replay_thread(void *arg)
 		}
 		if (i) {
 			run_item(p, i);
-			item_free(i);
 		} else if (p->compare && !lost && !p->paused) {
 			more = compare_step(p);
 			if (!more)
@@ -768,6 +923,7 @@ int sl_replay_new(const struct sl_replay_config *cfg, struct sl_replay **ret)
 	sl_list_init(&p->queue);
 	sl_list_init(&p->touched);
 	sl_list_init(&p->busy);
+	sl_list_init(&p->doubts);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_condattr_t ca;
 	pthread_condattr_init(&ca);
@@ -800,6 +956,8 @@ void sl_replay_stop(struct sl_replay *p)
 	pthread_mutex_unlock(&p->lock);
 	if (p->compare)
 		compare_end(p);
+	sl_list_for_each_safe (l, &p->doubts)
+		item_free(sl_list_entry(l, struct item, link));
 	sl_list_for_each_safe (l, &p->touched)
 		touch_free(sl_list_entry(l, struct touch, link));
 	sl_list_for_each_safe (l, &p->busy)
@@ -845,6 +1003,6 @@ void sl_replay_get_stats(struct sl_replay *p, struct sl_replay_stats *st)
 {
 	pthread_mutex_lock(&p->lock);
 	*st = p->stats;
-	st->queued = p->nqueue;
+	st->queued = p->nqueue + p->ndoubts;
 	pthread_mutex_unlock(&p->lock);
 }

@@ -75,7 +75,7 @@ struct counts {
  * it. */
 static bool looks_modified(const struct sl_object *o, const struct sl_attr *a)
 {
-	return sl_store_native(o->store) && o->place && sl_object_is_reg(o) &&
+	return sl_store_native(o->store) && o->has_record && sl_object_is_reg(o) &&
 	       (a->size != o->rec.origin.size || a->mtime.tv_sec != o->rec.origin.mtime.tv_sec ||
 		a->mtime.tv_nsec != o->rec.origin.mtime.tv_nsec);
 }
@@ -213,12 +213,58 @@ static json_t *object_json(struct sl_object *o, const char *path)
 			 "bytes_here", (json_int_t)here, "flags", flags);
 }
 
+struct found {
+	struct sl_command_call *c;
+	json_t *list;
+};
+
+static int add_conflict(void *arg, const char *path, struct sl_object *o, int err)
+{
+	struct found *f = arg;
+	(void)err;
+	bool is = false;
+	if (o) {
+		pthread_mutex_lock(&o->lock);
+		is = o->rec.flags & SL_CONFLICT;
+		pthread_mutex_unlock(&o->lock);
+	}
+	if (is)
+		json_array_append_new(f->list, object_json(o, path));
+	return f->c->gone || f->c->clone->ending ? -EINTR : 0;
+}
+
+/* What was changed both here and at the origin. */
+static json_t *cmd_conflicts(struct sl_command_call *c)
+{
+	json_t *paths = json_object_get(c->request, "paths");
+	struct found f = {c, json_array()};
+	size_t n = json_array_size(paths);
+	for (size_t i = 0; i < SL_MAX(n, (size_t)1); i++) {
+		const char *path = n ? json_string_value(json_array_get(paths, i)) : "";
+		_cleanup_object_ struct sl_object *o = NULL;
+		int r = path ? sl_command_find(c, path, false, &o) : -EINVAL;
+		if (r == 0)
+			r = sl_walk(o, add_conflict, &f);
+		if (r < 0 && r != -ENODATA) {
+			json_decref(f.list);
+			return sl_command_error("%s: %s", path ? path : "?", strerror(-r));
+		}
+	}
+	json_t *j = service_json(c->clone);
+	json_object_set_new(j, "ok", json_true());
+	json_object_set_new(j, "conflicts", f.list);
+	return j;
+}
+
 static json_t *cmd_status(struct sl_command_call *c)
 {
+	if (json_is_true(json_object_get(c->request, "conflicts")))
+		return cmd_conflicts(c);
+
 	json_t *paths = json_object_get(c->request, "paths");
 	json_t *items = json_array();
 	struct counts total = {.c = c};
-	bool conflicts_only = json_is_true(json_object_get(c->request, "brief"));
+	bool brief = json_is_true(json_object_get(c->request, "brief"));
 	for (size_t i = 0; i < json_array_size(paths); i++) {
 		const char *path = json_string_value(json_array_get(paths, i));
 		_cleanup_object_ struct sl_object *o = NULL;
@@ -239,7 +285,7 @@ static json_t *cmd_status(struct sl_command_call *c)
 	}
 	json_t *j = service_json(c->clone);
 	json_object_set_new(j, "ok", json_true());
-	if (json_array_size(paths) == 0 && !conflicts_only) {
+	if (json_array_size(paths) == 0 && !brief) {
 		int r = sl_walk(sl_object_root(c->clone->store), count, &total);
 		if (r == 0)
 			json_object_set_new(j, "counts", counts_json(&total));

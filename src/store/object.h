@@ -77,10 +77,12 @@ struct sl_object {
 	struct timespec was_mtime, was_ctime;
 
 	/* the native gate's */
-	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still */
+	bool unclaimed; /* it holds bytes that its map no longer says are here: the disk failed */
+	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still
+			 */
 	_Atomic uint64_t allowed; /* sl_now() when a reader was last let through to what is here */
 	_Atomic uint64_t quiet;	  /* not before that time are bytes of an earlier version overwritten */
-	bool recent;	/* gate lock */
+	bool recent;		  /* gate lock */
 	_Atomic unsigned landing; /* bytes of the origin are being written to it */
 	uint64_t opened;	  /* io lock: sl_now() when somebody was last let through to open it */
 

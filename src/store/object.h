@@ -73,12 +73,14 @@ struct sl_object {
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
 	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
 				  present one */
+	bool follows;	       /* the origin changes it while it is in use: not to be read past us */
 	unsigned open_cached, open_passthrough;
 	int backing_id;
 	bool check_modified; /* opened for writing past us: compare at the last close */
 	struct timespec was_mtime, was_ctime;
 
 	/* the native gate's */
+	bool unclaimed; /* it holds bytes that its map no longer says are here: the disk failed */
 	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still
 			 */
 	_Atomic uint64_t allowed; /* sl_now() when a reader was last let through to what is here */

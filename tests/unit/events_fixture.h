@@ -71,7 +71,8 @@ struct fx {
 	pthread_mutex_t lock;
 	struct conn conns[CONNS];
 	unsigned n;
-	bool stop, refuse;
+	bool stop;
+	_Atomic bool refuse;
 	struct ear ear;
 };
 

@@ -26,7 +26,7 @@ static void *make(void *arg)
 {
 	struct maker *m = arg;
 	char name[32];
-	for (; !m->stop && m->n < 50000; m->n++) {
+	for (; !m->stop && m->n < 3000; m->n++) {
 		snprintf(name, sizeof(name), "d/%06u", m->n);
 		must(mknodat(m->x->dir, name, S_IFREG | 0600, 0) == 0);
 	}

@@ -38,14 +38,16 @@ int sl_fill_map_error(int err)
 void sl_wants_done(struct sl_fill *f, struct sl_list *wants, int err)
 {
 	uint64_t n = 0;
+	sl_list_for_each (l, wants)
+		n++;
+	/* First: who is told that it is done does not find it waiting. */
+	if (n)
+		sl_fill_add_stat(f, &f->stats.waiting, -n);
 	while (!sl_list_empty(wants)) {
 		struct sl_want *w = sl_list_entry(wants->next, struct sl_want, link);
 		sl_list_del(&w->link);
 		w->done(w, err);
-		n++;
 	}
-	if (n)
-		sl_fill_add_stat(f, &f->stats.waiting, -n);
 }
 
 struct sl_flight *sl_flight_get(struct sl_object *o)

@@ -31,7 +31,7 @@
 /* A read of more than this wakes relief: some 180 events. */
 #define RELIEF_FROM (16u << 10)
 /* How long an event that wants to be seen with the next one is kept back at most. */
-#define MORE_NS	       (5 * SL_NS_PER_MS)
+#define MORE_NS	       (20 * SL_NS_PER_MS)
 #define MORE_ROOM      4096u /* in a chunk, for what comes after it */
 #define COMPLAIN_NS    (60 * SL_NS_PER_SEC)
 #define AFTER_ERROR_MS 1000

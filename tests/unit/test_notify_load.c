@@ -290,7 +290,7 @@ static void test_halves(void **state)
 {
 	(void)state;
 	bool (*more)(const char *, size_t) = sl_inotify_source.more;
-	char buf[8192];
+	static char buf[65536];
 	assert_false(more(buf, 0));
 	size_t n = put_half(buf, IN_MOVED_FROM, 5);
 	assert_true(more(buf, n));
@@ -301,7 +301,7 @@ static void test_halves(void **state)
 	assert_false(more(buf, n));
 	n += put_half(buf + n, IN_MOVED_FROM, 7);
 	assert_true(more(buf, n));
-	for (int i = 0; i < 100; i++)
+	for (int i = 0; i < 1100; i++)
 		n += put_half(buf + n, IN_CREATE, 0);
 	assert_false(more(buf, n));
 }

@@ -28,6 +28,7 @@ struct sl_replay {
 	pthread_cond_t cond;
 	struct sl_list queue; /* of struct item */
 	size_t nqueue, bytes;
+	uint64_t heard; /* sl_now() of the last event */
 	unsigned asked; /* attributes that are on their way */
 	bool lost, stop, paused, resting;
 	struct sl_replay_stats stats;
@@ -71,6 +72,8 @@ int replay_refresh(struct sl_replay *p, struct sl_object *o, const struct sl_att
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */
 bool replay_foreign(struct sl_object *o);
+/** The clone has heard of a later change of it than @s. */
+bool replay_is_later(struct sl_object *o, const struct sl_ostate *s);
 bool replay_populated(struct sl_object *dir);
 
 /* compare.c */

@@ -9,18 +9,19 @@
 #include "base/time.h"
 #include "replay/internal.h"
 
-#define QUEUE_MAX  (256u << 10)
-#define BYTES_MAX  (64u << 20)
-#define TOUCH_MAX  256
-#define BUSY_MAX   1024
-#define BUSY_NS	   (250 * SL_NS_PER_MS)
-#define DOUBT_NS   (40 * SL_NS_PER_MS)
-#define DOUBTS_MAX 4096
-#define SWAP_NS	   (20 * SL_NS_PER_MS)
-#define SWAP_LOOK  4 /* renames */
-#define ASKED_MAX  64
-#define STEP_EVERY 1024 /* events, if there are so many */
-#define PAUSE_NS   (5 * SL_NS_PER_SEC)
+#define QUEUE_MAX    (256u << 10)
+#define BYTES_MAX    (64u << 20)
+#define TOUCH_MAX    256
+#define BUSY_MAX     1024
+#define BUSY_NS	     (250 * SL_NS_PER_MS)
+#define DOUBT_NS     (60 * SL_NS_PER_MS)
+#define DOUBT_MAX_NS (10 * SL_NS_PER_SEC)
+#define DOUBTS_MAX   4096
+#define SWAP_NS	     (20 * SL_NS_PER_MS)
+#define SWAP_LOOK    4 /* renames */
+#define ASKED_MAX    64
+#define STEP_EVERY   1024 /* events, if there are so many */
+#define PAUSE_NS     (5 * SL_NS_PER_SEC)
 
 /* ---- the queue ---- */
 
@@ -77,6 +78,7 @@ void sl_replay_event(struct sl_replay *p, const struct sl_oevent *e)
 	size_t max = p->cfg.queue ? p->cfg.queue : QUEUE_MAX;
 	pthread_mutex_lock(&p->lock);
 	p->stats.events += !e->lost && !e->ignored;
+	p->heard = sl_now();
 	if (e->lost && !p->stop) {
 		p->stats.lost++;
 		drop_queue(p);
@@ -460,6 +462,14 @@ static void ask_touched(struct sl_replay *p)
 
 /* ---- events ---- */
 
+bool replay_is_later(struct sl_object *o, const struct sl_ostate *s)
+{
+	pthread_mutex_lock(&o->lock);
+	struct timespec have = o->rec.origin.ctime, said = s->attr.ctime;
+	pthread_mutex_unlock(&o->lock);
+	return have.tv_sec > said.tv_sec || (have.tv_sec == said.tv_sec && have.tv_nsec > said.tv_nsec);
+}
+
 /* Which of the kernel's events tell what differs. */
 static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool doubted)
 {
@@ -494,6 +504,8 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		r = replay_vanish(p, dir, name, false);
 		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
 	}
+	if (doubted && o->has_record && replay_is_later(o, s))
+		return 0;
 	uint64_t mask = mask_of(o, s, doubted);
 	if (mask || sl_object_is_dir(o) || doubted)
 		r = replay_update(p, dir, name, o, s, mask);
@@ -520,7 +532,7 @@ static struct sl_ostate husk(const struct sl_oevent *e, struct sl_object *dir, u
 				  .gid = d.gid,
 				  .atime = now,
 				  .mtime = now,
-				  .ctime = now,
+				  .ctime = {0}, /* anything that is said of it is later */
 				  .no_xattrs = true};
 	return s;
 }
@@ -587,7 +599,7 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 }
 
 /* The other half of an exchange is told next, with the names swapped. */
-static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e)
+static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e, bool wait)
 {
 	uint64_t until = sl_now() + SWAP_NS;
 	struct timespec ts = sl_ns_to_timespec(until);
@@ -606,7 +618,7 @@ static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e)
 			if (found || !strcmp(x->place, e->newplace) || !strcmp(x->newplace, e->place))
 				break;
 		}
-	} while (!found && sl_list_empty(&p->queue) && !p->stop &&
+	} while (wait && !found && sl_list_empty(&p->queue) && !p->stop &&
 		 pthread_cond_timedwait(&p->cond, &p->lock, &ts) == 0);
 	pthread_mutex_unlock(&p->lock);
 	return found;
@@ -617,11 +629,13 @@ static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e)
 static bool is_exchange(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *o,
 			struct sl_object *target)
 {
-	if (!e->state.known || !e->state.present)
-		return e->state.known ? false : swapped_next(p, e);
 	if (sl_object_is_dir(o) != sl_object_is_dir(target))
-		return true;
-	return is_state(target, &e->state) ? target->has_record : swapped_next(p, e);
+		return true; /* nothing else is possible */
+	/* Usually what took another's place was all there was. */
+	if (e->state.known && !e->state.present)
+		return swapped_next(p, e, false);
+	return e->state.known && target->has_record && is_state(target, &e->state) ? true
+										   : swapped_next(p, e, true);
 }
 
 static int renamed(struct sl_replay *p, const struct sl_oevent *e)
@@ -733,8 +747,9 @@ static bool as_said(struct sl_replay *p, const char *place, const struct sl_osta
 	if (!s->present || !is_state(o, s))
 		return false;
 	struct sl_version v = sl_attr_version(&s->attr);
+	bool later = replay_is_later(o, s);
 	pthread_mutex_lock(&o->lock);
-	bool same = !sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) ||
+	bool same = !sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) || later ||
 		    o->rec.flags & (SL_MODIFIED | SL_WRITTEN) || o->follows;
 	pthread_mutex_unlock(&o->lock);
 	return same && (!S_ISLNK(o->type) || same_target(o, s));
@@ -802,7 +817,7 @@ static void end_doubt(struct sl_replay *p, struct item *i, bool explained)
 
 static void doubt(struct sl_replay *p, struct item *i)
 {
-	i->due = sl_now() + DOUBT_NS;
+	i->due = sl_now() + DOUBT_MAX_NS;
 	sl_list_add_tail(&p->doubts, &i->link);
 	pthread_mutex_lock(&p->lock);
 	bool full = ++p->ndoubts > DOUBTS_MAX;
@@ -815,7 +830,11 @@ static void end_due(struct sl_replay *p)
 {
 	while (!sl_list_empty(&p->doubts)) {
 		struct item *i = sl_list_entry(p->doubts.next, struct item, link);
-		if (i->due > sl_now())
+		pthread_mutex_lock(&p->lock);
+		uint64_t quiet = p->heard + DOUBT_NS;
+		pthread_mutex_unlock(&p->lock);
+		/* While events come, the one that explains it may be among those on their way. */
+		if (SL_MIN(quiet, i->due) > sl_now())
 			break;
 		end_doubt(p, i, false);
 	}
@@ -845,7 +864,11 @@ static void run_item(struct sl_replay *p, struct item *i)
 {
 	if (i->dir) {
 		/* No event: names changed it, and they had theirs. */
-		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0, SL_UPDATE_KEEP);
+		const struct sl_attr *a = &i->e.state.attr;
+		/* Another one may have taken its place since it was asked for. */
+		if (replay_is(i->dir, a->ino, a->generation) && !replay_is_later(i->dir, &i->e.state))
+			(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0,
+						 SL_UPDATE_KEEP);
 	} else if (!i->e.mask) {
 		doubt(p, i);
 		return;

@@ -662,7 +662,7 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 		/* What was renamed is not here, or the first half of an exchange brought it there. */
 		return there ? 0 : made(p, e, newdir, newname, &e->newstate, true);
 	}
-	if (there) /* the listing of that directory was later than that of this one */
+	if (there && sl_object_is_dir(o)) /* the listing of that directory was later than that of this one */
 		return replay_vanish(p, dir, name, true);
 	bool exchange = target && !replay_foreign(target) && is_exchange(p, e, o, target);
 	if (!target && sl_object_whiteout(newdir, newname))

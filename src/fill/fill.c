@@ -587,6 +587,66 @@ static bool changed_here(struct sl_object *o, int fd)
 	       st.st_mtim.tv_nsec != o->rec.origin.mtime.tv_nsec;
 }
 
+/* Forget what is here for the version @a. Locks held. True if changed() must be called afterwards. */
+static bool take_up(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
+		    const struct timespec *atime, int *r)
+{
+	struct sl_version v = sl_attr_version(a);
+	uint64_t old_size = o->map.size;
+	sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+	/* In a native store nobody tells whether the user has changed these. */
+	bool follow = !(o->rec.flags & SL_META) && !sl_store_native(o->store);
+	if (follow)
+		o->rec.mode = a->mode;
+	if (follow && sl_store_privileged(o->store) &&
+	    (fchown(fd, a->uid, a->gid) < 0 || fchmod(fd, a->mode & 07777) < 0))
+		*r = -errno;
+	if (f->cfg.changing)
+		f->cfg.changing(f->cfg.arg, o, old_size);
+	if (*r == 0)
+		*r = sl_object_reset(o, fd, &v, atime);
+	if (!a->no_xattrs && *r == 0)
+		o->rec.flags |= SL_XATTRS;
+	/* In the same moment: nobody may take the new size for what the kernel knows. */
+	o->told_size = SL_MAX(o->told_size, old_size);
+	if (f->cfg.changed)
+		o->invalidating++;
+	return f->cfg.changed;
+}
+
+int sl_fill_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
+		  const struct timespec *atime)
+{
+	bool changed = false;
+	int r = f->cfg.settle ? f->cfg.settle(f->cfg.arg) : 0;
+	if (r < 0)
+		return r;
+	/* Nobody may read past the gate what is about to go. */
+	if (f->cfg.guard)
+		f->cfg.guard(f->cfg.arg, o);
+	pthread_rwlock_wrlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL) || changed_here(o, fd))
+		r = -EEXIST;
+	else if (o->evicting)
+		r = -EBUSY;
+	else
+		changed = take_up(f, o, fd, a, atime, &r);
+	pthread_mutex_unlock(&o->lock);
+	pthread_rwlock_unlock(&o->io);
+	if (changed)
+		f->cfg.changed(f->cfg.arg, o);
+	sl_fill_kick(f, o);
+	return r;
+}
+
+/* Native: it may have moved at the origin since it was asked for, and what answered is another. */
+static bool same_place(struct fetch *x)
+{
+	_cleanup_free_ char *now = NULL;
+	return !sl_store_native(x->f->store) || (sl_object_place(x->o, &now) == 0 && !strcmp(now, x->place));
+}
+
 /*
  * The origin has another version than the one that was being filled. Take that up, unless somebody did
  * already. Returns 0 when filling can go on, or what to tell who waits.
@@ -596,9 +656,7 @@ static int moved_on(struct fetch *x)
 	struct sl_object *o = x->o;
 	struct sl_version v = sl_attr_version(&x->req.attr);
 	int r = 0;
-	bool changed = false;
-	uint64_t old_size = 0;
-	bool invisible;
+	bool changed = false, invisible;
 	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
 	if (fd < 0)
 		return fd;
@@ -607,7 +665,7 @@ static int moved_on(struct fetch *x)
 		return r;
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
-	if (o->epoch == x->epoch && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
+	if (o->epoch == x->epoch && same_place(x) && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
 	    !sl_version_eq(&o->rec.origin, &v)) {
 		if (!S_ISREG(x->req.attr.mode)) {
 			r = -ESTALE;
@@ -621,27 +679,7 @@ static int moved_on(struct fetch *x)
 			(void)sl_object_save(o);
 			r = -ESTALE;
 		} else {
-			old_size = o->map.size;
-			sl_space_add(x->f, -(int64_t)sl_chunkmap_bytes(&o->map));
-			/* In a native store nobody tells whether the user has changed these. */
-			bool follow = !(o->rec.flags & SL_META) && !sl_store_native(o->store);
-			if (follow)
-				o->rec.mode = x->req.attr.mode;
-			if (follow && sl_store_privileged(o->store) &&
-			    (fchown(fd, x->req.attr.uid, x->req.attr.gid) < 0 ||
-			     fchmod(fd, x->req.attr.mode & 07777) < 0))
-				r = -errno;
-			if (x->f->cfg.changing)
-				x->f->cfg.changing(x->f->cfg.arg, o, old_size);
-			if (r == 0)
-				r = sl_object_reset(o, fd, &v);
-			if (!x->req.attr.no_xattrs && r == 0)
-				o->rec.flags |= SL_XATTRS;
-			changed = x->f->cfg.changed;
-			/* In the same moment: nobody may take the new size for what the kernel knows. */
-			o->told_size = SL_MAX(o->told_size, old_size);
-			if (changed)
-				o->invalidating++;
+			changed = take_up(x->f, o, fd, &x->req.attr, NULL, &r);
 		}
 	}
 	struct sl_list lost;

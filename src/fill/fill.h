@@ -75,10 +75,12 @@ struct sl_fill_progress {
 	uint64_t left;		       /* directories that are known and not listed yet */
 };
 /**
- * Native: bring all names below the root, with their extended attributes. Goes on where an interrupted
- * attempt ended. @progress is called about five times a second, and at the end; false ends it with -EINTR.
+ * Native: bring all names below the directory @root, with their extended attributes. Goes on where an
+ * interrupted attempt ended. @progress (may be NULL) is called about five times a second, and at the end;
+ * false ends it with -EINTR.
  */
-int sl_fill_tree(struct sl_fill *f, bool (*progress)(void *arg, const struct sl_fill_progress *p), void *arg);
+int sl_fill_tree(struct sl_fill *f, struct sl_object *root,
+		 bool (*progress)(void *arg, const struct sl_fill_progress *p), void *arg);
 
 /** A file or directory was opened: continues or begins a streak by which siblings are fetched ahead. Cheap.
  */
@@ -106,6 +108,7 @@ void sl_fill_written(struct sl_fill *f, struct sl_object *o);
 enum sl_update_how {
 	SL_UPDATE_KEEP = 1 << 0,    /* its bytes stay if size and mtime do: nobody has written to it */
 	SL_UPDATE_CONTENT = 1 << 1, /* somebody has, whatever they say */
+	SL_UPDATE_LISTED = 1 << 2,  /* a directory's attributes from just before it was listed */
 };
 /**
  * The origin says @a of @o now: record, attributes and size follow, content of another version goes; what was
@@ -119,6 +122,13 @@ int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
  * the file @from, and is put in place of the old, as a program would that rewrites a file.
  */
 int sl_fill_replace(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, int from);
+
+/**
+ * Native: the origin has told that @o has the version of @a: what is here is dropped. @fd: open for writing.
+ * @atime: as sl_object_reset(). -EEXIST: it was changed here, and stays. -EBUSY: it is just being evicted.
+ */
+int sl_fill_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
+		  const struct timespec *atime);
 
 /**
  * Evict @n files. @results[i]: 0 evicted (also what was cold); -EBUSY open, mapped or under way; -EPERM

@@ -113,8 +113,10 @@ static int remove_leftovers(struct sl_object *dir, int dirfd, const struct sl_or
 
 static void xattrs_ignored(struct sl_want *w, int err)
 {
-	if (err)
-		sl_warn("cannot fetch the extended attributes of '%s': %s", w->o->place, strerror(-err));
+	if (err) {
+		_cleanup_free_ char *path = sl_object_path(w->o);
+		sl_warn("cannot fetch the extended attributes of '%s': %s", path, strerror(-err));
+	}
 	sl_object_put(w->o);
 	free(w);
 }

@@ -51,8 +51,10 @@ static void xattrs_done(struct sl_want *w, int err)
 {
 	struct dir *d = sl_container_of(w, struct dir, want);
 	struct tree *t = d->t;
-	if (err)
-		sl_warn("cannot fetch the extended attributes of '%s': %s", w->o->place, strerror(-err));
+	if (err) {
+		_cleanup_free_ char *path = sl_object_path(w->o);
+		sl_warn("cannot fetch the extended attributes of '%s': %s", path, strerror(-err));
+	}
 	sl_object_put(w->o);
 	free(d);
 	pthread_mutex_lock(&t->lock);
@@ -114,8 +116,10 @@ static void dir_run(struct sl_work *work)
 	struct tree *t = d->t;
 	int r = d->err ? d->err : descend(t, d);
 	/* What cannot be read at the origin cannot be read here either; but a name too few would be wrong. */
-	if (r < 0)
-		sl_err("cannot list '%s': %s", d->want.o->place, strerror(-r));
+	if (r < 0) {
+		_cleanup_free_ char *path = sl_object_path(d->want.o);
+		sl_err("cannot list '%s': %s", path, strerror(-r));
+	}
 	sl_object_put(d->want.o);
 	free(d);
 	pthread_mutex_lock(&t->lock);
@@ -145,7 +149,8 @@ static void start_dir(struct tree *t, struct dir *d)
 	names_done(&d->want, SL_MIN(r, 0));
 }
 
-int sl_fill_tree(struct sl_fill *f, bool (*progress)(void *arg, const struct sl_fill_progress *p), void *arg)
+int sl_fill_tree(struct sl_fill *f, struct sl_object *root,
+		 bool (*progress)(void *arg, const struct sl_fill_progress *p), void *arg)
 {
 	struct tree t = {.f = f};
 	pthread_condattr_t ca;
@@ -155,7 +160,6 @@ int sl_fill_tree(struct sl_fill *f, bool (*progress)(void *arg, const struct sl_
 	pthread_condattr_destroy(&ca);
 	pthread_mutex_init(&t.lock, NULL);
 	sl_list_init(&t.todo);
-	struct sl_object *root = sl_object_root(f->store);
 	int r = root->rec.flags & SL_XATTRS ? want_xattrs(&t, sl_object_ref(root)) : 0;
 	if (r == 0)
 		r = add_dir(&t, sl_object_ref(root));
@@ -175,7 +179,7 @@ int sl_fill_tree(struct sl_fill *f, bool (*progress)(void *arg, const struct sl_
 			continue;
 		}
 		uint64_t now = sl_now();
-		if (now >= next) {
+		if (progress && now >= next) {
 			struct sl_fill_progress p = t.p;
 			p.left = t.ntodo + t.busy;
 			next = now + 200 * SL_NS_PER_MS;
@@ -187,7 +191,10 @@ int sl_fill_tree(struct sl_fill *f, bool (*progress)(void *arg, const struct sl_
 			continue;
 		}
 		struct timespec ts = sl_ns_to_timespec(next);
-		pthread_cond_timedwait(&t.cond, &t.lock, &ts);
+		if (progress)
+			pthread_cond_timedwait(&t.cond, &t.lock, &ts);
+		else
+			pthread_cond_wait(&t.cond, &t.lock);
 	}
 	r = t.err;
 	pthread_mutex_unlock(&t.lock);
@@ -204,7 +211,7 @@ int sl_fill_tree(struct sl_fill *f, bool (*progress)(void *arg, const struct sl_
 	pthread_mutex_unlock(&f->lock);
 	pthread_cond_destroy(&t.cond);
 	pthread_mutex_destroy(&t.lock);
-	if (r == 0)
+	if (r == 0 && progress)
 		progress(arg, &t.p);
 	return r;
 }

@@ -73,7 +73,7 @@ static int take_up(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 			if (r == 0)
 				r = sl_object_drop(o, fd);
 		} else if (r == 0) {
-			r = sl_object_reset(o, fd, &v);
+			r = sl_object_reset(o, fd, &v, NULL);
 		}
 	}
 	if (r < 0)

@@ -105,9 +105,9 @@ static int cmp_ino(const void *a, const void *b)
 	return i < k ? -1 : i > k;
 }
 
-static bool movable(const struct pair *x)
+static bool movable(struct sl_object *dir, const struct pair *x)
 {
-	return x->o && x->o->has_record && !replay_foreign(x->o) &&
+	return x->o && x->o->has_record && !replay_foreign(dir, x->name, x->o) &&
 	       (!(x->o->rec.flags & SL_LINKED) || x->o->rec.nlink <= 1) &&
 	       !(x->e && identical(x, &x->e->attr));
 }
@@ -127,7 +127,7 @@ static uint64_t do_renames(struct sl_replay *p, struct sl_object *dir, struct pa
 	size_t k = 0;
 	uint64_t done = 0;
 	for (size_t i = 0; by_ino && i < n; i++)
-		if (movable(&v[i]))
+		if (movable(dir, &v[i]))
 			by_ino[k++] = &v[i];
 	if (k)
 		qsort(by_ino, k, sizeof(*by_ino), cmp_ino);
@@ -135,7 +135,8 @@ static uint64_t do_renames(struct sl_replay *p, struct sl_object *dir, struct pa
 		struct pair *to = &v[i];
 		if (!to->e || identical(to, &to->e->attr) ||
 		    to->e->attr.nlink > 1 + S_ISDIR(to->e->attr.mode) * 65535u ||
-		    (to->o && replay_foreign(to->o)) || (!to->o && sl_object_whiteout(dir, to->name)))
+		    (to->o && replay_foreign(dir, to->name, to->o)) ||
+		    (!to->o && replay_deleted(dir, to->name, &(struct sl_ostate){.attr = to->e->attr})))
 			continue;
 		size_t lo = 0, hi = k;
 		while (lo < hi) {
@@ -214,7 +215,7 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 		_cleanup_object_ struct sl_object *o = NULL;
 		_cleanup_free_ char *below = NULL;
 		if (v[i].e && S_ISDIR(v[i].e->attr.mode) && sl_object_lookup(dir, v[i].name, &o) == 0 &&
-		    !replay_foreign(o) && replay_populated(o)) {
+		    !replay_foreign(dir, v[i].name, o) && replay_populated(o)) {
 			below = sl_path_join(place, v[i].name);
 			if (!below || push(c, below) < 0)
 				r = -ENOMEM;
@@ -225,7 +226,8 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 	sl_names_free(names, nnames);
 	struct sl_ostate own = {.known = true, .present = true, .attr = q->attr};
 	if (!replay_is_later(dir, &own))
-		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0, SL_UPDATE_KEEP);
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
+					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
 	pthread_mutex_lock(&p->lock);
 	p->stats.compared++;
 	p->stats.differences += differ;

@@ -71,7 +71,9 @@ int replay_refresh(struct sl_replay *p, struct sl_object *o, const struct sl_att
 /** The same object of the origin? What has no record cannot tell, and is by its type. */
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */
-bool replay_foreign(struct sl_object *o);
+bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o);
+/** @name, which is not in @dir and is as @s says at the origin, was deleted or moved away here. */
+bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s);
 /** The clone has heard of a later change of it than @s. */
 bool replay_is_later(struct sl_object *o, const struct sl_ostate *s);
 bool replay_populated(struct sl_object *dir);

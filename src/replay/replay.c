@@ -118,12 +118,34 @@ bool replay_populated(struct sl_object *dir)
 	return full && sl_object_is_dir(dir);
 }
 
-bool replay_foreign(struct sl_object *o)
+bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o)
 {
+	bool native = sl_store_native(o->store);
 	pthread_mutex_lock(&o->lock);
-	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged;
+	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged || (native && !o->has_record);
+	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
-	return f;
+	if (f || !native || linked)
+		return f;
+	/* Nobody tells of names that users change there, but a record says where its object belongs. */
+	_cleanup_free_ char *above = NULL, *own = NULL, *place = NULL;
+	if (sl_object_place(dir, &above) < 0 || sl_object_place(o, &own) < 0)
+		return true;
+	place = sl_path_join(above, name);
+	return !place || strcmp(place, own) != 0;
+}
+
+bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s)
+{
+	if (!sl_store_native(dir->store))
+		return sl_object_whiteout(dir, name);
+	/* There are no whiteouts: but what was there when the directory was listed last, and is not here, was
+	 * taken away here. */
+	pthread_mutex_lock(&dir->lock);
+	struct timespec at = dir->rec.origin.ctime;
+	pthread_mutex_unlock(&dir->lock);
+	const struct timespec *c = &s->attr.ctime;
+	return c->tv_sec != at.tv_sec ? c->tv_sec < at.tv_sec : c->tv_nsec <= at.tv_nsec;
 }
 
 /* Not every backend knows both halves of an identity. */
@@ -213,11 +235,46 @@ static int acted(struct sl_replay *p, int r, struct sl_object *dir, const char *
 	return r < 0 && r != -EEXIST && r != -ENOENT ? r : r == 0 ? 1 : 0;
 }
 
+/* Where directories are not lazy: what a new one has by now comes into it at once, and it is marked. */
+static int list_new(struct sl_replay *p, struct sl_object *up, const char *name)
+{
+	_cleanup_object_ struct sl_object *dir = NULL;
+	_cleanup_free_ char *place = NULL;
+	int r = sl_object_lookup(up, name, &dir);
+	if (r == 0)
+		r = sl_object_place(dir, &place);
+	if (r < 0)
+		return r;
+	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
+	r = sl_origin_call(p->cfg.origin, &q);
+	if (r == 0 && replay_is(dir, q.attr.ino, q.attr.generation)) {
+		for (size_t i = 0; i < q.nentries; i++) {
+			struct sl_ostate s = {.known = true,
+					      .present = true,
+					      .attr = q.entries[i].attr,
+					      .target = q.entries[i].target};
+			(void)replay_appear(p, dir, q.entries[i].name, &s, false);
+		}
+		struct sl_ostate own = {.known = true, .present = true, .attr = q.attr};
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
+					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
+	} else if (r == -ETIMEDOUT) {
+		/* It will be compared when the origin is back. */
+		pthread_mutex_lock(&p->lock);
+		p->lost = true;
+		pthread_mutex_unlock(&p->lock);
+	}
+	sl_oreq_fini(&q);
+	return 0; /* gone again, or moved: its events come */
+}
+
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  bool moved)
 {
 	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
 	replay_touch(p, dir);
+	if (r == 0 && S_ISDIR(s->attr.mode) && !moved && sl_store_native(p->cfg.store))
+		r = list_new(p, dir, name);
 	return acted(p, r, dir, name);
 }
 
@@ -495,10 +552,10 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	if (r < 0 && r != -ENOENT)
 		return r;
 	if (!s->present)
-		return !o || replay_foreign(o) ? 0 : replay_vanish(p, dir, name, false);
+		return !o || replay_foreign(dir, name, o) ? 0 : replay_vanish(p, dir, name, false);
 	if (!o)
-		return sl_object_whiteout(dir, name) ? 0 : replay_appear(p, dir, name, s, false);
-	if (replay_foreign(o))
+		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
+	if (replay_foreign(dir, name, o))
 		return 0;
 	if (!is_state(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
 		r = replay_vanish(p, dir, name, false);
@@ -567,12 +624,12 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		h = husk(e, dir, e->child_ino, e->child_generation);
 		s = &h;
 	}
-	if (o && !replay_foreign(o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
+	if (o && !replay_foreign(dir, name, o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
 		return 0; /* the listing showed it */
 	if (!o && sl_object_whiteout(dir, name))
 		return 0;
-	if (o && (replay_foreign(o) || !moved)) {
-		if (replay_foreign(o)) {
+	if (o && (replay_foreign(dir, name, o) || !moved)) {
+		if (replay_foreign(dir, name, o)) {
 			conflict(p, dir, name);
 			return 0;
 		}
@@ -590,7 +647,7 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 	int r = sl_object_lookup(dir, name, &o);
 	if (r < 0)
 		return r == -ENOENT ? 0 : r;
-	if (replay_foreign(o))
+	if (replay_foreign(dir, name, o))
 		return 0;
 	/* What the clone has is what came after it. */
 	if (!is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
@@ -645,15 +702,15 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	int from = find_name(p, e->place, &dir, &name), to = find_name(p, e->newplace, &newdir, &newname);
 	if (from == 0)
 		from = sl_object_lookup(dir, name, &o);
-	if (from == 0 && replay_foreign(o))
+	if (from == 0 && replay_foreign(dir, name, o))
 		from = -ENOENT;
 	if (to < 0)
 		return from < 0 ? 0 : replay_vanish(p, dir, name, true);
 	int t = sl_object_lookup(newdir, newname, &target);
 	if (t < 0 && t != -ENOENT)
 		return t;
-	bool there =
-	    target && !replay_foreign(target) && child_known(e) && is_child(target, e) && (!o || target != o);
+	bool there = target && !replay_foreign(newdir, newname, target) && child_known(e) &&
+		     is_child(target, e) && (!o || target != o);
 	/* Nobody says what was renamed; but both names are what they are at the origin already. */
 	if (from == 0 && target && !child_known(e) && e->state.present && e->newstate.present &&
 	    o->has_record && target->has_record && is_state(o, &e->state) && is_state(target, &e->newstate))
@@ -664,10 +721,10 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	}
 	if (there && sl_object_is_dir(o)) /* the listing of that directory was later than that of this one */
 		return replay_vanish(p, dir, name, true);
-	bool exchange = target && !replay_foreign(target) && is_exchange(p, e, o, target);
+	bool exchange = target && !replay_foreign(newdir, newname, target) && is_exchange(p, e, o, target);
 	if (!target && sl_object_whiteout(newdir, newname))
 		return replay_vanish(p, dir, name, true);
-	if (target && replay_foreign(target)) {
+	if (target && replay_foreign(newdir, newname, target)) {
 		conflict(p, newdir, newname);
 		return replay_vanish(p, dir, name, true);
 	}
@@ -703,7 +760,7 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		r = sl_object_lookup(dir, name, &o);
 	if (r < 0)
 		return r == -ENOENT || r == -ENODATA ? 0 : r;
-	if (replay_foreign(o) || !is_child(o, e))
+	if (replay_foreign(dir, name, o) || !is_child(o, e))
 		return 0;
 	if (!s.present || !is_state(o, &s))
 		s.known = false; /* of what comes next */
@@ -741,8 +798,8 @@ static bool as_said(struct sl_replay *p, const char *place, const struct sl_osta
 		return true;
 	int r = sl_object_lookup(dir, name, &o);
 	if (r == -ENOENT)
-		return !s->present || sl_object_whiteout(dir, name);
-	if (r < 0 || replay_foreign(o))
+		return !s->present || replay_deleted(dir, name, s);
+	if (r < 0 || replay_foreign(dir, name, o))
 		return true;
 	if (!s->present || !is_state(o, s))
 		return false;

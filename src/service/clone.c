@@ -23,7 +23,8 @@
 #include "store/remote.h"
 #include "store/walk.h"
 
-#define CLEAN "clean" /* in the store while no service runs, if the last one ended in good order */
+#define LOOK_MS 1000
+#define CLEAN	"clean" /* in the store while no service runs, if the last one ended in good order */
 
 static void on_changing(void *arg, struct sl_object *o, uint64_t old_size)
 {
@@ -59,6 +60,8 @@ static void on_event(void *arg, const struct sl_oevent *e)
 {
 	struct sl_clone *c = arg;
 	struct sl_replay *p = c->replay;
+	if (c->watchers)
+		sl_watchers_event(c->watchers, e);
 	if (p)
 		sl_replay_event(p, e);
 	else
@@ -74,10 +77,18 @@ static void start_replay(struct sl_clone *c)
 	struct sl_replay_config rc = {
 	    .store = c->store, .fill = c->fill, .origin = c->origin, .find = sl_remote_find, .compare = true};
 	struct sl_echo_acts_config ec = {.store = c->store, .gate = c->gate, .helper = c->helper};
+	struct sl_native_acts_config nc = {.store = c->store, .fill = c->fill, .fan = c->fan};
 	struct sl_replay *p = NULL;
-	if (!c->gate || !c->helper)
+	int r;
+	if (c->fan) {
+		rc.find = sl_object_by_place;
+		rc.compare = !c->listed || c->missed;
+		r = sl_native_acts_new(&nc, &c->acts, &rc.acts);
+	} else if (c->gate && c->helper) {
+		r = sl_echo_acts_new(&ec, &c->echo, &rc.acts);
+	} else {
 		return;
-	int r = sl_echo_acts_new(&ec, &c->echo, &rc.acts);
+	}
 	if (r == 0)
 		r = sl_replay_new(&rc, &p);
 	if (r < 0)
@@ -215,12 +226,26 @@ static void say_ready(int fd, const char *text)
 	close(fd);
 }
 
-/* Until a signal comes, a command says so, or the mount is gone. */
+/*
+ * Until a signal comes, a command says so, or the mount is gone. /dev/fuse says that by itself. Of a native
+ * clone's the kernel only says that something was mounted or unmounted in this namespace; while it is still
+ * in use, or mounted in another one, we look from time to time.
+ */
 static void wait_for_end(struct sl_clone *c, int sig_fd)
 {
-	struct pollfd p[2] = {{.fd = sig_fd, .events = POLLIN}, {.fd = c->stop_fd, .events = POLLIN}};
-	while (poll(p, 2, -1) < 0 && errno == EINTR)
-		;
+	_cleanup_close_ int mounts = c->fan ? open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC) : -EBADF;
+	struct pollfd p[3] = {{.fd = sig_fd, .events = POLLIN},
+			      {.fd = c->stop_fd, .events = POLLIN},
+			      {.fd = mounts, .events = POLLPRI}};
+	do {
+		if (c->fan && sl_native_gone(c)) {
+			sl_info("ending because it was unmounted");
+			return;
+		}
+		bool look = c->fan && !sl_native_shown(c);
+		while (poll(p, 3, look ? LOOK_MS : -1) < 0 && errno == EINTR)
+			;
+	} while (!p[0].revents && !p[1].revents);
 	struct signalfd_siginfo si;
 	if (p[0].revents && read(sig_fd, &si, sizeof(si)) == sizeof(si))
 		sl_info("ending on signal %u", si.ssi_signo);
@@ -279,10 +304,14 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 				      .may_be_down = !need_origin,
 				      /* What is here is wanted now, whether the origin answers or not. */
 				      .connect_later = sl_keeper_successor(c->keeper),
-				      .event = cfg->native ? NULL : on_event,
+				      .event = on_event,
+				      .program = "/proc/self/exe",
 				      .arg = c,
 				      .root_ino = cfg->root_ino};
 	_cleanup_free_ char *reason = NULL;
+	r = sl_watchers_new(&c->watchers);
+	if (r < 0)
+		return r;
 	r = sl_origin_open(cfg->origin, &oc, &c->origin, &reason);
 	if (r < 0)
 		return sl_fail(why, r, "%s", reason ? reason : strerror(-r));
@@ -339,15 +368,13 @@ static bool tell_progress(void *arg, const struct sl_fill_progress *p)
 int sl_clone_hide(struct sl_clone *c, bool force, char **why)
 {
 	const char *dir = sl_store_config(c->store)->dir;
-	if (c->fan)
-		return sl_native_hide(c, force, why);
-	if (sl_fuse_mounted(dir) != SL_MOUNTED_OURS)
+	if (!c->fan && sl_fuse_mounted(dir) != SL_MOUNTED_OURS)
 		return 0;
 	/* It has the mount open while it is at work. */
 	struct sl_replay *p = c->replay;
 	if (p)
 		(void)sl_replay_pause(p);
-	int r = sl_fuse_unmount(dir, force, why);
+	int r = c->fan ? sl_native_hide(c, force, why) : sl_fuse_unmount(dir, force, why);
 	if (p && r < 0)
 		sl_replay_resume(p);
 	return r;
@@ -393,6 +420,7 @@ static void close_parts(struct sl_clone *c, bool clean)
 	clean = clean && sl_fill_commit(c->fill) == 0;
 	sl_fill_free(c->fill);
 	sl_echo_acts_free(c->echo);
+	sl_native_acts_free(c->acts);
 	sl_gate_free(c->gate);
 	if (c->fan) {
 		close(sl_fan_group(c->fan));
@@ -400,6 +428,7 @@ static void close_parts(struct sl_clone *c, bool clean)
 	}
 	sl_fan_free(c->fan);
 	sl_origin_free(c->origin);
+	sl_watchers_free(c->watchers);
 	sl_replay_free(c->replay);
 	sl_helper_stop(c->helper);
 	if (clean) {

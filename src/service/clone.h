@@ -7,17 +7,22 @@
 #include "gate/fuse/gate.h"
 #include "keeper/keeper.h"
 #include "replay/echo.h"
+#include "replay/native.h"
 #include "replay/replay.h"
+#include "service/watch.h"
 
 struct sl_clone {
 	struct sl_keeper *keeper; /* or NULL */
 	struct sl_store *store;
 	struct sl_origin *origin;
+	struct sl_watchers *watchers; /* who is told of its events */
 	struct sl_fill *fill;
 	struct sl_gate *gate;	  /* the fuse gate, or NULL */
 	struct sl_fan *fan;	  /* the fanotify gate, or NULL */
 	struct sl_helper *helper; /* the replay's, behind the fuse gate */
 	struct sl_echo_acts *echo;
+	struct sl_native_acts *acts;	  /* behind the fanotify gate */
+	bool listed;			  /* all names were listed by this service */
 	struct sl_replay *_Atomic replay; /* or NULL: none yet, and none any more */
 	_Atomic bool missed;		  /* events came while there was none */
 	dev_t dev;			  /* of its filesystem; 0: not looked up yet */

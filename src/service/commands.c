@@ -75,7 +75,7 @@ struct counts {
  * it. */
 static bool looks_modified(const struct sl_object *o, const struct sl_attr *a)
 {
-	return sl_store_native(o->store) && o->place && sl_object_is_reg(o) &&
+	return sl_store_native(o->store) && o->has_record && sl_object_is_reg(o) &&
 	       (a->size != o->rec.origin.size || a->mtime.tv_sec != o->rec.origin.mtime.tv_sec ||
 		a->mtime.tv_nsec != o->rec.origin.mtime.tv_nsec);
 }
@@ -439,6 +439,8 @@ json_t *sl_command_run(struct sl_command_call *c)
 		return cmd_pin(c, true);
 	if (!strcmp(cmd, "unpin"))
 		return cmd_pin(c, false);
+	if (!strcmp(cmd, "watch"))
+		return sl_command_watch(c);
 	if (!strcmp(cmd, "verify"))
 		return sl_command_verify(c);
 	if (!strcmp(cmd, "stop"))

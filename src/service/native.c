@@ -249,7 +249,8 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 	sl_kept_put(c->keeper, SL_KEPT_GROUP, sl_fan_group(c->fan));
 	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
 	if (!sl_store_is_complete(c->store)) {
-		r = sl_fill_tree(c->fill, progress, arg);
+		r = sl_fill_tree(c->fill, sl_object_root(c->store), progress, arg);
+		c->listed = r == 0;
 		if (r == 0)
 			r = sl_fill_commit(c->fill);
 		if (r == 0)
@@ -278,6 +279,14 @@ bool sl_native_shown(struct sl_clone *c)
 {
 	dev_t dev, own;
 	return mounted_on(sl_store_config(c->store)->dir, &dev) && device_of(c, &own) == 0 && own == dev;
+}
+
+bool sl_native_gone(struct sl_clone *c)
+{
+	_cleanup_free_ char *where = NULL;
+	dev_t dev;
+	return !sl_native_shown(c) && sl_fan_mount_gone(c->fan) && device_of(c, &dev) == 0 &&
+	       !other_mounts(dev, &where);
 }
 
 int sl_native_hide(struct sl_clone *c, bool force, char **why)

@@ -145,20 +145,47 @@ int sl_fs_shutdown(int mount_fd)
 	return 0;
 }
 
-int sl_xfs_open_invisible(int mount_fd, const struct file_handle *h, int flags)
+static bool xfs_handle(const struct file_handle *h, struct xfs_handle *xh)
 {
-	struct xfs_handle xh = {.fid_len = sizeof(xh) - offsetof(struct xfs_handle, fid_pad)};
+	*xh = (struct xfs_handle){.fid_len = sizeof(*xh) - offsetof(struct xfs_handle, fid_pad)};
 	if ((h->handle_type & FILEID_XFS_64BIT_INO) && h->handle_bytes >= 12) {
-		memcpy(&xh.ino, h->f_handle, 8);
-		memcpy(&xh.gen, h->f_handle + 8, 4);
-	} else if (h->handle_type == FILEID_INO32_GEN && h->handle_bytes >= 8) {
+		memcpy(&xh->ino, h->f_handle, 8);
+		memcpy(&xh->gen, h->f_handle + 8, 4);
+		return true;
+	}
+	if (h->handle_type == FILEID_INO32_GEN && h->handle_bytes >= 8) {
 		uint32_t ino;
 		memcpy(&ino, h->f_handle, 4);
-		memcpy(&xh.gen, h->f_handle + 4, 4);
-		xh.ino = ino;
-	} else {
-		return -EOPNOTSUPP;
+		memcpy(&xh->gen, h->f_handle + 4, 4);
+		xh->ino = ino;
+		return true;
 	}
+	return false;
+}
+
+int sl_xfs_set_attr(int dir, const struct file_handle *h, const char *name, const void *value, size_t n)
+{
+	struct xfs_handle xh;
+	if (!xfs_handle(h, &xh))
+		return -EOPNOTSUPP;
+	/* The kernel only reads name and value. */
+	struct xfs_attr_multiop op = {.opcode = value ? XFS_ATTR_OP_SET : XFS_ATTR_OP_REMOVE,
+				      .name = (void *)(uintptr_t)name,
+				      .value = (void *)(uintptr_t)value,
+				      .length = (uint32_t)n,
+				      .flags = XFS_ATTR_ROOT};
+	struct xfs_attrmulti req = {
+	    .hreq = {.ihandle = &xh, .ihandlen = sizeof(xh)}, .opcount = 1, .ops = &op};
+	if (ioctl(dir, XFS_IOC_ATTRMULTI_BY_HANDLE, &req) < 0)
+		return errno == ENOENT ? -ESTALE : errno == ENOTTY ? -EOPNOTSUPP : -errno;
+	return !value && op.error == -ENODATA ? 0 : op.error;
+}
+
+int sl_xfs_open_invisible(int mount_fd, const struct file_handle *h, int flags)
+{
+	struct xfs_handle xh;
+	if (!xfs_handle(h, &xh))
+		return -EOPNOTSUPP;
 	struct xfs_fsop_handlereq req = {
 	    .ihandle = &xh, .ihandlen = sizeof(xh), .oflags = (uint32_t)(flags | O_LARGEFILE)};
 	/* The number means something else to other filesystems. */

@@ -62,3 +62,10 @@ int sl_fs_shutdown(int mount_fd);
 int sl_xfs_open_invisible(int mount_fd, const struct file_handle *h, int flags);
 /** The same for a file that is open already, in any way (O_PATH too). */
 int sl_xfs_reopen_invisible(int mount_fd, int fd, int flags);
+
+/**
+ * Set the attribute trusted.@name of an object of an XFS so that nobody who watches it is told; its ctime
+ * changes. @value NULL removes it, and that it is not there is no error then. @dir: a directory of the
+ * filesystem, no O_PATH descriptor. Needs CAP_SYS_ADMIN. -EOPNOTSUPP, -ESTALE as above.
+ */
+int sl_xfs_set_attr(int dir, const struct file_handle *h, const char *name, const void *value, size_t n);

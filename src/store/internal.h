@@ -38,6 +38,12 @@ struct sl_store {
 	struct sl_list fd_lru;
 	unsigned fd_count, fd_max;
 	struct sl_object *root;
+
+	/* Native: directories that moved at the origin (place.c), and every object's place. Taken after all
+	 * others. */
+	pthread_mutex_t places;
+	struct sl_move *moves; /* the first one's number is moves_base + 1 */
+	uint32_t nmoves, moves_base;
 };
 
 /* Where an object is: "name" in fd, or fd itself when name is empty. Holds the tree lock for reading. */
@@ -65,14 +71,28 @@ void sl_dirfd_unpin(struct sl_object *dir);
  * with -errno. */
 int sl_at_setxattr(const struct sl_at *at, const char *name, const void *buf, size_t n);
 
+/* place.c: places of a native store. */
+#define SL_MOVES "moves"
+struct sl_move {
+	char *from, *to;
+	bool exchange;
+};
+int sl_places_open(struct sl_store *s);
+void sl_places_close(struct sl_store *s);
+/** The place of @o, and after how many moves that was its place. As sl_object_place(); -ESTALE with the last
+ * one where another object has taken it. */
+int sl_place_get(struct sl_object *o, char **place, uint32_t *moves);
+/** The place of @name in @dir, likewise. */
+int sl_place_below(struct sl_object *dir, const char *name, char **place, uint32_t *moves);
+
 /**
  * The record of @name in @dirfd, or of what @dirfd denotes for "". -ENODATA where there is none, or a copy of
- * another file's. In native stores *@place is allocated, and *@h set; both may be NULL.
+ * another file's. In native stores *@place is allocated, and *@moves and *@h set; all may be NULL.
  */
 int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl_record *r,
-		      struct sl_handle *h, char **place);
+		      struct sl_handle *h, char **place, uint32_t *moves);
 int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const struct sl_record *r,
-		      const char *place);
+		      const char *place, uint32_t moves);
 
 /** An object without a name; takes over @fd, an O_PATH descriptor of it. */
 int sl_object_new_pinned(struct sl_store *s, int fd, struct sl_object **ret);

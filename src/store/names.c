@@ -388,7 +388,7 @@ int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_
 	if (r < 0)
 		return r;
 	at.name = name;
-	r = sl_record_save_at(dir->store, at.fd, name, &rec, NULL);
+	r = sl_record_save_at(dir->store, at.fd, name, &rec, NULL, 0);
 	sl_at_end(&at);
 	if (r == -EPERM || r == -EOPNOTSUPP)
 		r = 0; /* a symlink or special file in an unprivileged store */

@@ -15,8 +15,9 @@
 /* ---- records ---- */
 
 int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl_record *r,
-		      struct sl_handle *h, char **place)
+		      struct sl_handle *h, char **place, uint32_t *moves)
 {
+	uint32_t after;
 	char p[SL_PROC_FD_MAX];
 	uint8_t b[SL_PLACED_MAX + 1];
 	/* Most descriptors are real ones; the way through procfs takes longer than all the rest. */
@@ -40,14 +41,16 @@ int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl
 		*h = own;
 	if (q < 0 || n < 0)
 		return q < 0 ? q : (int)n;
-	q = sl_record_decode_placed(b, (size_t)n, sl_handle_hash(&own), r, &at);
+	q = sl_record_decode_placed(b, (size_t)n, sl_handle_hash(&own), r, &at, &after);
 	if (q == 0 && place)
 		*place = sl_steal_ptr(&at);
+	if (q == 0 && moves)
+		*moves = after;
 	return q;
 }
 
 int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const struct sl_record *r,
-		      const char *place)
+		      const char *place, uint32_t moves)
 {
 	uint8_t b[SL_PLACED_MAX];
 	char p[SL_PROC_FD_MAX];
@@ -55,7 +58,7 @@ int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const str
 	struct sl_handle h;
 	if (s->native) {
 		int q = sl_handle_get(dirfd, name, &h);
-		n = q < 0 ? 0 : sl_record_encode_placed(r, sl_handle_hash(&h), place, b);
+		n = q < 0 ? 0 : sl_record_encode_placed(r, sl_handle_hash(&h), place, moves, b);
 		if (n == 0)
 			return q < 0 ? q : -ENAMETOOLONG;
 	} else {
@@ -350,7 +353,7 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	pthread_mutex_init(&o->lock, NULL);
 	pthread_rwlock_init(&o->io, NULL);
 
-	int r = sl_record_load_at(s, at->fd, at->name, &o->rec, &o->handle, &o->place);
+	int r = sl_record_load_at(s, at->fd, at->name, &o->rec, &o->handle, &o->place, &o->place_moves);
 	o->has_record = r == 0;
 	if (s->native)
 		parent = NULL; /* it may have another one any time */
@@ -381,6 +384,7 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	o->type = o->rec.mode & S_IFMT;
 	o->local = o->rec.flags & SL_LOCAL;
 	o->moved = o->rec.flags & SL_MOVED;
+	o->place_gone = o->rec.flags & SL_GONE;
 	if (r == 0 && S_ISREG(o->type))
 		r = map_load(o, at);
 	if (r == 0 && parent) {
@@ -512,6 +516,23 @@ static void find_name(struct sl_object *dir, const char *name, struct sl_object 
 	}
 	pthread_rwlock_unlock(&s->tree);
 	free(copy);
+}
+
+struct sl_object *sl_object_known_fd(struct sl_store *s, int fd)
+{
+	struct sl_handle h;
+	uint64_t ino;
+	if (!s->native || sl_handle_get(fd, "", &h) < 0 || !sl_handle_ino(&h, &ino))
+		return NULL;
+	pthread_mutex_lock(&s->table_lock);
+	struct sl_hnode *n = sl_htab_find(&s->table, ino);
+	struct sl_object *o = n ? sl_container_of(n, struct sl_object, node) : NULL;
+	if (o && o->handle.len == h.len && o->handle.type == h.type && !memcmp(o->handle.b, h.b, h.len))
+		o->refs++;
+	else
+		o = NULL;
+	pthread_mutex_unlock(&s->table_lock);
+	return o;
 }
 
 int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object **ret)
@@ -774,8 +795,10 @@ void sl_objects_each(struct sl_store *s, int (*fn)(void *arg, const char *path, 
 
 char *sl_object_path(struct sl_object *o)
 {
-	if (o->store->native)
-		return strdup(o->place ? o->place : "a file made here");
+	if (o->store->native) {
+		char *place;
+		return sl_object_place(o, &place) == 0 ? place : strdup("a file made here");
+	}
 	char *path = strdup("");
 	pthread_rwlock_rdlock(&o->store->tree);
 	for (; o && o->parent && path; o = o->parent) {
@@ -834,12 +857,51 @@ static int place_locked(struct sl_object *o, char **ret)
 int sl_object_place(struct sl_object *o, char **ret)
 {
 	if (o->store->native) {
-		*ret = o->place ? strdup(o->place) : NULL;
-		return *ret ? 0 : o->place ? -ENOMEM : -ENOENT;
+		uint32_t moves;
+		int r = sl_place_get(o, ret, &moves);
+		if (r < 0) {
+			free(*ret);
+			*ret = NULL;
+		}
+		return r;
 	}
 	pthread_rwlock_rdlock(&o->store->tree);
 	int r = place_locked(o, ret);
 	pthread_rwlock_unlock(&o->store->tree);
+	return r;
+}
+
+/* An attribute of the store's, NULL to remove it; on XFS without a word to who watches the object. */
+static int put_attr(struct sl_object *o, const char *name, const void *buf, size_t n)
+{
+	struct sl_store *s = o->store;
+	_Alignas(struct file_handle) char room[SL_HANDLE_ROOM];
+	if (s->invisible)
+		return sl_xfs_set_attr(s->base_fd, sl_handle_raw(&o->handle, room), strchr(name, '.') + 1,
+				       buf, n);
+	struct sl_at at;
+	int r = sl_at_begin(o, &at);
+	if (r < 0)
+		return r;
+	r = buf ? sl_at_setxattr(&at, name, buf, n) : at_removexattr(&at, name);
+	sl_at_end(&at);
+	return r;
+}
+
+static int save_native(struct sl_object *o)
+{
+	_cleanup_free_ char *place = NULL;
+	uint32_t moves;
+	uint8_t b[SL_PLACED_MAX];
+	int r = sl_place_get(o, &place, &moves);
+	if (r == -ENOENT)
+		return 0; /* made here: it needs none, and must not look like an object of the origin */
+	if (r < 0 && !place)
+		return r;
+	size_t n = sl_record_encode_placed(&o->rec, sl_handle_hash(&o->handle), place, moves, b);
+	r = n ? put_attr(o, o->store->xattr_record, b, n) : -ENAMETOOLONG;
+	if (r == 0)
+		o->has_record = true;
 	return r;
 }
 
@@ -848,12 +910,12 @@ int sl_object_save(struct sl_object *o)
 	struct sl_at at;
 	if (o->damaged)
 		return -EIO;
-	if (o->store->native && !o->place)
-		return 0; /* made here: it needs none, and must not look like an object of the origin */
+	if (o->store->native)
+		return save_native(o);
 	int r = sl_at_begin(o, &at);
 	if (r < 0)
 		return r;
-	r = sl_record_save_at(o->store, at.fd, at.name, &o->rec, o->place);
+	r = sl_record_save_at(o->store, at.fd, at.name, &o->rec, NULL, 0);
 	if (r == 0)
 		o->has_record = true;
 	else if ((r == -EPERM || r == -EOPNOTSUPP) && !S_ISREG(o->type) && !S_ISDIR(o->type))
@@ -864,26 +926,14 @@ int sl_object_save(struct sl_object *o)
 
 int sl_object_save_map(struct sl_object *o, bool drop)
 {
-	struct sl_at at;
 	uint8_t b[SL_MAP_MAX_BYTES];
 	size_t n = drop ? 0 : sl_chunkmap_save(&o->map, b);
-	int r = sl_at_begin(o, &at);
-	if (r < 0)
-		return r;
-	r = drop ? at_removexattr(&at, o->store->xattr_map) : sl_at_setxattr(&at, o->store->xattr_map, b, n);
-	sl_at_end(&at);
-	return r;
+	return put_attr(o, o->store->xattr_map, drop ? NULL : b, n);
 }
 
 int sl_object_put_map(struct sl_object *o, const void *map, size_t len)
 {
-	struct sl_at at;
-	int r = sl_at_begin(o, &at);
-	if (r < 0)
-		return r;
-	r = sl_at_setxattr(&at, o->store->xattr_map, map, len);
-	sl_at_end(&at);
-	return r;
+	return put_attr(o, o->store->xattr_map, map, len);
 }
 
 static int set_mtime(struct sl_object *o, struct timespec mtime)
@@ -934,7 +984,7 @@ static void empty_map(struct sl_object *o)
  * Native: nothing is here of the new version, and others may have the file open. What it held stays until it
  * is overwritten: who was let through to it a moment ago reads that, and not what a placeholder is made of.
  */
-static int renew(struct sl_object *o, int fd)
+static int renew(struct sl_object *o, int fd, const struct timespec *atime)
 {
 	uint64_t size = o->rec.origin.size, block = o->store->block;
 	struct stat st;
@@ -962,6 +1012,8 @@ static int renew(struct sl_object *o, int fd)
 	    (fstat(fd, &st) < 0 || ((uint64_t)st.st_size != size && ftruncate(fd, (off_t)size) < 0)))
 		r = -errno;
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.origin.mtime};
+	if (atime)
+		ts[0] = *atime;
 	return r < 0 ? r : futimens(fd, ts) < 0 ? -errno : 0;
 }
 
@@ -981,20 +1033,21 @@ static int disarm(struct sl_object *o, int fd)
 	return r;
 }
 
-int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v)
+int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime)
 {
 	struct sl_record old = o->rec;
 	assert(!(o->rec.flags & (SL_MODIFIED | SL_LOCAL)));
 	o->rec.state = SL_COLD;
 	o->rec.origin = *v;
 	int r = sl_object_save(o);
-	if (r == 0 && fdatasync(fd) < 0)
+	/* Where the record on disk claimed nothing there is nothing to be disclaimed. */
+	if (r == 0 && old.state != SL_COLD && fdatasync(fd) < 0)
 		r = -errno;
 	if (r < 0) {
 		o->rec = old;
 		return r;
 	}
-	return o->store->native ? renew(o, fd) : sl_object_drop(o, fd);
+	return o->store->native ? renew(o, fd, atime) : sl_object_drop(o, fd);
 }
 
 int sl_object_drop(struct sl_object *o, int fd)

@@ -36,7 +36,9 @@ struct sl_object {
 	char *name;
 	struct sl_handle handle; /* native; fixed */
 	bool replaced;		 /* table lock; native: the file is gone, and another has its inode number */
-	char *place;		 /* native: at the origin; NULL for what was made here; fixed */
+	char *place;		 /* places lock; native: at the origin; NULL for what was made here */
+	uint32_t place_moves;	 /* places lock: after how many moves that was its place */
+	bool place_gone;	 /* places lock: something else was moved there since */
 	char *orphan_place;	 /* tree lock; where it was at the origin, once its last known name is gone */
 	bool local, moved;	 /* tree lock: SL_LOCAL and SL_MOVED of the record, for finding its place */
 	int fd;			 /* tree lock; O_PATH, once the known name is gone; else negative */
@@ -115,6 +117,9 @@ int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object *
 int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_object **ret, struct sl_attr *a);
 /** Native: the object that is open as @fd, on whatever mount, as a new reference. As sl_object_lookup(). */
 int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret);
+/** The same in one system call, if it is in memory; else NULL. @fd must be known to be on the store's
+ * filesystem. */
+struct sl_object *sl_object_known_fd(struct sl_store *s, int fd);
 /** Load the root; used by sl_store_open(). */
 int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
 
@@ -161,6 +166,22 @@ int sl_object_attr(struct sl_object *o, struct sl_attr *a);
 /** Its place at the origin, "" for the root; the caller frees it. -ENOENT for what has no place (made here,
  * or unlinked). */
 int sl_object_place(struct sl_object *o, char **ret);
+/** Native: it is at @place at the origin now. Written to its record, if it has one. */
+int sl_object_set_place(struct sl_object *o, const char *place);
+/** Native: it has no place at the origin any more. What is missing of it is nowhere. */
+int sl_object_lose_place(struct sl_object *o);
+/**
+ * Native: the directory @from moved to @to at the origin, or with @exchange they changed places: so do all
+ * places below. On disk in this order with what is done to names afterwards, also over a loss of power.
+ */
+int sl_store_move(struct sl_store *s, const char *from, const char *to, bool exchange);
+/** How many moves were noted. */
+uint32_t sl_store_moves(struct sl_store *s);
+/**
+ * Native: the object whose place is @place, as a new reference, if it is where that says: what was renamed or
+ * deleted here is not found (-ENOENT). A file of several names has each of them for a place.
+ */
+int sl_object_by_place(struct sl_store *s, const char *place, struct sl_object **ret);
 /** Its path in the clone, for messages. */
 char *sl_object_path(struct sl_object *o);
 
@@ -208,6 +229,18 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 /** The same for @n names at once, which is faster. Where it fails, *@at is the one that could not be made. */
 int sl_placeholder_make_all(struct sl_object *dir, int dirfd, const struct sl_oentry *v, size_t n,
 			    size_t *at);
+/**
+ * Native: make the placeholder of what is @name of @dir at the origin as @as in @stage, where nobody sees it.
+ * A directory is unpopulated, and @a says nothing of other names of a file. -EEXIST if @as is there.
+ */
+int sl_placeholder_stage(struct sl_object *dir, const char *name, const struct sl_attr *a, const char *target,
+			 int stage, const char *as);
+/** The same of a file, which has no name. Returns a descriptor that is open for writing. */
+int sl_placeholder_tmpfile(struct sl_object *dir, const char *name, const struct sl_attr *a, int stage);
+/**
+ * Native: the directory @name was just made in @dirfd of @dir by the caller: it is the origin's, and empty.
+ */
+int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a);
 /** Remove what an interrupted attempt left and the origin no longer has, unless it was changed here. */
 int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name);
 /**
@@ -223,8 +256,9 @@ int sl_placeholder_root(struct sl_store *s, const struct sl_attr *a);
 /**
  * Drop what is here of a file that was not modified here, and give it the version @v (lock and io held
  * exclusively). The record on disk says so before any byte goes. @fd: open for writing. Native: the bytes
- * stay where they are until they are overwritten, because others may have the file open.
+ * stay where they are until they are overwritten, because others may have the file open; who watches the file
+ * hears of a change of content (IN_MODIFY), or with @atime, which is set as well, of attributes (IN_ATTRIB).
  */
-int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v);
+int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime);
 /** The second half of it alone, for who has already made a cold record durable. */
 int sl_object_drop(struct sl_object *o, int fd);

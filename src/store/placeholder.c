@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "origin/origin.h"
+#include "store/fs.h"
 #include "store/internal.h"
 
 #define BATCH 64 /* files that are open at once, of each thread */
@@ -37,15 +38,34 @@ static struct sl_record make_record(const struct sl_attr *a)
 	return r;
 }
 
+/* Where something is at the origin, for the record of a native store. */
+struct at {
+	char *place;
+	uint32_t moves;
+};
+
+static void at_fini(struct at *at)
+{
+	free(at->place);
+}
+
+static int at_below(struct sl_object *dir, const char *name, struct at *at)
+{
+	return dir->store->native ? sl_place_below(dir, name, &at->place, &at->moves) : 0;
+}
+
 static int set_times(int dirfd, const char *name, const struct sl_attr *a)
 {
 	struct timespec ts[2] = {a->atime, a->mtime};
 	return utimensat(dirfd, name, ts, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 }
 
-/* False where what is made in @dir has the right owner from the start, as most of root's has. */
+/* False where what is made in @dir has the right owner from the start, as most of root's has. NULL: in a
+ * directory that hands on no group. */
 static bool needs_owner(struct sl_object *dir, const struct sl_attr *a)
 {
+	if (!dir)
+		return a->uid != geteuid() || a->gid != getegid();
 	pthread_mutex_lock(&dir->lock);
 	bool other_group = dir->rec.mode & S_ISGID;
 	pthread_mutex_unlock(&dir->lock);
@@ -68,37 +88,36 @@ static int set_size(struct sl_store *s, int fd, const struct sl_attr *a)
 	return r != -EOPNOTSUPP ? r : ftruncate(fd, (off_t)a->size) < 0 ? -errno : 0;
 }
 
-static int finish(struct sl_object *dir, int fd, const struct sl_attr *a, const struct sl_record *rec,
-		  const char *place)
+static int finish(struct sl_store *s, struct sl_object *dir, int fd, const struct sl_attr *a,
+		  const struct sl_record *rec, const struct at *at)
 {
-	struct sl_store *s = dir->store;
 	struct timespec ts[2] = {a->atime, a->mtime};
 	if (needs_owner(dir, a) && fchown(fd, a->uid, a->gid) < 0)
 		return -errno;
 	if (a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged && fchmod(fd, a->mode & 07777) < 0)
 		return -errno;
-	int r = sl_record_save_at(s, fd, "", rec, place);
+	int r = sl_record_save_at(s, fd, "", rec, at->place, at->moves);
 	return r < 0 ? r : futimens(fd, ts) < 0 ? -errno : 0;
 }
 
-static int make_file(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
-		     const struct sl_record *rec, const char *place)
+static int make_file(struct sl_store *s, struct sl_object *dir, int dirfd, const char *name,
+		     const struct sl_attr *a, const struct sl_record *rec, const struct at *at)
 {
-	_cleanup_close_ int fd = open_new(dir->store, dirfd, name, a);
+	_cleanup_close_ int fd = open_new(s, dirfd, name, a);
 	if (fd < 0)
 		return fd;
-	int r = set_size(dir->store, fd, a);
+	int r = set_size(s, fd, a);
 	if (r == 0)
-		r = finish(dir, fd, a, rec, place);
+		r = finish(s, dir, fd, a, rec, at);
 	if (r < 0)
 		unlinkat(dirfd, name, 0);
 	return r;
 }
 
-static int make_other(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
-		      const char *target, const struct sl_record *rec, const char *place)
+static int make_other(struct sl_store *s, struct sl_object *dir, int dirfd, const char *name,
+		      const struct sl_attr *a, const char *target, const struct sl_record *rec,
+		      const struct at *at)
 {
-	struct sl_store *s = dir->store;
 	int r = 0;
 	if (S_ISLNK(a->mode)) {
 		if (symlinkat(target, dirfd, name) < 0)
@@ -111,7 +130,7 @@ static int make_other(struct sl_object *dir, int dirfd, const char *name, const 
 		 * no record: stand-ins do. */
 		bool device = S_ISCHR(a->mode) || S_ISBLK(a->mode);
 		if (!s->privileged || (device && !s->native))
-			return make_file(dir, dirfd, name, a, rec, place);
+			return make_file(s, dir, dirfd, name, a, rec, at);
 		/* In a native store it is what users see; the mount has `nodev`. */
 		if (mknodat(dirfd, name, a->mode, device ? a->rdev : 0) < 0)
 			return -errno;
@@ -122,7 +141,7 @@ static int make_other(struct sl_object *dir, int dirfd, const char *name, const 
 	    fchmodat(dirfd, name, a->mode & 07777, 0) < 0)
 		r = -errno;
 	if (r == 0 && (s->privileged || S_ISDIR(a->mode)))
-		r = sl_record_save_at(s, dirfd, name, rec, place);
+		r = sl_record_save_at(s, dirfd, name, rec, at->place, at->moves);
 	if (r == 0)
 		r = set_times(dirfd, name, a);
 	if (r == 0 && S_ISDIR(a->mode)) {
@@ -154,7 +173,7 @@ static int clear_place(struct sl_store *s, int dirfd, const char *name, const st
 	struct stat st;
 	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? 0 : -errno;
-	int r = sl_record_load_at(s, dirfd, name, &old, NULL, NULL);
+	int r = sl_record_load_at(s, dirfd, name, &old, NULL, NULL, NULL);
 	if (r == 0) {
 		struct sl_version v = sl_attr_version(a);
 		if (old.flags & (SL_LOCAL | SL_MODIFIED))
@@ -174,7 +193,7 @@ int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name)
 	struct stat st;
 	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? 0 : -errno;
-	int r = sl_record_load_at(dir->store, dirfd, name, &old, NULL, NULL);
+	int r = sl_record_load_at(dir->store, dirfd, name, &old, NULL, NULL, NULL);
 	if (r == 0 && (old.flags & (SL_LOCAL | SL_MODIFIED) || (S_ISDIR(old.mode) && old.state != SL_COLD)))
 		return 0;
 	return unlinkat(dirfd, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
@@ -186,7 +205,8 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 	struct sl_store *s = dir->store;
 	if (S_ISLNK(a->mode) && (!target || !*target))
 		return -EPROTO;
-	/* Armour has an extent for each 48 MiB: a file can be too large for that, and its origin can lie about it. */
+	/* Armour has an extent for each 48 MiB: a file can be too large for that, and its origin can lie
+	 * about it. */
 	if (s->native && S_ISREG(a->mode) && a->size > SL_ARMOUR_MAX)
 		return -EFBIG;
 	struct sl_record rec = make_record(a);
@@ -194,9 +214,10 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 	char key[SL_LINK_KEY_MAX];
 	if (linked)
 		rec.flags |= SL_LINKED;
-	_cleanup_free_ char *place = s->native ? sl_path_join(dir->place, name) : NULL;
-	if (s->native && !place)
-		return -ENOMEM;
+	_cleanup_(at_fini) struct at at = {0};
+	int q = at_below(dir, name, &at);
+	if (q < 0)
+		return q;
 
 	for (int tries = 0; tries < 5; tries++) {
 		int r = -ENOENT;
@@ -209,8 +230,8 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 				linked = false;
 		}
 		if (r != -EEXIST) {
-			r = S_ISREG(a->mode) ? make_file(dir, dirfd, name, a, &rec, place)
-					     : make_other(dir, dirfd, name, a, target, &rec, place);
+			r = S_ISREG(a->mode) ? make_file(s, dir, dirfd, name, a, &rec, &at)
+					     : make_other(s, dir, dirfd, name, a, target, &rec, &at);
 			if (r == 0 && linked && linkat(dirfd, name, s->links_fd, key, 0) < 0) {
 				r = -errno;
 				unlinkat(dirfd, name, 0);
@@ -232,6 +253,62 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 		}
 	}
 	return -EEXIST;
+}
+
+int sl_placeholder_stage(struct sl_object *dir, const char *name, const struct sl_attr *a, const char *target,
+			 int stage, const char *as)
+{
+	struct sl_store *s = dir->store;
+	if (S_ISLNK(a->mode) && (!target || !*target))
+		return -EPROTO;
+	if (S_ISREG(a->mode) && a->size > SL_ARMOUR_MAX)
+		return -EFBIG;
+	struct sl_record rec = make_record(a);
+	_cleanup_(at_fini) struct at at = {0};
+	int r = at_below(dir, name, &at);
+	if (r < 0)
+		return r;
+	return S_ISREG(a->mode) ? make_file(s, NULL, stage, as, a, &rec, &at)
+				: make_other(s, NULL, stage, as, a, target, &rec, &at);
+}
+
+int sl_placeholder_tmpfile(struct sl_object *dir, const char *name, const struct sl_attr *a, int stage)
+{
+	struct sl_store *s = dir->store;
+	if (a->size > SL_ARMOUR_MAX)
+		return -EFBIG;
+	struct sl_record rec = make_record(a);
+	_cleanup_(at_fini) struct at at = {0};
+	int r = at_below(dir, name, &at);
+	_cleanup_close_ int fd =
+	    r < 0 ? r : openat(stage, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, store_mode(s, a->mode));
+	if (fd < 0)
+		return r < 0 ? r : -errno;
+	r = set_size(s, fd, a);
+	if (r == 0)
+		r = finish(s, NULL, fd, a, &rec, &at);
+	return r < 0 ? r : sl_steal_fd(&fd);
+}
+
+int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a)
+{
+	struct sl_store *s = dir->store;
+	struct sl_record rec = make_record(a);
+	_cleanup_(at_fini) struct at at = {0};
+	_Alignas(struct file_handle) char room[SL_HANDLE_ROOM];
+	uint8_t b[SL_PLACED_MAX];
+	struct sl_handle h;
+	rec.state = SL_FULL;
+	int r = at_below(dir, name, &at);
+	if (r == 0)
+		r = sl_handle_get(dirfd, name, &h);
+	if (r < 0)
+		return r;
+	size_t n = sl_record_encode_placed(&rec, sl_handle_hash(&h), at.place, at.moves, b);
+	/* Its watchers have heard of it. */
+	if (n && s->invisible)
+		return sl_xfs_set_attr(s->base_fd, sl_handle_raw(&h, room), "sluice", b, n);
+	return sl_record_save_at(s, dirfd, name, &rec, at.place, at.moves);
 }
 
 /*
@@ -273,8 +350,10 @@ static int make_batch(struct sl_object *dir, int dirfd, const struct sl_oentry *
 		}
 		if (r == 0) {
 			struct sl_record rec = make_record(&e->attr);
-			_cleanup_free_ char *place = s->native ? sl_path_join(dir->place, e->name) : NULL;
-			r = s->native && !place ? -ENOMEM : finish(dir, fds[i], &e->attr, &rec, place);
+			_cleanup_(at_fini) struct at place = {0};
+			r = at_below(dir, e->name, &place);
+			if (r == 0)
+				r = finish(s, dir, fds[i], &e->attr, &rec, &place);
 			*at = r < 0 ? i : *at;
 		}
 		close(fds[i]);

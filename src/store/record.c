@@ -83,20 +83,27 @@ static uint64_t tail_sum(uint64_t self, const void *place, size_t n)
 	return XXH3_64bits_withSeed(place, n, self);
 }
 
-size_t sl_record_encode_placed(const struct sl_record *r, uint64_t self, const char *place,
+size_t sl_record_encode_placed(const struct sl_record *r, uint64_t self, const char *place, uint32_t moves,
 			       uint8_t out[SL_PLACED_MAX])
 {
 	size_t n = strlen(place);
-	if (n > SL_PLACED_MAX - SL_RECORD_SIZE - sizeof(struct tail))
+	if (n > SL_PLACED_MAX - SL_RECORD_SIZE - sizeof(struct tail) - 1 - sizeof(moves))
 		return 0;
-	struct tail t = {.self = self, .sum = tail_sum(self, place, n)};
+	uint8_t *p = out + SL_RECORD_SIZE + sizeof(struct tail);
+	memcpy(p, place, n);
+	if (moves) {
+		p[n++] = 0;
+		memcpy(p + n, &moves, sizeof(moves));
+		n += sizeof(moves);
+	}
+	struct tail t = {.self = self, .sum = tail_sum(self, p, n)};
 	sl_record_encode(r, out);
 	memcpy(out + SL_RECORD_SIZE, &t, sizeof(t));
-	memcpy(out + SL_RECORD_SIZE + sizeof(t), place, n);
 	return SL_RECORD_SIZE + sizeof(t) + n;
 }
 
-int sl_record_decode_placed(const void *buf, size_t len, uint64_t self, struct sl_record *r, char **place)
+int sl_record_decode_placed(const void *buf, size_t len, uint64_t self, struct sl_record *r, char **place,
+			    uint32_t *moves)
 {
 	const uint8_t *b = buf;
 	struct tail t;
@@ -108,8 +115,16 @@ int sl_record_decode_placed(const void *buf, size_t len, uint64_t self, struct s
 	memcpy(&t, b + SL_RECORD_SIZE, sizeof(t));
 	const uint8_t *p = b + SL_RECORD_SIZE + sizeof(t);
 	size_t n = len - SL_RECORD_SIZE - sizeof(t);
-	if (t.sum != tail_sum(t.self, p, n) || memchr(p, 0, n))
+	if (t.sum != tail_sum(t.self, p, n))
 		return -EBADMSG;
+	const uint8_t *end = memchr(p, 0, n);
+	*moves = 0;
+	if (end) {
+		if (n < 1 + sizeof(*moves) || end != p + n - 1 - sizeof(*moves))
+			return -EBADMSG;
+		memcpy(moves, end + 1, sizeof(*moves));
+		n = (size_t)(end - p);
+	}
 	if (t.self != self)
 		return -ENODATA;
 	*place = strndup((const char *)p, n);

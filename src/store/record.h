@@ -36,6 +36,7 @@ enum sl_record_flag {
 	SL_WRITTEN =
 	    1 << 9, /* native stores: content was changed here while parts of it are still missing: as
 		     * SL_MODIFIED, but what is missing is fetched, as long as the origin has this version */
+	SL_GONE = 1 << 10, /* native stores: deleted at the origin: what lies at its place now is another */
 };
 
 struct sl_record {
@@ -58,14 +59,16 @@ int sl_record_decode(const void *buf, size_t len, struct sl_record *r);
  * followed by
  *
  *   64  u64 whose it is: sl_handle_hash() of the file      72  u64 XXH3 checksum of that and of the place
- *   80  the place at the origin, not terminated
+ *   80  the place at the origin, not terminated; if directories have moved there since the clone was made
+ *       (place.c), a NUL and u32 after how many such moves it was the place
  */
-#define SL_PLACED_MAX (SL_RECORD_SIZE + 16 + 4096)
-/** Returns the length. @place is at most 4096 bytes long; otherwise 0. */
-size_t sl_record_encode_placed(const struct sl_record *r, uint64_t self, const char *place,
+#define SL_PLACED_MAX (SL_RECORD_SIZE + 16 + 4096 + 5)
+/** Returns the length. @place is at most 4096 bytes long; otherwise 0. @moves: 0 before the first. */
+size_t sl_record_encode_placed(const struct sl_record *r, uint64_t self, const char *place, uint32_t moves,
 			       uint8_t out[SL_PLACED_MAX]);
 /** As sl_record_decode(); -ENODATA where the record is another file's. *@place is allocated. */
-int sl_record_decode_placed(const void *buf, size_t len, uint64_t self, struct sl_record *r, char **place);
+int sl_record_decode_placed(const void *buf, size_t len, uint64_t self, struct sl_record *r, char **place,
+			    uint32_t *moves);
 
 /** "cold", "partial", "full", or the directory's words for them. */
 const char *sl_state_name(enum sl_state s, uint32_t mode);

@@ -162,7 +162,7 @@ static int make_base(int fd, const char *path, bool native, char **why)
 			return sl_fail(why, q,
 				       "%s: the filesystem has no file handles that a native clone can go by",
 				       path);
-		n = sl_record_encode_placed(&r, sl_handle_hash(&h), "", b);
+		n = sl_record_encode_placed(&r, sl_handle_hash(&h), "", 0, b);
 	}
 	if (fsetxattr(tree, "trusted.sluice", b, n, 0) == 0)
 		return 0;
@@ -287,7 +287,7 @@ int sl_store_remove(const char *path, char **why)
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
-	static const char *const trees[] = {"tree", "links", "whiteouts", SL_STAGING, SL_TAILS};
+	static const char *const trees[] = {"tree", "links", "whiteouts", SL_STAGING, SL_TAILS, SL_MOVES};
 	for (size_t i = 0; i < SL_ARRAY_SIZE(trees); i++) {
 		int r = sl_remove_tree(fd, trees[i]);
 		if (r < 0)
@@ -307,6 +307,7 @@ static void store_free(struct sl_store *s)
 	int fds[] = {s->root_fd,  s->base_fd,	   s->work_fd, s->tree_fd,
 		     s->links_fd, s->whiteouts_fd, s->lock_fd};
 	sl_armour_close(s);
+	sl_places_close(s);
 	for (size_t i = 0; i < SL_ARRAY_SIZE(fds); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -431,6 +432,11 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 	s->fd_max = (unsigned)SL_MIN(sl_raise_nofile() / 4, (size_t)4096);
 	s->invisible = s->native && sf.f_type == XFS_SUPER_MAGIC;
 
+	r = sl_places_open(s);
+	if (r < 0) {
+		sl_fail(why, r, "store %s/moves: %s", path, strerror(-r));
+		goto fail;
+	}
 	probe_reflinks(s);
 	r = sl_object_load_root(s, &s->root);
 	if (r < 0) {
@@ -562,9 +568,43 @@ int sl_store_complete(struct sl_store *s)
 	int r = sl_remove_tree(s->base_fd, "links");
 	if (r == 0 && mkdirat(s->base_fd, "links", 0700) < 0)
 		r = -errno;
+	int fd = r < 0 ? r : openat(s->base_fd, "links", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	if (r == 0 && fd < 0)
+		r = -errno;
+	if (fd >= 0) {
+		close(s->links_fd);
+		s->links_fd = fd;
+	}
 	if (r == 0)
 		r = sl_store_sync(s);
 	return r < 0 ? r : sl_write_file(s->base_fd, "complete", "", 0, 0600);
+}
+
+int sl_store_drop_links(struct sl_store *s)
+{
+	int fd = openat(s->links_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+	if (!d) {
+		r = -errno;
+		if (fd >= 0)
+			close(fd);
+		return r;
+	}
+	while (r == 0 && (e = readdir(d)))
+		if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
+		    unlinkat(s->links_fd, e->d_name, 0) < 0)
+			r = -errno;
+	closedir(d);
+	return r;
+}
+
+int sl_store_stage(struct sl_store *s)
+{
+	if (mkdirat(s->base_fd, SL_STAGING, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	int fd = openat(s->base_fd, SL_STAGING, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	return fd < 0 ? -errno : fd;
 }
 
 int sl_store_sync(struct sl_store *s)

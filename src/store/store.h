@@ -99,6 +99,10 @@ int sl_store_tree_fd(const struct sl_store *s);
 /** Native: names are there, all of them: what only their making needed goes. */
 int sl_store_complete(struct sl_store *s);
 bool sl_store_is_complete(struct sl_store *s);
+/** Native: forget which files have other names, which others would see as one more. */
+int sl_store_drop_links(struct sl_store *s);
+/** Native: a directory of its own that nobody sees, on the tree's filesystem; a descriptor to be closed. */
+int sl_store_stage(struct sl_store *s);
 /** Bytes that can still be written: to the tree's filesystem, and to what an image lies on. */
 uint64_t sl_store_free_bytes(const struct sl_store *s);
 /** Native: what was evicted goes back to what lies below the filesystem. */

@@ -44,10 +44,28 @@ struct xfs_fsop_handlereq {
 	uint32_t *ohandlen;
 };
 
-#define XFS_IOC_FSGEOMETRY_V1  _IOR('X', 100, struct xfs_geometry)
-#define XFS_IOC_OPEN_BY_HANDLE _IOWR('X', 107, struct xfs_fsop_handlereq)
-#define XFS_IOC_FSGROWFSDATA   _IOW('X', 110, struct xfs_growfs_data)
-#define XFS_IOC_GOINGDOWN      _IOR('X', 125, uint32_t)
+struct xfs_attr_multiop {
+	uint32_t opcode;
+	int32_t error;
+	void *name, *value;
+	uint32_t length, flags;
+};
+
+struct xfs_attrmulti {
+	struct xfs_fsop_handlereq hreq;
+	uint32_t opcount;
+	struct xfs_attr_multiop *ops;
+};
+
+#define XFS_ATTR_OP_SET	   2
+#define XFS_ATTR_OP_REMOVE 3
+#define XFS_ATTR_ROOT	   0x0002 /* the namespace "trusted" */
+
+#define XFS_IOC_FSGEOMETRY_V1	    _IOR('X', 100, struct xfs_geometry)
+#define XFS_IOC_OPEN_BY_HANDLE	    _IOWR('X', 107, struct xfs_fsop_handlereq)
+#define XFS_IOC_FSGROWFSDATA	    _IOW('X', 110, struct xfs_growfs_data)
+#define XFS_IOC_ATTRMULTI_BY_HANDLE _IOW('X', 123, struct xfs_attrmulti)
+#define XFS_IOC_GOINGDOWN	    _IOR('X', 125, uint32_t)
 
 _Static_assert(sizeof(struct xfs_geometry) == 112, "xfs_fsop_geom_v1");
 _Static_assert(sizeof(struct xfs_growfs_data) == 16, "xfs_growfs_data_t");

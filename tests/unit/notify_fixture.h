@@ -3,7 +3,8 @@
  * For tests of the backends for changes: a tree in a directory of its own, a backend of either kind on it,
  * and what was heard. Included once, first, by each of the programs.
  *
- * With privilege the tree is on a filesystem of its own, so that nobody else fills the queue.
+ * With privilege the tree is on a filesystem of its own, so that nobody else fills the queue; with
+ * NOTIFY_HERE=1 on that of TMPDIR.
  */
 #pragma once
 
@@ -360,7 +361,8 @@ static inline void prepare(void)
 		exit(1);
 	}
 	root_user = geteuid() == 0;
-	own_fs = unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+	own_fs = !getenv("NOTIFY_HERE") && unshare(CLONE_NEWNS) == 0 &&
+		 mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
 		 mount("notify", top, "tmpfs", 0, "mode=755") == 0;
 }
 

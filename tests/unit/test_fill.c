@@ -455,7 +455,7 @@ static struct sl_record on_disk(struct fx *x, struct sl_object *o)
 	struct sl_at at;
 	struct sl_record r = {0};
 	assert_int_equal(sl_at_begin(o, &at), 0);
-	assert_int_equal(sl_record_load_at(x->s, at.fd, at.name, &r, NULL, NULL), 0);
+	assert_int_equal(sl_record_load_at(x->s, at.fd, at.name, &r, NULL, NULL, NULL), 0);
 	sl_at_end(&at);
 	return r;
 }

@@ -5,6 +5,8 @@
  */
 #include "notify_fixture.h"
 
+#include "notify/internal.h"
+
 /* In the order in which they were made, and all of them, also when they come faster than they are taken. */
 static void test_order(void **state)
 {
@@ -157,6 +159,92 @@ static void test_mark_race(void **state)
 	}
 }
 
+static void *rename_names(void *arg)
+{
+	struct maker *m = arg;
+	char name[2][64];
+	snprintf(name[0], sizeof(name[0]), "%s/a", m->dir);
+	snprintf(name[1], sizeof(name[1]), "%s/b", m->dir);
+	if (mkdirat(m->f->root, name[0], 0755) < 0)
+		abort();
+	for (unsigned i = 0; i < 3000; i++)
+		if (renameat(m->f->root, name[i % 2], m->f->root, name[(i + 1) % 2]) < 0)
+			abort();
+	return NULL;
+}
+
+/* Renames at the same time: each half finds its own other half, wherever reads end. */
+static void test_renames(void **state)
+{
+	BEGIN(f, state);
+	const char *const dirs[] = {"d", "e"};
+	struct maker m[2];
+	unsigned d[2];
+	for (int i = 0; i < 2; i++) {
+		d[i] = make_dir(f, dirs[i]);
+		m[i] = (struct maker){.f = f, .dir = dirs[i]};
+		assert_int_equal(pthread_create(&m[i].thread, NULL, rename_names, &m[i]), 0);
+	}
+	for (int i = 0; i < 2; i++)
+		pthread_join(m[i].thread, NULL);
+	settle(f);
+	unsigned whole = 0, halves = 0;
+	uint64_t last[2] = {0};
+	for (size_t i = 0; i < f->n; i++) {
+		const struct rec *r = &f->v[i];
+		for (int k = 0; k < 2; k++) {
+			if (!same(&r->dir, &f->ids[d[k]]) || r->mask & FAN_CREATE)
+				continue;
+			assert_true(r->mask != FAN_Q_OVERFLOW);
+			if (r->mask & FAN_RENAME) {
+				assert_true(same(&r->newdir, &f->ids[d[k]]));
+				assert_string_not_equal(r->name, r->newname);
+				whole++;
+			} else {
+				/* A thread that is put aside for long between its two halves. */
+				assert_true(r->mask & (FAN_MOVED_FROM | FAN_MOVED_TO));
+				assert_true(!(r->mask & FAN_MOVED_TO) || last[k] & FAN_MOVED_FROM);
+				halves++;
+			}
+			last[k] = r->mask;
+		}
+	}
+	assert_int_equal(f->kind == SL_BACKEND_FANOTIFY ? 0 : halves % 2, 0);
+	if (f->kind == SL_BACKEND_INOTIFY)
+		assert_int_equal(whole + halves / 2, 6000);
+	assert_true(halves <= whole);
+}
+
+static size_t put_half(char *buf, uint32_t mask, uint32_t cookie)
+{
+	struct inotify_event e = {.wd = 1, .mask = mask, .cookie = cookie, .len = 16};
+	memcpy(buf, &e, sizeof(e));
+	memset(buf + sizeof(e), 0, e.len);
+	buf[sizeof(e)] = 'n';
+	return sizeof(e) + e.len;
+}
+
+/* When inotify's reader waits a little for the other half of a rename: only if it can still come. */
+static void test_halves(void **state)
+{
+	(void)state;
+	bool (*more)(const char *, size_t) = sl_inotify_source.more;
+	char buf[8192];
+	assert_false(more(buf, 0));
+	size_t n = put_half(buf, IN_MOVED_FROM, 5);
+	assert_true(more(buf, n));
+	assert_false(more(buf, n - 1)); /* not a whole event */
+	n += put_half(buf + n, IN_MOVED_TO, 6);
+	assert_true(more(buf, n));
+	n += put_half(buf + n, IN_MOVED_TO, 5);
+	assert_false(more(buf, n));
+	n += put_half(buf + n, IN_MOVED_FROM, 7);
+	assert_true(more(buf, n));
+	for (int i = 0; i < 100; i++)
+		n += put_half(buf + n, IN_CREATE, 0);
+	assert_false(more(buf, n));
+}
+
 /* Settling ends while others never stop, and what was made before it has been heard of. */
 static void test_settle(void **state)
 {
@@ -252,7 +340,9 @@ static void test_close(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    BOTH(order), BOTH(overflow), BOTH(mark_race), BOTH(settle), BOTH(actors), BOTH(idle), BOTH(close),
+	    BOTH(order),  BOTH(overflow), BOTH(mark_race),
+	    BOTH(settle), BOTH(actors),	  BOTH(idle),
+	    BOTH(close),  BOTH(renames),  cmocka_unit_test(test_halves),
 	};
 	return run_notify_tests(tests);
 }

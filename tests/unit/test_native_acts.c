@@ -1,0 +1,742 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The acts of the fanotify gate, on a clone of a local directory, with an inotify watcher. If this fails,
+ * local programs hear of something else than what happened at the origin, see it half done, or lose what they
+ * wrote. Needs root, loop devices, mkfs.xfs. suite: threads
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <ftw.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/fanotify.h>
+#include <sys/inotify.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/time.h"
+#include "gate/fanotify/gate.h"
+#include "replay/native.h"
+#include "store/fs.h"
+#include "store/image.h"
+#include "store/internal.h"
+#include "store/pending.h"
+
+struct fx {
+	char dir[48], origin[64], store[64], m[64];
+	struct sl_store *s;
+	struct sl_origin *o;
+	struct sl_fill *f;
+	struct sl_fan *g;
+	struct sl_native_acts *n;
+	struct sl_acts a;
+	int in; /* inotify */
+	struct {
+		int wd;
+		char path[64];
+	} w[16];
+	int nw;
+	char got[8192];
+};
+
+static const char *unable(void)
+{
+	char *why = NULL;
+	if (geteuid() != 0)
+		return "needs root";
+	if (access("/dev/loop-control", R_OK | W_OK) < 0)
+		return "no loop devices";
+	if (system("PATH=$PATH:/usr/sbin:/sbin; command -v mkfs.xfs >/dev/null") != 0)
+		return "no mkfs.xfs";
+	int fd = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC, O_RDONLY);
+	if (fd < 0)
+		return "no fanotify permission events";
+	close(fd);
+	free(why);
+	return NULL;
+}
+
+static void expect_ok(int r, char **why)
+{
+	if (r < 0)
+		print_error("%s (%s)\n", why && *why ? *why : "?", strerror(-r));
+	if (why) {
+		free(*why);
+		*why = NULL;
+	}
+	assert_true(r >= 0);
+}
+
+/* ---- the clone ---- */
+
+static void on_changed(void *arg, struct sl_object *o)
+{
+	struct fx *x = arg;
+	if (x->g)
+		sl_fan_changed(x->g, o);
+	else
+		o->invalidating--;
+}
+static void on_guard(void *arg, struct sl_object *o)
+{
+	struct fx *x = arg;
+	if (x->g)
+		sl_fan_guard(x->g, o);
+}
+static int on_settle(void *arg)
+{
+	struct fx *x = arg;
+	return x->g ? sl_fan_settle(x->g) : 0;
+}
+
+static void up(struct fx *x)
+{
+	char *why = NULL;
+	struct sl_origin_config oc = {.timeout = 20};
+	expect_ok(sl_store_open(x->store, &x->s, &why), &why);
+	expect_ok(sl_origin_local_open(x->origin, &oc, &x->o, &why), &why);
+	struct sl_fill_config fc = {.store = x->s,
+				    .origin = x->o,
+				    .changed = on_changed,
+				    .guard = on_guard,
+				    .settle = on_settle,
+				    .arg = x};
+	expect_ok(sl_fill_new(&fc, &x->f), NULL);
+	struct sl_fan_config gc = {.store = x->s, .fill = x->f, .group = -1, .notify = -1};
+	expect_ok(sl_fan_new(&gc, &x->g, &why), &why);
+	if (!sl_store_is_complete(x->s)) {
+		struct sl_oreq q = {.op = SL_OREQ_STAT, .place = ""};
+		expect_ok(sl_origin_call(x->o, &q), NULL);
+		expect_ok(sl_placeholder_root(x->s, &q.attr), NULL);
+		sl_oreq_fini(&q);
+		expect_ok(sl_fill_tree(x->f, sl_object_root(x->s), NULL, NULL), NULL);
+		expect_ok(sl_fill_commit(x->f), NULL);
+		expect_ok(sl_store_complete(x->s), NULL);
+	}
+	int mnt;
+	expect_ok(sl_mount_clone(sl_store_work_fd(x->s), "tree", &mnt), NULL);
+	expect_ok(sl_fan_set_mount(x->g, mnt), NULL);
+	expect_ok(sl_fan_start(x->g), NULL);
+	expect_ok(sl_mount_attach(mnt, x->m, &why), &why);
+	close(mnt);
+	struct sl_native_acts_config ac = {.store = x->s, .fill = x->f, .fan = x->g};
+	expect_ok(sl_native_acts_new(&ac, &x->n, &x->a), NULL);
+}
+
+static void down(struct fx *x)
+{
+	sl_native_acts_free(x->n);
+	umount2(x->m, MNT_DETACH);
+	sl_fan_refuse(x->g);
+	sl_origin_stop(x->o);
+	sl_fan_stop(x->g);
+	struct sl_fan *g = x->g;
+	sl_fill_free(x->f);
+	close(sl_fan_group(g));
+	close(sl_fan_notify(g));
+	sl_fan_free(g);
+	x->g = NULL;
+	sl_origin_free(x->o);
+	sl_store_close(x->s);
+}
+
+static int setup(void **state)
+{
+	char *why = NULL;
+	struct fx *x = calloc(1, sizeof(*x));
+	*state = x;
+	if (unable())
+		return 0;
+	sl_log_set_level(SL_LOG_ERR);
+	umask(0);
+	strcpy(x->dir, "/tmp/sluice-acts-XXXXXX");
+	assert_non_null(mkdtemp(x->dir));
+	snprintf(x->origin, sizeof(x->origin), "%s/o", x->dir);
+	snprintf(x->store, sizeof(x->store), "%s/s", x->dir);
+	snprintf(x->m, sizeof(x->m), "%s/m", x->dir);
+	assert_int_equal(mkdir(x->origin, 0755) | mkdir(x->m, 0755), 0);
+	struct sl_store_config c = {.origin = x->origin,
+				    .dir = x->m,
+				    .id = (char[]){"0123456789abcdef"},
+				    .reserve = 1 << 20,
+				    .timeout = 20,
+				    .native = true,
+				    .image = true,
+				    .capacity = SL_IMAGE_MIN};
+	expect_ok(sl_store_create(x->store, &c, &why), &why);
+	x->in = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+	return 0;
+}
+
+static int rm(const char *p, const struct stat *st, int type, struct FTW *w)
+{
+	(void)st, (void)type, (void)w;
+	return remove(p);
+}
+
+static int teardown(void **state)
+{
+	struct fx *x = *state;
+	if (*x->dir) {
+		close(x->in);
+		umount2(x->m, MNT_DETACH);
+		nftw(x->dir, rm, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+	}
+	free(x);
+	return 0;
+}
+
+#define need_all()                                                                                           \
+	do {                                                                                                 \
+		if (unable()) {                                                                              \
+			print_message("%s\n", unable());                                                     \
+			skip();                                                                              \
+		}                                                                                            \
+	} while (0)
+
+/* ---- events ---- */
+
+static void watch(struct fx *x, const char *path)
+{
+	char p[256];
+	snprintf(p, sizeof(p), "%s/%s", x->m, path);
+	x->w[x->nw].wd = inotify_add_watch(x->in, p, IN_ALL_EVENTS & ~(IN_ACCESS | IN_CLOSE_NOWRITE));
+	assert_true(x->w[x->nw].wd >= 0);
+	snprintf(x->w[x->nw++].path, 64, "%s", path);
+}
+
+/* What was heard since the last call: "CREATE d/f, ATTRIB d/f". Of what is told of a watched thing itself the
+ * name is empty. */
+static const char *heard(struct fx *x)
+{
+	static const struct {
+		uint32_t bit;
+		const char *name;
+	} names[] = {{IN_CREATE, "CREATE"},	  {IN_DELETE, "DELETE"},     {IN_MOVED_FROM, "FROM"},
+		     {IN_MOVED_TO, "TO"},	  {IN_MODIFY, "MODIFY"},     {IN_ATTRIB, "ATTRIB"},
+		     {IN_OPEN, "OPEN"},		  {IN_CLOSE_WRITE, "CLOSE"}, {IN_DELETE_SELF, "DELETE_SELF"},
+		     {IN_MOVE_SELF, "MOVE_SELF"}, {IN_IGNORED, "IGNORED"},   {IN_UNMOUNT, "UNMOUNT"},
+		     {IN_Q_OVERFLOW, "OVERFLOW"}};
+	_Alignas(struct inotify_event) char b[65536];
+	size_t at = 0;
+	ssize_t n;
+	x->got[0] = '\0';
+	while ((n = read(x->in, b, sizeof(b))) > 0)
+		for (char *p = b; p < b + n;) {
+			const struct inotify_event *e = (void *)p;
+			const char *dir = "?", *what = "?";
+			p += sizeof(*e) + e->len;
+			if (e->mask & IN_OPEN && e->mask & IN_ISDIR)
+				continue; /* who looks into a directory opens it */
+			for (int i = 0; i < x->nw; i++)
+				if (x->w[i].wd == e->wd)
+					dir = x->w[i].path;
+			for (size_t i = 0; i < SL_ARRAY_SIZE(names); i++)
+				if (e->mask & names[i].bit)
+					what = names[i].name;
+			at +=
+			    (size_t)snprintf(x->got + at, sizeof(x->got) - at, "%s%s %s%s%s", at ? ", " : "",
+					     what, dir, *dir && e->len ? "/" : "", e->len ? e->name : "");
+			assert_true(at < sizeof(x->got));
+		}
+	return x->got;
+}
+
+#define hears(x, text) assert_string_equal(heard(x), text)
+
+/* ---- the origin ---- */
+
+static char *at_origin(struct fx *x, const char *place)
+{
+	static char p[2][512];
+	static int turn;
+	turn = !turn;
+	snprintf(p[turn], sizeof(p[0]), "%s/%s", x->origin, place);
+	return p[turn];
+}
+
+static char *at_clone(struct fx *x, const char *place)
+{
+	static char p[2][512];
+	static int turn;
+	turn = !turn;
+	snprintf(p[turn], sizeof(p[0]), "%s/%s", x->m, place);
+	return p[turn];
+}
+
+static void put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+	close(fd);
+}
+
+/* Another program does it: what this one does is the replay's. */
+static void put_here(struct fx *x, const char *place, const char *text)
+{
+	int status;
+	pid_t pid = fork();
+	if (pid == 0) {
+		put(at_clone(x, place), text);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static struct sl_ostate state_of(struct fx *x, const char *place)
+{
+	static char target[4097];
+	struct sl_ostate s = {.known = true};
+	struct sl_oreq q = {.op = SL_OREQ_STAT, .place = place};
+	s.present = sl_origin_call(x->o, &q) == 0;
+	s.attr = q.attr;
+	ssize_t n = listxattr(at_origin(x, place), NULL, 0);
+	s.attr.no_xattrs = n <= 0;
+	n = readlink(at_origin(x, place), target, sizeof(target) - 1);
+	if (n > 0) {
+		target[n] = '\0';
+		s.target = target;
+	}
+	sl_oreq_fini(&q);
+	return s;
+}
+
+/* What a program reads, which the gate asks about (and not us, the replay). Empty if it cannot. */
+static char *content(const char *path)
+{
+	static char b[65536];
+	int p[2];
+	assert_int_equal(pipe(p), 0);
+	pid_t pid = fork();
+	if (pid == 0) {
+		int fd = open(path, O_RDONLY);
+		ssize_t n = fd < 0 ? -1 : read(fd, b, sizeof(b) - 1);
+		if (n < 0)
+			n = snprintf(b, sizeof(b), "error %d", errno);
+		(void)!write(p[1], b, (size_t)n);
+		_exit(0);
+	}
+	close(p[1]);
+	ssize_t n, at = 0;
+	while ((n = read(p[0], b + at, sizeof(b) - 1 - (size_t)at)) > 0)
+		at += n;
+	close(p[0]);
+	b[at] = '\0';
+	waitpid(pid, NULL, 0);
+	return b;
+}
+
+static struct sl_object *find(struct fx *x, const char *place)
+{
+	struct sl_object *o = NULL;
+	return sl_object_by_place(x->s, place, &o) == 0 ? o : NULL;
+}
+
+static bool is_here(struct fx *x, const char *place)
+{
+	_cleanup_object_ struct sl_object *o = find(x, place);
+	return o;
+}
+
+/* Flags of its record, and FULL if all of it is here. */
+#define FULL 0x10000u
+static unsigned flags_of(struct fx *x, const char *place)
+{
+	_cleanup_object_ struct sl_object *o = find(x, place);
+	assert_non_null(o);
+	return o->rec.flags | (sl_chunkmap_full(&o->map) ? FULL : 0);
+}
+
+/* "a/b": the directory (a new reference) and the name. */
+static struct sl_object *split(struct fx *x, const char *place, const char **name)
+{
+	char dir[512];
+	const char *slash = strrchr(place, '/');
+	snprintf(dir, sizeof(dir), "%.*s", (int)(slash ? slash - place : 0), place);
+	*name = slash ? slash + 1 : place;
+	return find(x, dir);
+}
+
+static int appear(struct fx *x, const char *place, bool moved)
+{
+	const char *name;
+	_cleanup_object_ struct sl_object *dir = split(x, place, &name);
+	struct sl_ostate s = state_of(x, place);
+	return dir ? x->a.appear(x->a.arg, dir, name, &s, moved) : -ENOTDIR;
+}
+static int vanish(struct fx *x, const char *place, bool moved)
+{
+	const char *name;
+	_cleanup_object_ struct sl_object *dir = split(x, place, &name);
+	return dir ? x->a.vanish(x->a.arg, dir, name, moved) : -ENOTDIR;
+}
+static int rename_to(struct fx *x, const char *from, const char *to, bool exchange)
+{
+	const char *name, *newname;
+	_cleanup_object_ struct sl_object *dir = split(x, from, &name), *newdir = split(x, to, &newname);
+	return dir && newdir ? x->a.rename(x->a.arg, dir, name, newdir, newname, exchange) : -ENOTDIR;
+}
+static int update(struct fx *x, const char *place, uint64_t mask, unsigned how)
+{
+	const char *name;
+	_cleanup_object_ struct sl_object *dir = split(x, place, &name), *o = find(x, place);
+	struct sl_ostate s = state_of(x, place);
+	return dir && o ? x->a.update(x->a.arg, dir, name, o, &s, mask, how) : -ENOTDIR;
+}
+
+static void same_stat(struct fx *x, const char *place)
+{
+	struct stat a, b;
+	assert_int_equal(lstat(at_origin(x, place), &a), 0);
+	assert_int_equal(lstat(at_clone(x, place), &b), 0);
+	assert_int_equal(a.st_mode, b.st_mode);
+	assert_int_equal(a.st_uid, b.st_uid);
+	assert_int_equal(a.st_gid, b.st_gid);
+	assert_int_equal(a.st_rdev, b.st_rdev);
+	if (S_ISDIR(a.st_mode))
+		return;
+	assert_int_equal(a.st_size, b.st_size);
+	assert_int_equal(a.st_nlink, b.st_nlink);
+	assert_int_equal(a.st_mtim.tv_sec, b.st_mtim.tv_sec);
+	assert_int_equal(a.st_mtim.tv_nsec, b.st_mtim.tv_nsec);
+}
+
+/* ---- tests ---- */
+
+static void test_appear(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	mkdir(at_origin(x, "d"), 0755);
+	up(x);
+	watch(x, "d");
+
+	put(at_origin(x, "d/f"), "hello");
+	assert_int_equal(chown(at_origin(x, "d/f"), 12, 34), 0);
+	assert_int_equal(chmod(at_origin(x, "d/f"), 04751), 0);
+	assert_int_equal(appear(x, "d/f", false), 0);
+	hears(x, "CREATE d/f");
+	same_stat(x, "d/f");
+	assert_int_equal(appear(x, "d/f", false), 0); /* it is there already */
+	hears(x, "");
+	assert_string_equal(content(at_clone(x, "d/f")), "hello");
+	heard(x);
+
+	put(at_origin(x, "d/x"), "attributes");
+	assert_int_equal(setxattr(at_origin(x, "d/x"), "user.a", "b", 1, 0), 0);
+	assert_int_equal(appear(x, "d/x", false), 0);
+	hears(x, "CREATE d/x");
+	char v[4];
+	assert_int_equal(getxattr(at_clone(x, "d/x"), "user.a", v, sizeof(v)), 1);
+
+	assert_int_equal(symlink("to/where", at_origin(x, "d/s")), 0);
+	assert_int_equal(lchown(at_origin(x, "d/s"), 12, 34), 0);
+	assert_int_equal(appear(x, "d/s", false), 0);
+	hears(x, "CREATE d/s");
+	same_stat(x, "d/s");
+
+	assert_int_equal(mknod(at_origin(x, "d/p"), S_IFIFO | 0640, 0), 0);
+	assert_int_equal(mknod(at_origin(x, "d/c"), S_IFCHR | 0600, makedev(1, 3)), 0);
+	assert_int_equal(appear(x, "d/p", false), 0);
+	assert_int_equal(appear(x, "d/c", false), 0);
+	hears(x, "CREATE d/p, CREATE d/c");
+	same_stat(x, "d/p");
+	same_stat(x, "d/c");
+
+	assert_int_equal(link(at_origin(x, "d/f"), at_origin(x, "d/f2")), 0);
+	assert_int_equal(appear(x, "d/f2", false), 0);
+	hears(x, "CREATE d/f2");
+	same_stat(x, "d/f2");
+	same_stat(x, "d/f");
+
+	assert_int_equal(mkdir(at_origin(x, "d/sub"), 0751), 0);
+	put(at_origin(x, "d/sub/late"), "late");
+	assert_int_equal(appear(x, "d/sub", false), 0);
+	hears(x, "CREATE d/sub");
+	same_stat(x, "d/sub");
+	assert_int_equal(access(at_clone(x, "d/sub/late"), F_OK), -1);
+	watch(x, "d/sub");
+	assert_int_equal(appear(x, "d/sub/late", false), 0);
+	hears(x, "CREATE d/sub/late");
+
+	/* A directory that is moved in comes with all that is in it. */
+	assert_int_equal(mkdir(at_origin(x, "d/in"), 0755), 0);
+	assert_int_equal(mkdir(at_origin(x, "d/in/deep"), 0700), 0);
+	put(at_origin(x, "d/in/deep/file"), "deep");
+	put(at_origin(x, "d/in/l1"), "linked");
+	assert_int_equal(link(at_origin(x, "d/in/l1"), at_origin(x, "d/in/deep/l2")), 0);
+	assert_int_equal(appear(x, "d/in", true), 0);
+	hears(x, "TO d/in");
+	same_stat(x, "d/in/deep");
+	same_stat(x, "d/in/deep/file");
+	same_stat(x, "d/in/l1");
+	assert_string_equal(content(at_clone(x, "d/in/deep/file")), "deep");
+	assert_string_equal(content(at_clone(x, "d/in/deep/l2")), "linked");
+
+	/* A file that is moved in, and one over another. */
+	heard(x);
+	put(at_origin(x, "d/mv"), "moved");
+	assert_int_equal(appear(x, "d/mv", true), 0);
+	hears(x, "TO d/mv");
+	put(at_origin(x, "d/mv2"), "moved over it");
+	assert_int_equal(rename(at_origin(x, "d/mv2"), at_origin(x, "d/mv")), 0);
+	assert_int_equal(appear(x, "d/mv", true), 0);
+	hears(x, "TO d/mv");
+	assert_string_equal(content(at_clone(x, "d/mv")), "moved over it");
+	/* Made anew under a name that is still here. */
+	heard(x);
+	unlink(at_origin(x, "d/mv"));
+	put(at_origin(x, "d/other"), "x");
+	put(at_origin(x, "d/mv"), "new");
+	assert_int_equal(appear(x, "d/mv", false), 0);
+	hears(x, "DELETE d/mv, CREATE d/mv");
+	assert_string_equal(content(at_clone(x, "d/mv")), "new");
+	/* What somebody made here stays. */
+	heard(x);
+	put_here(x, "d/mine", "mine");
+	put(at_origin(x, "d/mine"), "theirs");
+	heard(x);
+	assert_int_equal(appear(x, "d/mine", false), -EEXIST);
+	assert_int_equal(appear(x, "d/mine", true), -EEXIST);
+	hears(x, "");
+	assert_string_equal(content(at_clone(x, "d/mine")), "mine");
+	down(x);
+}
+
+static void test_vanish(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	mkdir(at_origin(x, "d"), 0755);
+	mkdir(at_origin(x, "d/sub"), 0755);
+	mkdir(at_origin(x, "d/sub/deep"), 0755);
+	mkdir(at_origin(x, "d/out"), 0755);
+	mkdir(at_origin(x, "d/keep"), 0755);
+	put(at_origin(x, "d/f"), "f");
+	put(at_origin(x, "d/g"), "g");
+	put(at_origin(x, "d/l1"), "linked");
+	link(at_origin(x, "d/l1"), at_origin(x, "d/l2"));
+	put(at_origin(x, "d/sub/a"), "a");
+	put(at_origin(x, "d/sub/deep/b"), "b");
+	put(at_origin(x, "d/out/a"), "a");
+	put(at_origin(x, "d/keep/a"), "a");
+	put(at_origin(x, "d/keep/b"), "b");
+	put(at_origin(x, "d/mod"), "mod");
+	up(x);
+	watch(x, "d");
+	watch(x, "d/sub");
+	watch(x, "d/out");
+	watch(x, "d/keep");
+	assert_int_equal(vanish(x, "d/f", false), 0);
+	hears(x, "DELETE d/f");
+	assert_int_equal(vanish(x, "d/f", false), -ENOENT);
+	assert_int_equal(vanish(x, "d/g", true), 0);
+	hears(x, "FROM d/g");
+	assert_int_equal(vanish(x, "d/l1", false), 0);
+	hears(x, "DELETE d/l1");
+	unlink(at_origin(x, "d/l1"));
+	assert_string_equal(content(at_clone(x, "d/l2")), "linked");
+	same_stat(x, "d/l2");
+	heard(x);
+	assert_int_equal(vanish(x, "d/sub", false), 0);
+	assert_non_null(strstr(heard(x), "DELETE d/sub/a"));
+	assert_non_null(strstr(x->got, "DELETE_SELF d/sub"));
+	assert_non_null(strstr(x->got, "DELETE d/sub"));
+	assert_int_equal(access(at_clone(x, "d/sub"), F_OK), -1);
+	assert_int_equal(vanish(x, "d/out", true), 0);
+	assert_ptr_equal(strstr(heard(x), "FROM d/out"),
+			 x->got); /* what is told of it afterwards is elsewhere */
+	assert_int_equal(access(at_clone(x, "d/out"), F_OK), -1);
+
+	/* What was changed here stays, with all on the way to it. */
+	put_here(x, "d/keep/b", "changed here");
+	put_here(x, "d/mod", "changed here");
+	heard(x);
+	assert_int_equal(vanish(x, "d/keep", false), -EEXIST);
+	assert_int_equal(vanish(x, "d/keep", true), -EEXIST);
+	assert_int_equal(vanish(x, "d/mod", false), -EEXIST);
+	assert_int_equal(vanish(x, "d/mod", true), -EEXIST);
+	assert_null(strstr(heard(x), "DELETE"));
+	assert_null(strstr(x->got, "FROM"));
+	assert_string_equal(content(at_clone(x, "d/keep/b")), "changed here");
+	/* So does what was made here, and what was brought from elsewhere. */
+	mkdir(at_clone(x, "d/keep2"), 0755);
+	assert_int_equal(vanish(x, "d/keep2", false), -EEXIST);
+	assert_int_equal(rename(at_clone(x, "d/keep/a"), at_clone(x, "d/keep2/a")), 0);
+	assert_int_equal(vanish(x, "d/keep2", false), -EEXIST);
+	assert_string_equal(content(at_clone(x, "d/keep2/a")), "a");
+	down(x);
+}
+
+static void test_rename(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	const char *dirs[] = {"a", "a/sub", "a/sub/deep", "b", "ex", "empty"};
+	for (size_t i = 0; i < SL_ARRAY_SIZE(dirs); i++)
+		mkdir(at_origin(x, dirs[i]), 0755);
+	put(at_origin(x, "a/f"), "f");
+	put(at_origin(x, "a/g"), "gg");
+	put(at_origin(x, "b/h"), "hhh");
+	put(at_origin(x, "a/sub/x"), "x of sub");
+	put(at_origin(x, "a/sub/taken"), "taken elsewhere");
+	put(at_origin(x, "a/sub/deep/y"), "y of deep");
+	put(at_origin(x, "ex/z"), "z of ex");
+	up(x);
+	watch(x, "a");
+	watch(x, "b");
+	watch(x, "");
+	rename(at_origin(x, "a/f"), at_origin(x, "b/f2"));
+	assert_int_equal(rename_to(x, "a/f", "b/f2", false), 0);
+	hears(x, "FROM a/f, TO b/f2");
+	assert_string_equal(content(at_clone(x, "b/f2")), "f");
+	heard(x);
+	/* over another */
+	rename(at_origin(x, "a/g"), at_origin(x, "b/h"));
+	assert_int_equal(rename_to(x, "a/g", "b/h", false), 0);
+	hears(x, "FROM a/g, TO b/h");
+	assert_string_equal(content(at_clone(x, "b/h")), "gg");
+	heard(x);
+	/* files that change places */
+	renameat2(AT_FDCWD, at_origin(x, "b/f2"), AT_FDCWD, at_origin(x, "b/h"), RENAME_EXCHANGE);
+	assert_int_equal(rename_to(x, "b/f2", "b/h", true), 0);
+	assert_string_equal(content(at_clone(x, "b/f2")), "gg");
+	assert_string_equal(content(at_clone(x, "b/h")), "f");
+	heard(x);
+	/* a directory, with places that are not records */
+	assert_int_equal(rename(at_clone(x, "a/sub/taken"), at_clone(x, "b/taken")), 0);
+	heard(x);
+	rename(at_origin(x, "a/sub"), at_origin(x, "b/sub2"));
+	assert_int_equal(rename_to(x, "a/sub", "b/sub2", false), 0);
+	hears(x, "FROM a/sub, TO b/sub2");
+	mkdir(at_origin(x, "a/sub"), 0755); /* what is at the old places now is another */
+	mkdir(at_origin(x, "a/sub/deep"), 0755);
+	put(at_origin(x, "a/sub/x"), "wrong");
+	put(at_origin(x, "a/sub/deep/y"), "wrong");
+	put(at_origin(x, "a/sub/taken"), "wrong");
+	assert_string_equal(content(at_clone(x, "b/sub2/x")), "x of sub");
+	assert_string_equal(content(at_clone(x, "b/taken")), "taken elsewhere");
+	down(x);
+	/* the next service knows as well */
+	up(x);
+	assert_string_equal(content(at_clone(x, "b/sub2/deep/y")), "y of deep");
+	renameat2(AT_FDCWD, at_origin(x, "b/sub2"), AT_FDCWD, at_origin(x, "ex"), RENAME_EXCHANGE);
+	assert_int_equal(rename_to(x, "b/sub2", "ex", true), 0);
+	assert_string_equal(content(at_clone(x, "b/sub2/z")), "z of ex");
+	assert_true(is_here(x, "ex/deep/y"));
+	assert_false(is_here(x, "b/sub2/deep/y"));
+	/* over an empty directory; over one that is not empty here */
+	rename(at_origin(x, "ex"), at_origin(x, "empty"));
+	put_here(x, "empty/mine", "mine");
+	assert_int_equal(rename_to(x, "ex", "empty", false), -EEXIST);
+	unlink(at_clone(x, "empty/mine"));
+	assert_int_equal(rename_to(x, "ex", "empty", false), 0);
+	assert_string_equal(content(at_clone(x, "empty/x")), "x of sub");
+	/* What is not where the origin means it to be is not touched. */
+	assert_int_equal(rename(at_clone(x, "b/f2"), at_clone(x, "mine")), 0);
+	assert_int_equal(rename_to(x, "b/f2", "b/f3", false), -ENOENT);
+	assert_int_equal(rename_to(x, "b/h", "mine", false), -EEXIST);
+	down(x);
+}
+
+static void test_update(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	mkdir(at_origin(x, "d"), 0755);
+	put(at_origin(x, "d/cold"), "cold");
+	put(at_origin(x, "d/warm"), "warm, and longer than it will be");
+	put(at_origin(x, "d/mod"), "mod");
+	up(x);
+	watch(x, "d");
+	put(at_origin(x, "d/cold"), "another content");
+	assert_int_equal(update(x, "d/cold", FAN_MODIFY, 0), 0);
+	hears(x, "MODIFY d/cold");
+	same_stat(x, "d/cold");
+	assert_string_equal(content(at_clone(x, "d/cold")), "another content");
+	assert_string_equal(content(at_clone(x, "d/warm")), "warm, and longer than it will be");
+	expect_ok(sl_fill_commit(x->f), NULL);
+	heard(x);
+	put(at_origin(x, "d/warm"), "cut");
+	assert_int_equal(update(x, "d/warm", FAN_MODIFY, 0), 0);
+	assert_non_null(strstr(heard(x), "MODIFY d/warm"));
+	assert_null(strstr(x->got, "CLOSE"));
+	assert_null(strstr(x->got, "OPEN"));
+	same_stat(x, "d/warm");
+	assert_string_equal(content(at_clone(x, "d/warm")), "cut");
+	heard(x);
+	/* the same version again: the event alone */
+	assert_int_equal(update(x, "d/warm", FAN_MODIFY, 0), 0);
+	assert_int_equal(update(x, "d/warm", FAN_CLOSE_WRITE, 0), 0);
+	hears(x, "MODIFY d/warm, OPEN d/warm, CLOSE d/warm");
+	assert_string_equal(content(at_clone(x, "d/warm")), "cut");
+	heard(x);
+	/* attributes alone: what is here stays */
+	chmod(at_origin(x, "d/warm"), 0600);
+	assert_int_equal(update(x, "d/warm", FAN_ATTRIB, SL_UPDATE_KEEP), 0);
+	hears(x, "ATTRIB d/warm");
+	same_stat(x, "d/warm");
+	assert_true(flags_of(x, "d/warm") & FULL);
+	assert_int_equal(update(x, "d/warm", FAN_ATTRIB, SL_UPDATE_KEEP), 0);
+	hears(x, "ATTRIB d/warm");
+	/* somebody sets times, which may hide a change of content */
+	struct timespec ts[2] = {{.tv_sec = 1000}, {.tv_sec = 2000}};
+	utimensat(AT_FDCWD, at_origin(x, "d/warm"), ts, 0);
+	assert_int_equal(update(x, "d/warm", FAN_ATTRIB, SL_UPDATE_KEEP), 0);
+	hears(x, "ATTRIB d/warm");
+	same_stat(x, "d/warm");
+	assert_string_equal(content(at_clone(x, "d/warm")), "cut");
+	heard(x);
+	/* changed here: it stays, and is a conflict */
+	put_here(x, "d/mod", "changed here");
+	heard(x);
+	put(at_origin(x, "d/mod"), "changed there");
+	assert_int_equal(update(x, "d/mod", FAN_MODIFY, 0), -EEXIST);
+	assert_string_equal(content(at_clone(x, "d/mod")), "changed here");
+	assert_true(flags_of(x, "d/mod") & SL_CONFLICT);
+	/* No change of ours counts as one of a user's. */
+	put(at_origin(x, "d/cold"), "third");
+	assert_int_equal(update(x, "d/cold", FAN_MODIFY, 0), 0);
+	assert_int_equal(update(x, "d/cold", FAN_CLOSE_WRITE, 0), 0);
+	expect_ok(sl_fan_settle(x->g), NULL);
+	assert_false(flags_of(x, "d/cold") & (SL_MODIFIED | SL_WRITTEN));
+	/* a directory, and the root */
+	chmod(at_origin(x, "d"), 0700);
+	heard(x);
+	assert_int_equal(update(x, "d", FAN_ATTRIB, SL_UPDATE_KEEP), 0);
+	assert_non_null(strstr(heard(x), "ATTRIB d"));
+	same_stat(x, "d");
+	chmod(at_origin(x, ""), 0711);
+	struct sl_ostate s = state_of(x, "");
+	assert_int_equal(
+	    x->a.update(x->a.arg, NULL, NULL, sl_object_root(x->s), &s, FAN_ATTRIB, SL_UPDATE_KEEP), 0);
+	same_stat(x, "");
+	down(x);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test_setup_teardown(test_appear, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_vanish, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_rename, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_update, setup, teardown),
+	};
+	return cmocka_run_group_tests_name("native acts", tests, NULL, NULL);
+}

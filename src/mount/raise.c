@@ -609,11 +609,15 @@ static void raise_state(struct sl_raise *r, const struct sl_fsnotify_part *p, co
 {
 	uint64_t was, now = p->entry.nodeid;
 	bool known = was_told(r, p->nodeid, at->name, &was);
-	if (known && was == now) {
+	if (!known || was == now) {
+		/* Of names that nobody was told of, or that are as they were told, the kernel finds out
+		 * itself. */
+		if (!known)
+			expire(r, p->nodeid, at->name, EXPIRE_ONLY);
 		unused(r, p);
 		return;
 	}
-	if (!now || (known && was)) {
+	if (was) {
 		/* Of what kind it was nobody knows; who lists the directory sees that it is gone. */
 		struct sl_fsnotify_part gone = *p;
 		gone.has_state = false;

@@ -161,13 +161,8 @@ static bool changes(uint32_t opcode)
 	}
 }
 
-static void handle(struct sl_req *rq, void *arg)
+static void dispatch(struct sl_conn *c, struct sl_req *rq)
 {
-	struct sl_conn *c = arg;
-	if (c->hooks && c->hooks->take && c->hooks->take(c->hooks->arg, rq))
-		return;
-	if (changes(rq->m.h.opcode))
-		(void)sl_session_own_thread(c->session, (uint32_t)gettid(), c);
 	switch (rq->m.h.opcode) {
 	case FUSE_LOOKUP:
 		sl_op_lookup(c, rq);
@@ -250,6 +245,22 @@ static void handle(struct sl_req *rq, void *arg)
 	default:
 		sl_reply_err(rq, -ENOSYS); /* the client does without, or does it itself */
 	}
+}
+
+static void handle(struct sl_req *rq, void *arg)
+{
+	struct sl_conn *c = arg;
+	uint64_t note = 0;
+	if (c->hooks && c->hooks->take && c->hooks->take(c->hooks->arg, rq))
+		return;
+	if (changes(rq->m.h.opcode)) {
+		(void)sl_session_own_thread(c->session, (uint32_t)gettid(), c);
+		if (c->e->cfg.writable && sl_events_blind(c->e->events))
+			note = sl_conn_note(c, rq);
+	}
+	dispatch(c, rq);
+	if (note)
+		sl_own_done(sl_session_own(c->session), note, rq->err == 0);
 }
 
 static void init(void *arg, const struct sl_server_agreed *agreed)

@@ -12,6 +12,7 @@
 
 #define GONE	   (FAN_DELETE | FAN_MOVED_FROM)
 #define COME	   (FAN_CREATE | FAN_MOVED_TO)
+#define KINDS	   (SL_CHANGE_MASK | SL_CHANGE_USE)
 #define USE	   (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
 #define DOUBTS_MAX 4096
 
@@ -332,7 +333,15 @@ static void one_change(struct sl_events *ev, const struct sl_change *c)
 	sl_list_for_each_safe (l, &ev->sessions) {
 		struct sl_session *s = sl_session_of(l);
 		struct sl_nodes *nodes = sl_session_nodes(s);
+		struct sl_change others = *c;
 		struct telling t = {.ev = ev, .s = s, .c = c, .own = sl_session_owns(s, c->tid)};
+		if (!c->tid) {
+			others.mask = sl_own_filter(sl_session_own(s), c);
+			if (others.mask & KINDS)
+				t.c = &others;
+			else
+				t.own = true;
+		}
 		bool has = sl_nodes_ref(nodes, &c->dir, &t.dir);
 		if (c->mask & FAN_RENAME)
 			has |= sl_nodes_ref(nodes, &c->newdir, &t.newdir);
@@ -399,6 +408,9 @@ static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 	}
 	if (idle)
 		settle(ev);
+	if (idle && n)
+		sl_list_for_each (l, &ev->sessions)
+			sl_own_heard(sl_session_own(sl_session_of(l)), v[0].when);
 	sl_states_clear(ev->states);
 	pthread_mutex_unlock(&ev->lock);
 }
@@ -481,6 +493,11 @@ void sl_events_unmarked(struct sl_events *ev, const struct sl_evid *obj)
 {
 	if (ev->b)
 		sl_backend_unmark(ev->b, obj);
+}
+
+bool sl_events_blind(struct sl_events *ev)
+{
+	return ev->b && sl_backend_kind(ev->b) == SL_BACKEND_INOTIFY;
 }
 
 void sl_events_leave(struct sl_events *ev, struct sl_session *s)

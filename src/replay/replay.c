@@ -584,6 +584,8 @@ static struct sl_ostate husk(const struct sl_oevent *e, struct sl_object *dir, u
 	s.attr = (struct sl_attr){.ino = ino,
 				  .generation = generation,
 				  .mode = e->mask & FAN_ONDIR ? S_IFDIR | 0755 : S_IFREG | 0644,
+				  /* Who reads it must ask, and not find it empty. */
+				  .size = e->mask & FAN_ONDIR ? 0 : 1,
 				  .nlink = 1,
 				  .uid = d.uid,
 				  .gid = d.gid,
@@ -731,16 +733,38 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	int r = replay_rename(p, dir, name, newdir, newname, exchange);
 	if (r <= 0)
 		return r;
-	/* To be renamed changes the time of change and nothing else; what came later says so itself. */
-	struct sl_version v = sl_attr_version(&e->newstate.attr);
+	/*
+	 * What it is now. A file of that name may be another one already, whose event is still to come: its
+	 * content is what a reader of that name would get at the origin.
+	 */
+	const struct sl_ostate *n = &e->newstate;
 	pthread_mutex_lock(&o->lock);
-	bool follow = names_child(&e->newstate, e) && o->has_record &&
-		      (sl_object_is_dir(o) ||
-		       (o->rec.origin.size == v.size && sl_time_eq(o->rec.origin.mtime, v.mtime)));
+	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
-	if (follow && is_state(o, &e->newstate))
-		(void)replay_update(p, newdir, newname, o, &e->newstate, 0);
+	if (!exchange && n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
+	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)))
+		(void)replay_update(p, newdir, newname, o, n, 0);
 	return r;
+}
+
+/*
+ * The content of @o changed, and nobody says into what: its place is not its any more. Until more is known a
+ * reader has to ask the origin; what is here must not be taken for its content, nor must an empty file.
+ */
+static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o)
+{
+	struct sl_ostate s = {.known = true, .present = true};
+	if (!sl_object_is_reg(o) || sl_object_attr(o, &s.attr) < 0)
+		return;
+	pthread_mutex_lock(&o->lock);
+	s.attr.ino = o->rec.origin.ino;
+	s.attr.generation = o->rec.origin.generation;
+	s.attr.mtime = o->rec.origin.mtime;
+	s.attr.mode = o->rec.mode;
+	pthread_mutex_unlock(&o->lock);
+	s.attr.ctime = (struct timespec){0};
+	s.attr.size = SL_MAX(s.attr.size, (uint64_t)1);
+	(void)p->cfg.acts.update(p->cfg.acts.arg, dir, name, o, &s, 0, SL_UPDATE_CONTENT);
 }
 
 static int changed(struct sl_replay *p, const struct sl_oevent *e)
@@ -764,6 +788,8 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		return 0;
 	if (!s.present || !is_state(o, &s))
 		s.known = false; /* of what comes next */
+	if (!s.known && mask & (FAN_MODIFY | FAN_CLOSE_WRITE))
+		uncertain(p, dir, name, o);
 	return replay_update(p, dir, name, o, &s, mask);
 }
 

@@ -34,6 +34,7 @@ struct sl_echo {
 	bool exchange;
 
 	bool done; /* the store was changed */
+	bool told; /* UPDATE: the kernel has the new attributes */
 	int err;   /* if it could not be */
 };
 

@@ -730,12 +730,10 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 		conflict(p, newdir, newname);
 		return replay_vanish(p, dir, name, true);
 	}
-	int r = replay_rename(p, dir, name, newdir, newname, exchange);
-	if (r <= 0)
-		return r;
 	/*
-	 * What it is now. A file of that name may be another one already, whose event is still to come: its
-	 * content is what a reader of that name would get at the origin.
+	 * First what it is now, so that no reader finds it by its new name with what it was before. A file of
+	 * that name may be another one already, whose event is still to come: its content is what a reader of
+	 * that name gets at the origin.
 	 */
 	const struct sl_ostate *n = &e->newstate;
 	pthread_mutex_lock(&o->lock);
@@ -743,8 +741,8 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	pthread_mutex_unlock(&o->lock);
 	if (!exchange && n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
 	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)))
-		(void)replay_update(p, newdir, newname, o, n, 0);
-	return r;
+		(void)replay_update(p, dir, name, o, n, 0);
+	return replay_rename(p, dir, name, newdir, newname, exchange);
 }
 
 /*

@@ -33,7 +33,7 @@ void sl_gate_echo_end(struct sl_gate *g)
 	if (!e || e->op != SL_ECHO_UPDATE || !e->told)
 		return;
 	pthread_mutex_lock(&e->o->lock);
-	if (!e->o->invalidating)
+	if (!e->o->invalidating && e->o->map.size == e->size)
 		e->o->told_size = 0;
 	pthread_mutex_unlock(&e->o->lock);
 }
@@ -191,6 +191,7 @@ static void echo_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object 
 	if (r == 0)
 		r = gate_attr(g, o, &out.attr);
 	e->told = r == 0;
+	e->size = out.attr.size;
 	if (r < 0)
 		sl_reply_err(rq, r);
 	else

@@ -746,6 +746,12 @@ static int land(struct fetch *x)
 	return stale ? STALE : !same ? OTHER_VERSION : r;
 }
 
+static bool moved_since(struct fetch *x)
+{
+	_cleanup_free_ char *place = NULL;
+	return x->place && sl_object_place(x->o, &place) == 0 && strcmp(place, x->place) != 0;
+}
+
 /* On a worker, with what the origin answered. */
 static void fetch_run(struct sl_work *work)
 {
@@ -774,6 +780,8 @@ static void fetch_run(struct sl_work *work)
 		if (r == CUT_OFF)
 			sl_fill_written(f, o);
 		r = r == OTHER_VERSION ? moved_on(x) : SL_MIN(r, 0);
+	} else if ((r == -ENOENT || r == -ESTALE || r == -ENOTDIR) && moved_since(x)) {
+		again = true; /* it was renamed at the origin */
 	} else if (r == -ENOENT || r == -ESTALE || r == -ENOTDIR) {
 		_cleanup_free_ char *path = sl_object_path(o);
 		sl_notice("%s is no longer at the origin (%s)", path, strerror(-r));

@@ -31,6 +31,11 @@ conformance: all
 	@ninja -C $(BUILD) checks
 	@SLUICE_BUILD=$(abspath $(BUILD)) tests/tools/conformance-table --run fuse,fanotify,sshfs,rclone --write docs/conformance.md $(BUILD)/conformance.jsonl
 
+fidelity: all
+	@tools/install-deps check
+	@for g in fuse fanotify share; do SLUICE_BUILD=$(abspath $(BUILD)) tests/tools/fidelity --gate $$g; done >$(BUILD)/fidelity.jsonl
+	@tests/tools/fidelity --table $(BUILD)/fidelity.jsonl >docs/fidelity.md
+
 install: all
 	@$(if $(PREFIX),meson configure $(BUILD) -Dprefix='$(PREFIX)' && ninja -C $(BUILD) $(PROGRAMS))
 	@meson install -C $(BUILD) --no-rebuild
@@ -44,7 +49,8 @@ help:
 	@echo 'make demo       a guided tour with a local export'
 	@echo 'make bench      measure against the alternatives'
 	@echo 'make conformance  try every way to the bytes of cold files, here and with the alternatives; writes docs/conformance.md'
+	@echo 'make fidelity   compare what watchers hear here and at the origin; writes docs/fidelity.md'
 	@echo 'make install    PREFIX=/usr/local, DESTDIR= are honoured'
 	@echo 'make clean      remove all build directories'
 
-.PHONY: all check demo bench conformance install clean help
+.PHONY: all check demo bench conformance fidelity install clean help

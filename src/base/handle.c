@@ -90,6 +90,27 @@ int sl_handle_parent(int fd, struct sl_handle *ret)
 	}
 }
 
+bool sl_handle_ino(const struct sl_handle *h, uint64_t *ino)
+{
+	uint32_t ino32;
+	switch (h->type) {
+	case INO32_GEN: /* u32 ino, gen */
+		if (h->len != 8)
+			return false;
+		memcpy(&ino32, h->b, sizeof(ino32));
+		*ino = ino32;
+		return true;
+	case INO64_GEN:		   /* u64 ino, u32 gen */
+	case BTRFS_WITHOUT_PARENT: /* u64 ino, root, u32 gen */
+		if (h->len < 12)
+			return false;
+		memcpy(ino, h->b, sizeof(*ino));
+		return true;
+	default:
+		return false;
+	}
+}
+
 uint64_t sl_handle_hash(const struct sl_handle *h)
 {
 	return XXH3_64bits_withSeed(h->b, h->len, (uint64_t)h->type);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/macros.h"
@@ -32,6 +33,8 @@ int sl_handle_parent(int fd, struct sl_handle *ret);
 /** As the kernel's calls take it, in @room. */
 #define SL_HANDLE_ROOM (sizeof(struct file_handle) + SL_HANDLE_MAX)
 struct file_handle *sl_handle_raw(const struct sl_handle *h, char room[SL_HANDLE_ROOM]);
+/** The inode number in it. False where we do not know where in the handle it is. */
+bool sl_handle_ino(const struct sl_handle *h, uint64_t *ino);
 /** A number that tells an object from every other one of its filesystem, also from earlier ones with its
  * inode number. */
 uint64_t sl_handle_hash(const struct sl_handle *h);

@@ -13,20 +13,33 @@
 
 struct options {
 	const char *unix_path, *listen;
-	bool stdio, insecure, json;
-	unsigned threads;
+	bool stdio, insecure, json, rw, owners;
+	unsigned threads, grace;
 	const char *tree;
 };
 
 static int parse(const struct sl_command *cmd, int argc, char **argv, struct options *o)
 {
-	enum { OPT_UNIX = 256, OPT_STDIO, OPT_LISTEN, OPT_INSECURE, OPT_THREADS, OPT_JSON };
+	enum {
+		OPT_UNIX = 256,
+		OPT_STDIO,
+		OPT_LISTEN,
+		OPT_INSECURE,
+		OPT_THREADS,
+		OPT_GRACE,
+		OPT_JSON,
+		OPT_RW,
+		OPT_OWNERS
+	};
 	static const struct option longs[] = {{"unix", required_argument, NULL, OPT_UNIX},
 					      {"stdio", no_argument, NULL, OPT_STDIO},
 					      {"listen", required_argument, NULL, OPT_LISTEN},
 					      {"insecure-plain", no_argument, NULL, OPT_INSECURE},
 					      {"threads", required_argument, NULL, OPT_THREADS},
+					      {"grace", required_argument, NULL, OPT_GRACE},
 					      {"json", no_argument, NULL, OPT_JSON},
+					      {"rw", no_argument, NULL, OPT_RW},
+					      {"owners", no_argument, NULL, OPT_OWNERS},
 					      {"help", no_argument, NULL, 'h'},
 					      {0}};
 	for (int c; (c = getopt_long(argc, argv, ":h", longs, NULL)) != -1;) {
@@ -50,8 +63,19 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 				return sl_cli_usage(cmd, "--threads %s: expected a number from 1 to 64",
 						    optarg);
 			break;
+		case OPT_GRACE:
+			o->grace = (unsigned)strtoul(optarg, &end, 10);
+			if (*end || end == optarg || *optarg == '-' || o->grace > 86400)
+				return sl_cli_usage(cmd, "--grace %s: expected seconds, 0 to 86400", optarg);
+			break;
 		case OPT_JSON:
 			o->json = true;
+			break;
+		case OPT_RW:
+			o->rw = true;
+			break;
+		case OPT_OWNERS:
+			o->owners = true;
 			break;
 		case 'h':
 			return -1;
@@ -79,10 +103,14 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 	if (o->stdio && o->json)
 		return sl_cli_usage(
 		    cmd, "with --stdio, standard output is the connection: there is no place for --json");
+	if (o->owners && !o->rw)
+		return sl_cli_usage(cmd, "--owners is about what is made here: it needs --rw");
+	if (o->owners && geteuid() != 0)
+		return sl_cli_usage(cmd, "--owners: only root can make files that belong to others");
 	if (o->listen && !o->insecure)
 		return sl_cli_usage(
 		    cmd,
-		    "--listen would show TREE to everybody who can reach %s, unencrypted and without "
+		    "--listen would open TREE to everybody who can reach %s, unencrypted and without "
 		    "asking who it is. Encryption is ssh's job: clone ssh://HOST/TREE instead, which "
 		    "needs no server, or forward a --unix socket. In a network that you trust, add "
 		    "--insecure-plain",
@@ -168,7 +196,7 @@ static int serve(const struct options *o, struct sl_export *e, struct sl_listene
 
 static int run(const struct sl_command *cmd, int argc, char **argv)
 {
-	struct options o = {0};
+	struct options o = {.grace = 300};
 	int r = parse(cmd, argc, argv, &o);
 	if (r != 0)
 		return r < 0 ? sl_cli_help(cmd) : r;
@@ -180,7 +208,13 @@ static int run(const struct sl_command *cmd, int argc, char **argv)
 	if (stop_fd < 0)
 		return sl_cli_fail("signals: %s", strerror(-stop_fd));
 	(void)sl_raise_nofile();
-	const struct sl_export_config cfg = {.threads = o.threads};
+	/* A command at the end of a pipe ends with it: the next one knows nothing of this one. */
+	const struct sl_export_config cfg = {
+	    .threads = o.threads, .grace = o.stdio ? 0 : o.grace, .writable = o.rw, .owners = o.owners};
+	if (o.rw) {
+		umask(0);
+		signal(SIGXFSZ, SIG_IGN); /* a write beyond the limit is an error */
+	}
 	r = sl_export_open(o.tree, &cfg, &e, &why);
 	if (r == 0)
 		r = sl_listener_new(e, 0, &l);
@@ -196,12 +230,13 @@ static int run(const struct sl_command *cmd, int argc, char **argv)
 
 const struct sl_command sl_cmd_serve = {
     .name = "serve",
-    .summary = "Serve a directory tree, read-only, for others to clone",
+    .summary = "Serve a directory tree for others to clone or mount",
     .usage = "[OPTION…] TREE (--unix PATH | --stdio | --listen HOST:PORT --insecure-plain)",
     .help =
 	"Shows TREE and nothing else: no symlink is followed, and what is mounted below TREE is left out\n"
 	"(such a mount point shows as an empty directory). Whoever may connect can read what the user that\n"
-	"runs this can read. You need not start this yourself to clone over ssh: 'sluice clone' does.\n"
+	"runs this can read, and with --rw change what that user can change. You need not start this "
+	"yourself to clone over ssh: 'sluice clone' does.\n"
 	"\n"
 	"Where clients connect, one of:\n"
 	"  --unix PATH          a unix socket of mode 0600; only the same user and root are accepted\n"
@@ -210,7 +245,14 @@ const struct sl_command sl_cmd_serve = {
 	"  --insecure-plain     I know that this is neither encrypted nor authenticated\n"
 	"\n"
 	"Options:\n"
+	"  --rw                 let clients change TREE; the default is read-only\n"
+	"  --owners             what a client makes belongs to the user that asked there, by number (root; "
+	"the\n"
+	"                       default: to the user that runs this)\n"
 	"  --threads N          threads per connection, 1 to 64 (default 4)\n"
+	"  --grace SECONDS      how long a clone whose connection broke can go on where it was, without "
+	"comparing\n"
+	"                       its tree (default 300; not with --stdio)\n"
 	"  --json               print {\"ready\":true,\"listen\":…,\"tree\":…} when ready\n"
 	"  -h, --help           print this\n"
 	"\n"

@@ -35,6 +35,8 @@
 #define MASK                                                                                                 \
 	((SL_CHANGE_MASK & ~(FAN_DELETE_SELF | FAN_MOVE_SELF | FAN_MOVED_FROM | FAN_MOVED_TO)) | FAN_ONDIR)
 
+#define NEEDS "fanotify for a whole filesystem needs CAP_SYS_ADMIN"
+
 /* Header, three handles of 128 bytes at most, two names. */
 #define ROOM 2048
 
@@ -128,7 +130,7 @@ static bool normalise(struct sl_change *c)
 		c->newname = NULL;
 		return c->name != NULL;
 	}
-	if (c->mask & (FAN_CREATE | FAN_DELETE))
+	if (c->mask & (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO))
 		return c->name != NULL;
 	if (c->name && strcmp(c->name, ".") == 0) {
 		/* A directory about itself: no name of it is known. */
@@ -255,20 +257,26 @@ static int open_group(const struct sl_backend_config *cfg, struct sl_source *s, 
 				  FAN_REPORT_TID,
 			      O_RDONLY);
 	if (s->fd < 0) {
-		int r = errno == EINVAL || errno == ENOSYS ? -EOPNOTSUPP : -errno;
-		return sl_fail(why, r,
-			       r == -EOPNOTSUPP ? "fanotify needs Linux 5.17 or later"
-			       : errno == EMFILE
-				   ? "too many fanotify groups (fs.fanotify.max_user_groups) or open files"
-				   : "fanotify: %s",
-			       strerror(errno));
+		switch (errno) {
+		case EPERM:
+			return sl_fail(why, -EPERM, NEEDS);
+		case EINVAL:
+		case ENOSYS:
+			return sl_fail(why, -EOPNOTSUPP, "fanotify with names of objects needs Linux 5.17");
+		case EMFILE:
+			return sl_fail(
+			    why, -EMFILE,
+			    "too many fanotify groups (fs.fanotify.max_user_groups) or open files");
+		default:
+			return sl_fail(why, -errno, "fanotify: %s", strerror(errno));
+		}
 	}
 	if (fanotify_mark(s->fd, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, MASK | (cfg->mask & SL_CHANGE_USE),
 			  cfg->root_fd, ".") == 0) /* not the descriptor itself: it may be O_PATH */
 		return 0;
 	switch (errno) {
 	case EPERM:
-		return sl_fail(why, -EPERM, "fanotify for a filesystem needs CAP_SYS_ADMIN");
+		return sl_fail(why, -EPERM, NEEDS);
 	case ENODEV:
 	case EXDEV:
 	case EOPNOTSUPP:

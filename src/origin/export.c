@@ -161,6 +161,18 @@ static void drop_connection(struct export *e)
 	e->dead = false;
 }
 
+/* The server need not keep what we have. With the lock held; drops it meanwhile. */
+static void say_goodbye(struct export *e)
+{
+	struct sl_client *c = e->client;
+	struct sl_call call = {.opcode = FUSE_DESTROY, .deadline = sl_now() + SL_NS_PER_SEC};
+	if (!(e->flags & FUSE_FSNOTIFY_SUPPORT))
+		return;
+	pthread_mutex_unlock(&e->lock);
+	(void)sl_client_call_sync(c, &call, NULL, NULL);
+	pthread_mutex_lock(&e->lock);
+}
+
 /* With the lock held: fail what has waited long enough; returns the earliest deadline of the rest. */
 static uint64_t expire_waiting(struct export *e, bool all)
 {
@@ -265,6 +277,8 @@ static void *connector(void *arg)
 		}
 	}
 	expire_waiting(e, true);
+	if (e->client && !e->dead)
+		say_goodbye(e);
 	if (e->client)
 		drop_connection(e);
 	expire_waiting(e, true);

@@ -99,6 +99,22 @@ struct sl_dir *sl_dirs_get(struct sl_dirs *d, uint64_t nodeid, uint64_t fh)
 	return h;
 }
 
+struct sl_dir *sl_dirs_of(struct sl_dirs *d, uint64_t nodeid)
+{
+	struct sl_dir *h = NULL;
+	size_t i;
+	pthread_mutex_lock(&d->lock);
+	for (struct sl_hnode *n = sl_htab_first(&d->tab, &i); n && !h; n = sl_htab_step(&d->tab, &i, n)) {
+		struct sl_dir *x = sl_container_of(n, struct sl_dir, node);
+		if (x->nodeid == nodeid && x->fd >= 0)
+			h = x;
+	}
+	if (h)
+		h->refs++;
+	pthread_mutex_unlock(&d->lock);
+	return h;
+}
+
 void sl_dirs_put(struct sl_dirs *d, struct sl_dir *h)
 {
 	pthread_mutex_lock(&d->lock);

@@ -41,6 +41,8 @@ void sl_dirs_free(struct sl_dirs *d);
 int sl_dirs_add(struct sl_dirs *d, uint64_t nodeid, int fd, uint64_t *ret_fh);
 /** The handle @fh of @nodeid with a reference, or NULL. */
 struct sl_dir *sl_dirs_get(struct sl_dirs *d, uint64_t nodeid, uint64_t fh);
+/** Any handle of @nodeid with a reference, or NULL; looks at all. */
+struct sl_dir *sl_dirs_of(struct sl_dirs *d, uint64_t nodeid);
 void sl_dirs_put(struct sl_dirs *d, struct sl_dir *h);
 /** Forget the handle; it is closed when nobody uses it. Returns 0 or -EBADF. */
 int sl_dirs_release(struct sl_dirs *d, uint64_t nodeid, uint64_t fh);

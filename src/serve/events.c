@@ -264,6 +264,10 @@ static void tell_self(struct telling *t)
 		under.dir = obj;
 		under.name = name;
 		under.mask |= FAN_ONDIR;
+		/* Of one that something else was renamed over, who marked its parent never hears locally. */
+		const struct sl_state *st = sl_states_get(t->ev->states, nodes, dir.id, &obj, name);
+		if (st && st->known && !explained(st, true, c->dir.generation))
+			return;
 		struct telling u = {
 		    .ev = t->ev, .s = t->s, .c = &under, .dir = dir, .child = t->dir, .own = t->own};
 		tell_name(&u);

@@ -28,17 +28,21 @@ int sl_export_open(const char *path, const struct sl_export_config *cfg, struct 
 		e->cfg.max_nodes = 4u << 20;
 	if (!e->cfg.max_dirs)
 		e->cfg.max_dirs = 1024;
+	if (!e->cfg.max_opens)
+		e->cfg.max_opens = 4096;
 	if (!e->cfg.max_files)
 		e->cfg.max_files = SL_MIN(1024u, quarter);
 	if (!e->cfg.max_marks)
 		e->cfg.max_marks = 1u << 20;
 	if (!e->cfg.max_data || e->cfg.max_data > SL_WIRE_MAX_DATA)
 		e->cfg.max_data = SL_WIRE_MAX_DATA;
-	e->max_open_dirs = quarter;
+	e->max_open_dirs = e->max_open_files = quarter;
 	int r = sl_tree_open(path, &e->tree, why);
 	if (r == 0 && (r = sl_files_new(e->cfg.max_files, &e->files)) < 0)
 		r = sl_fail(why, r, "cannot start a thread");
 	if (r == 0 && (r = sl_events_new(e->tree, e->cfg.backend, &e->events)) < 0)
+		r = sl_fail(why, r, "no memory");
+	if (r == 0 && (r = sl_sessions_new(e->events, e->cfg.grace, &e->sessions)) < 0)
 		r = sl_fail(why, r, "no memory");
 	if (r < 0) {
 		sl_export_free(e);
@@ -52,6 +56,7 @@ void sl_export_free(struct sl_export *e)
 {
 	if (!e)
 		return;
+	sl_sessions_free(e->sessions);
 	sl_events_free(e->events);
 	sl_files_free(e->files);
 	sl_tree_close(e->tree);

@@ -23,6 +23,27 @@ static int mark(struct sl_conn *c, uint64_t id, uint64_t mask, struct fuse_fsnot
 	return sl_events_mark(c->e->events, c->session, id, fd, mask, c->e->cfg.max_marks, out);
 }
 
+/* All that an event can be raised for. */
+#define WATCH_MASK                                                                                           \
+	(FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME | FAN_MODIFY | FAN_ATTRIB |    \
+	 FAN_CLOSE_WRITE | FAN_ONDIR | FAN_EVENT_ON_CHILD)
+
+void sl_conn_watch(struct sl_conn *c, uint64_t nodeid)
+{
+	struct fuse_fsnotify_out out;
+	/* Where it cannot be watched, somebody has said so in the log, and what is cached of it expires soon.
+	 */
+	(void)mark(c, nodeid, WATCH_MASK, &out);
+}
+
+void sl_conn_watch_all(struct sl_conn *c)
+{
+	size_t n;
+	_cleanup_free_ uint64_t *v = sl_nodes_dirs(c->nodes, &n);
+	for (size_t i = 0; i < n && v; i++)
+		sl_conn_watch(c, v[i]);
+}
+
 static int ack(struct sl_conn *c, uint64_t seq, struct fuse_fsnotify_out *out)
 {
 	*out = (struct fuse_fsnotify_out){.seq = sl_session_seq(c->session)};

@@ -73,6 +73,9 @@ static bool add_node(struct listing *l, const struct sl_dir *h, const char *name
 		return true;
 	d->ino = o.attr.ino;
 	d->type = (o.attr.mode & S_IFMT) >> 12;
+	/* Directories are looked up by who uses them, and watched from then on: not all that were listed. */
+	if (sl_conn_watches(c) && S_ISDIR(o.attr.mode))
+		return true;
 	if (sl_nodes_lookup(c->nodes, l->nodeid, name, &o, &d->entry.nodeid) < 0)
 		return true;
 	d->entry.generation = o.generation;

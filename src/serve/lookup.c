@@ -8,7 +8,29 @@
 #include "base/fd.h"
 #include "serve/connection.h"
 
-static int lookup(struct sl_conn *c, uint64_t parent, const char *name, struct fuse_entry_out *out)
+void sl_entry_fill(const struct sl_found *o, struct fuse_entry_out *out)
+{
+	out->generation = o->generation;
+	out->entry_valid = out->attr_valid = SL_EXPORT_VALID_S;
+	out->attr = o->attr;
+}
+
+int sl_conn_entry(struct sl_conn *c, uint64_t parent, int dirfd, const char *name, struct fuse_entry_out *out)
+{
+	struct sl_found o;
+	int r = sl_tree_lookup(c->e->tree, dirfd, name, sl_conn_hint(c), &o);
+	if (r == 0)
+		r = sl_nodes_lookup(c->nodes, parent, name, &o, &out->nodeid);
+	if (r < 0)
+		return r;
+	sl_entry_fill(&o, out);
+	/* Somebody may be about to watch it. */
+	if (sl_conn_watches(c) && S_ISDIR(o.attr.mode) && !o.foreign)
+		sl_conn_watch(c, out->nodeid);
+	return 0;
+}
+
+int sl_conn_lookup(struct sl_conn *c, uint64_t parent, const char *name, struct fuse_entry_out *out)
 {
 	_cleanup_place_ struct sl_place p;
 	struct sl_found o;
@@ -26,28 +48,20 @@ static int lookup(struct sl_conn *c, uint64_t parent, const char *name, struct f
 	_cleanup_close_ int dir = sl_tree_find(c->e->tree, &p, false, &o);
 	if (dir < 0)
 		return dir;
-	r = sl_tree_lookup(c->e->tree, dir, name, sl_conn_hint(c), &o);
-	if (r == 0)
-		r = sl_nodes_lookup(c->nodes, parent, name, &o, &out->nodeid);
-	if (r < 0)
-		return r;
-	out->generation = o.generation;
-	out->entry_valid = out->attr_valid = SL_EXPORT_VALID_S;
-	out->attr = o.attr;
-	return 0;
+	return sl_conn_entry(c, parent, dir, name, out);
 }
 
 void sl_op_lookup(struct sl_conn *c, struct sl_req *rq)
 {
 	struct fuse_entry_out out = {0};
-	int r = lookup(c, rq->m.h.nodeid, rq->m.name, &out);
+	int r = sl_conn_lookup(c, rq->m.h.nodeid, rq->m.name, &out);
 	if (r < 0)
 		sl_reply_err(rq, r);
 	else
 		sl_reply(rq, &out, sizeof(out));
 }
 
-static void forget(struct sl_conn *c, uint64_t id, uint64_t count)
+void sl_conn_forget(struct sl_conn *c, uint64_t id, uint64_t count)
 {
 	struct sl_evid was;
 	if (sl_nodes_forget(c->nodes, id, count, &was))
@@ -57,12 +71,12 @@ static void forget(struct sl_conn *c, uint64_t id, uint64_t count)
 void sl_op_forget(struct sl_conn *c, struct sl_req *rq)
 {
 	if (rq->m.h.opcode == FUSE_FORGET)
-		forget(c, rq->m.h.nodeid, rq->m.in.forget.nlookup);
+		sl_conn_forget(c, rq->m.h.nodeid, rq->m.in.forget.nlookup);
 	else
 		for (size_t i = 0; i < rq->m.data_len / sizeof(struct fuse_forget_one); i++) {
 			struct fuse_forget_one f;
 			memcpy(&f, (const char *)rq->m.data + i * sizeof(f), sizeof(f));
-			forget(c, f.nodeid, f.nlookup);
+			sl_conn_forget(c, f.nodeid, f.nlookup);
 		}
 	sl_reply_none(rq);
 }

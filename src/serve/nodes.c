@@ -182,6 +182,15 @@ int sl_nodes_lookup(struct sl_nodes *n, uint64_t parent, const char *name, const
 	return r;
 }
 
+void sl_nodes_seen(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o)
+{
+	pthread_mutex_lock(&n->lock);
+	struct node *dir = find_id(n, parent), *x = find_object(n, o);
+	if (dir && dir->type == S_IFDIR && x)
+		place_at(n, x, dir, name);
+	pthread_mutex_unlock(&n->lock);
+}
+
 /* Take the mark of @x away. Returns whether there was one. */
 static bool unmark(struct sl_nodes *n, struct node *x, struct sl_evid *was)
 {
@@ -384,6 +393,22 @@ int sl_nodes_place(struct sl_nodes *n, uint64_t id, struct sl_place *p)
 	}
 	pthread_mutex_unlock(&n->lock);
 	return r;
+}
+
+uint64_t *sl_nodes_dirs(struct sl_nodes *n, size_t *ret)
+{
+	size_t i;
+	*ret = 0;
+	pthread_mutex_lock(&n->lock);
+	uint64_t *v = malloc(sizeof(*v) * n->by_id.n);
+	for (struct sl_hnode *h = v ? sl_htab_first(&n->by_id, &i) : NULL; h;
+	     h = sl_htab_step(&n->by_id, &i, h)) {
+		const struct node *x = sl_container_of(h, struct node, by_id);
+		if (x->nlookup && x->type == S_IFDIR && !x->foreign)
+			v[(*ret)++] = x->by_id.key;
+	}
+	pthread_mutex_unlock(&n->lock);
+	return v;
 }
 
 uint64_t sl_nodes_count(struct sl_nodes *n)

@@ -23,12 +23,16 @@ void sl_nodes_free(struct sl_nodes *n);
  */
 int sl_nodes_lookup(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o,
 		    uint64_t *ret);
+/** @o was seen as @name in the node @parent, without anybody having asked: where it is known, its place. */
+void sl_nodes_seen(struct sl_nodes *n, uint64_t parent, const char *name, const struct sl_found *o);
 /** Take back @count lookups of @id, and no more than there were. Unknown ids are ignored. The last one takes
  * the node's mark with it: true, if it had one, and whose that was in *@was. */
 bool sl_nodes_forget(struct sl_nodes *n, uint64_t id, uint64_t count, struct sl_evid *was);
 /** Where @id is. Returns 0 (then sl_place_fini()), -ESTALE for an id that is not (or no longer) given out,
  * -ENOMEM. */
 int sl_nodes_place(struct sl_nodes *n, uint64_t id, struct sl_place *p);
+/** The directories that the client may use: their ids, which the caller frees. NULL without memory. */
+uint64_t *sl_nodes_dirs(struct sl_nodes *n, size_t *ret);
 /** How many nodes there are, the root included. */
 uint64_t sl_nodes_count(struct sl_nodes *n);
 

@@ -8,14 +8,7 @@
 #include "base/time.h"
 #include "serve/connection.h"
 
-static bool fresh(uint64_t checked)
-{
-	return sl_now() - checked < SL_EXPORT_REVALIDATE_MS * SL_NS_PER_MS;
-}
-
-/* Why the content of an object of this type cannot be had; 0 for a regular file. Nothing else is ever opened.
- */
-static int content_error(uint32_t type)
+int sl_content_error(uint32_t type)
 {
 	switch (type) {
 	case S_IFREG:
@@ -38,7 +31,7 @@ static int get_file(struct sl_conn *c, const struct sl_place *p, struct sl_file 
 	struct sl_export *e = c->e;
 	struct sl_found o;
 	struct sl_file *f = sl_files_get(e->files, p->ino, p->generation);
-	if (f && fresh(f->checked)) {
+	if (f && sl_fresh(f->checked)) {
 		*ret = f;
 		return 0;
 	}
@@ -66,15 +59,21 @@ static int get_file(struct sl_conn *c, const struct sl_place *p, struct sl_file 
  * Of a file that was just read, what is asked is the descriptor that was read from: the answer is about that
  * content, whatever the name means by now.
  */
-static int getattr(struct sl_conn *c, uint64_t nodeid, struct sl_found *o)
+int sl_conn_getattr(struct sl_conn *c, uint64_t nodeid, struct sl_found *o)
 {
 	struct sl_export *e = c->e;
 	_cleanup_place_ struct sl_place p;
 	int r = sl_nodes_place(c->nodes, nodeid, &p);
 	if (r < 0)
 		return r;
+	if (c->opens && !p.foreign) {
+		_cleanup_close_ int fd = sl_conn_find_at(c, nodeid, &p, o);
+		if (fd >= 0 && sl_conn_hint(c))
+			r = sl_tree_look(e->tree, fd, true, o);
+		return fd < 0 ? fd : r;
+	}
 	struct sl_file *f = p.type == S_IFREG ? sl_files_get(e->files, p.ino, p.generation) : NULL;
-	if (f && fresh(f->checked)) {
+	if (f && sl_fresh(f->checked)) {
 		r = sl_tree_stat_fd(e->tree, f->fd, sl_conn_hint(c), o);
 	} else {
 		uint64_t now = sl_now();
@@ -90,7 +89,7 @@ static int getattr(struct sl_conn *c, uint64_t nodeid, struct sl_found *o)
 void sl_op_getattr(struct sl_conn *c, struct sl_req *rq)
 {
 	struct sl_found o;
-	int r = getattr(c, rq->m.h.nodeid, &o);
+	int r = sl_conn_getattr(c, rq->m.h.nodeid, &o);
 	if (r < 0) {
 		sl_reply_err(rq, r);
 		return;
@@ -103,7 +102,40 @@ void sl_op_getattr(struct sl_conn *c, struct sl_req *rq)
 static int file_place(struct sl_conn *c, uint64_t nodeid, struct sl_place *p)
 {
 	int r = sl_nodes_place(c->nodes, nodeid, p);
-	return r < 0 ? r : content_error(p->type);
+	return r < 0 ? r : sl_content_error(p->type);
+}
+
+/* The open file that a request is about: a handle of the client's, or whatever is open of that node. */
+struct use {
+	int fd;
+	struct sl_open *h;
+	struct sl_file *f;
+};
+
+static int use_begin(struct sl_conn *c, uint64_t nodeid, uint64_t fh, struct use *u)
+{
+	*u = (struct use){0};
+	if (c->opens && fh) {
+		int r = sl_conn_open(c, nodeid, fh, &u->h);
+		if (r == 0)
+			u->fd = u->h->fd;
+		return r;
+	}
+	_cleanup_place_ struct sl_place p;
+	int r = file_place(c, nodeid, &p);
+	if (r == 0)
+		r = get_file(c, &p, &u->f);
+	if (r == 0)
+		u->fd = u->f->fd;
+	return r;
+}
+
+static void use_end(struct sl_conn *c, struct use *u, bool stale)
+{
+	if (u->h)
+		sl_opens_put(c->opens, u->h);
+	else
+		sl_files_put(c->e->files, u->f, stale);
 }
 
 void sl_op_open(struct sl_conn *c, struct sl_req *rq)
@@ -131,28 +163,29 @@ void sl_op_open(struct sl_conn *c, struct sl_req *rq)
 void sl_op_read(struct sl_conn *c, struct sl_req *rq)
 {
 	const struct fuse_read_in *in = &rq->m.in.read;
-	_cleanup_place_ struct sl_place p;
-	struct sl_file *f;
-	int r = file_place(c, rq->m.h.nodeid, &p);
-	/* More than was agreed on is refused: a short answer would mean the end of the file. */
-	if (r == 0 && (in->size > SL_WIRE_MAX_DATA || in->offset > INT64_MAX - SL_WIRE_MAX_DATA))
-		r = -EINVAL;
-	if (r == 0)
-		r = get_file(c, &p, &f);
+	struct use u;
+	int r = use_begin(c, rq->m.h.nodeid, in->fh, &u);
 	if (r < 0) {
 		sl_reply_err(rq, r);
 		return;
 	}
+	/* More than was agreed on is refused: a short answer would mean the end of the file. */
+	if (in->size > SL_WIRE_MAX_DATA || in->offset > INT64_MAX - SL_WIRE_MAX_DATA) {
+		use_end(c, &u, false);
+		sl_reply_err(rq, -EINVAL);
+		return;
+	}
 	void *buf = sl_conn_buf_get(c);
-	ssize_t n = buf ? sl_pread_full(f->fd, buf, in->size, (off_t)in->offset) : -ENOMEM;
+	ssize_t n = buf ? sl_pread_full(u.fd, buf, in->size, (off_t)in->offset) : -ENOMEM;
 	bool with_attr = c->flags & SL_FUSE_READ_ATTR;
 	struct sl_found o = {0};
 	if (n >= 0 && with_attr) {
-		r = sl_tree_stat_fd(c->e->tree, f->fd, sl_conn_hint(c), &o);
+		r = u.h ? sl_tree_look(c->e->tree, u.fd, sl_conn_hint(c), &o)
+			: sl_tree_stat_fd(c->e->tree, u.fd, sl_conn_hint(c), &o);
 		if (r < 0)
 			n = r;
 	}
-	sl_files_put(c->e->files, f, n == -ESTALE);
+	use_end(c, &u, n == -ESTALE);
 	if (n < 0)
 		sl_reply_err(rq, (int)n);
 	else
@@ -163,23 +196,22 @@ void sl_op_read(struct sl_conn *c, struct sl_req *rq)
 void sl_op_lseek(struct sl_conn *c, struct sl_req *rq)
 {
 	const struct fuse_lseek_in *in = &rq->m.in.lseek;
-	_cleanup_place_ struct sl_place p;
-	struct sl_file *f;
-	int r = file_place(c, rq->m.h.nodeid, &p);
-	if (r == 0 && in->whence != SEEK_DATA && in->whence != SEEK_HOLE)
-		r = -EINVAL;
-	if (r == 0 && in->offset > INT64_MAX)
-		r = -ENXIO;
-	if (r == 0)
-		r = get_file(c, &p, &f);
+	struct use u;
+	int r = use_begin(c, rq->m.h.nodeid, in->fh, &u);
 	if (r < 0) {
 		sl_reply_err(rq, r);
 		return;
 	}
-	/* The descriptor's position is shared by all threads, and used by none: they pread(). */
-	off_t off = lseek(f->fd, (off_t)in->offset, (int)in->whence);
-	r = off < 0 ? -errno : 0;
-	sl_files_put(c->e->files, f, false);
+	off_t off = -1;
+	if (in->whence != SEEK_DATA && in->whence != SEEK_HOLE)
+		r = -EINVAL;
+	else if (in->offset > INT64_MAX)
+		r = -ENXIO;
+	else /* the position is shared by all threads, and used by none: they pread() */
+		off = lseek(u.fd, (off_t)in->offset, (int)in->whence);
+	if (r == 0 && off < 0)
+		r = -errno;
+	use_end(c, &u, false);
 	const struct fuse_lseek_out out = {.offset = (uint64_t)off};
 	if (r < 0)
 		sl_reply_err(rq, r);

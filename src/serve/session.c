@@ -12,7 +12,7 @@
 #define MAX_BYTES  ((size_t)16 << 20)
 #define SEND_BATCH 64 /* notifications in one write */
 #define SEND_BYTES (64u << 10)
-#define OWN_MAX	   64 /* threads of one connection: as many as a server has */
+#define OWN_MAX	   128 /* threads: a connection has 64 at most, and one may be about to end */
 
 struct event {
 	struct sl_list link;
@@ -20,6 +20,11 @@ struct event {
 	uint64_t nodes[2]; /* that were looked up for it */
 	size_t len;
 	char bytes[];
+};
+
+struct own {
+	uint32_t tid;
+	const void *conn;
 };
 
 struct sl_session {
@@ -45,8 +50,8 @@ struct sl_session {
 	size_t bytes;
 	struct sl_session_stats st;
 
-	uint32_t own[OWN_MAX];
-	atomic_uint nown;
+	struct own own[OWN_MAX];
+	unsigned nown;
 };
 
 static struct event *entry(struct sl_list *l)
@@ -234,6 +239,13 @@ uint64_t sl_session_seq(struct sl_session *s)
 	return seq;
 }
 
+/* With the lock held: no room for another one. A session without a connection gets a quarter. */
+static bool is_full(const struct sl_session *s)
+{
+	unsigned part = s->t ? 1 : 4;
+	return s->n >= s->cfg.max_events / part || s->bytes >= s->cfg.max_bytes / part;
+}
+
 /* With the lock held. */
 static int append(struct sl_session *s, struct sl_fsnotify_msg *m)
 {
@@ -289,12 +301,11 @@ void sl_session_push(struct sl_session *s, struct sl_fsnotify_msg *m)
 {
 	pthread_mutex_lock(&s->lock);
 	/* What was sent is given up first: then this session cannot be resumed from before that. */
-	while (!s->sending && s->events.next != s->next &&
-	       (s->n >= s->cfg.max_events || s->bytes >= s->cfg.max_bytes)) {
+	while (!s->sending && s->events.next != s->next && is_full(s)) {
 		s->first = entry(s->events.next)->seq + 1;
 		drop(s, entry(s->events.next), false);
 	}
-	bool full = s->n >= s->cfg.max_events || s->bytes >= s->cfg.max_bytes;
+	bool full = is_full(s);
 	bool idle = s->next == &s->events;
 	if (full || append(s, m) < 0) {
 		struct sl_evid was;
@@ -325,30 +336,54 @@ int sl_session_start(struct sl_session *s)
 	return r;
 }
 
-void sl_session_own_thread(struct sl_session *s, uint32_t tid)
+bool sl_session_started(struct sl_session *s)
 {
-	if (sl_session_owns(s, tid))
-		return;
 	pthread_mutex_lock(&s->lock);
-	if (s->nown < OWN_MAX) {
-		s->own[s->nown] = tid;
-		s->nown++;
-	}
+	bool has = s->has_writer;
 	pthread_mutex_unlock(&s->lock);
+	return has;
+}
+
+bool sl_session_own_thread(struct sl_session *s, uint32_t tid, const void *conn)
+{
+	bool known = sl_session_owns(s, tid);
+	pthread_mutex_lock(&s->lock);
+	if (!known && s->nown < OWN_MAX)
+		s->own[s->nown++] = (struct own){tid, conn};
+	pthread_mutex_unlock(&s->lock);
+	return !known;
 }
 
 bool sl_session_owns(struct sl_session *s, uint32_t tid)
 {
-	for (unsigned i = 0, n = s->nown; tid && i < n; i++)
-		if (s->own[i] == tid)
-			return true;
-	return false;
+	bool owns = false;
+	if (!tid)
+		return false;
+	pthread_mutex_lock(&s->lock);
+	for (unsigned i = 0; i < s->nown && !owns; i++)
+		owns = s->own[i].tid == tid;
+	pthread_mutex_unlock(&s->lock);
+	return owns;
 }
 
-void sl_session_disown(struct sl_session *s)
+bool sl_session_owns_any(struct sl_session *s, const void *conn)
+{
+	bool any = false;
+	pthread_mutex_lock(&s->lock);
+	for (unsigned i = 0; i < s->nown && !any; i++)
+		any = s->own[i].conn == conn;
+	pthread_mutex_unlock(&s->lock);
+	return any;
+}
+
+void sl_session_disown(struct sl_session *s, const void *conn)
 {
 	pthread_mutex_lock(&s->lock);
-	s->nown = 0;
+	for (unsigned i = 0; i < s->nown;)
+		if (s->own[i].conn == conn)
+			s->own[i] = s->own[--s->nown];
+		else
+			i++;
 	pthread_mutex_unlock(&s->lock);
 }
 

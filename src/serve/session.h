@@ -40,6 +40,8 @@ void sl_session_want_states(struct sl_session *s, bool want);
 bool sl_session_wants_states(const struct sl_session *s);
 /** Start the thread that sends, if it does not run yet. Returns 0 or -errno. */
 int sl_session_start(struct sl_session *s);
+/** Whether that was ever done: something was marked. */
+bool sl_session_started(struct sl_session *s);
 /** From now on notifications go to @t, beginning with number @seq; unacknowledged ones are kept if @keep. The
  * transport must live until sl_session_detach(). */
 void sl_session_attach(struct sl_session *s, struct sl_transport *t, uint64_t seq, bool keep);
@@ -58,10 +60,12 @@ void sl_session_push(struct sl_session *s, struct sl_fsnotify_msg *m);
 /** Drop what was not sent and say that changes were lost. The caller takes the marks away. */
 void sl_session_overflow(struct sl_session *s);
 
-/* The threads that work for this client: what they change it is not told of. */
-void sl_session_own_thread(struct sl_session *s, uint32_t tid);
+/* The threads that work for this client: what they change it is not told of. @conn tells those of one
+ * connection. True if the thread was not known. */
+bool sl_session_own_thread(struct sl_session *s, uint32_t tid, const void *conn);
 bool sl_session_owns(struct sl_session *s, uint32_t tid);
-void sl_session_disown(struct sl_session *s);
+bool sl_session_owns_any(struct sl_session *s, const void *conn);
+void sl_session_disown(struct sl_session *s, const void *conn);
 
 struct sl_session_stats {
 	uint64_t pushed, sent, overflows;

@@ -142,8 +142,7 @@ int sl_tree_probe(struct sl_tree *t, int dirfd, const char *name, bool hint, str
 	return r;
 }
 
-/* All of an O_PATH descriptor's object. */
-static int look(struct sl_tree *t, int fd, bool hint, struct sl_found *o)
+int sl_tree_look(struct sl_tree *t, int fd, bool hint, struct sl_found *o)
 {
 	int r = get_attr(t, fd, "", o);
 	if (r == 0)
@@ -160,7 +159,7 @@ int sl_tree_lookup(struct sl_tree *t, int dirfd, const char *name, bool hint, st
 		return sl_tree_probe(t, dirfd, name, hint, o);
 	if (fd < 0)
 		return fd;
-	int r = look(t, fd, hint, o);
+	int r = sl_tree_look(t, fd, hint, o);
 	if (r == 0 && o->attr.nlink == 0)
 		r = -ENOENT;
 	if (r == 0 && o->foreign)
@@ -227,7 +226,7 @@ static int find_at(struct sl_tree *t, const char *path, const struct sl_place *p
 	_cleanup_close_ int fd = sl_open_beneath(t->root, path, O_PATH);
 	if (fd < 0)
 		return path_error(fd);
-	int r = look(t, fd, hint, o);
+	int r = sl_tree_look(t, fd, hint, o);
 	if (r < 0)
 		return path_error(r);
 	return same(p, o) ? sl_steal_fd(&fd) : -ESTALE;
@@ -272,6 +271,18 @@ int sl_tree_stat_fd(struct sl_tree *t, int fd, bool hint, struct sl_found *o)
 	if (hint)
 		set_hint(fd, "", o);
 	return 0;
+}
+
+int sl_tree_holds(struct sl_tree *t, int fd)
+{
+	char link[SL_PROC_FD_MAX], path[PATH_MAX], root[PATH_MAX];
+	ssize_t n = readlink(sl_proc_fd_path(link, fd, NULL), path, sizeof(path) - 1);
+	ssize_t k = readlink(sl_proc_fd_path(link, t->root, NULL), root, sizeof(root) - 1);
+	if (n <= 0 || k <= 0)
+		return -ESTALE;
+	if (k == 1)
+		k = 0; /* the root is "/", and every path starts with its slash */
+	return n > k && memcmp(path, root, (size_t)k) == 0 && path[k] == '/' ? 0 : -ESTALE;
 }
 
 int sl_tree_reopen(int fd, int flags)

@@ -72,6 +72,11 @@ int sl_tree_probe(struct sl_tree *t, int dirfd, const char *name, bool hint, str
 /** The attributes of what @fd, not a symlink, has open; neither generation nor handle. -ESTALE when it is
  * deleted. */
 int sl_tree_stat_fd(struct sl_tree *t, int fd, bool hint, struct sl_found *o);
-/** Open for reading what the O_PATH descriptor @fd denotes, a regular file or directory. Returns a descriptor
- * or -errno. */
+/** All of what @fd, O_PATH or not, has open, deleted (attr.nlink 0) or not. */
+int sl_tree_look(struct sl_tree *t, int fd, bool hint, struct sl_found *o);
+/** Whether the open file @fd, opened in the tree, is still in it or was deleted there. Returns 0; -ESTALE
+ * where it was moved out. */
+int sl_tree_holds(struct sl_tree *t, int fd);
+/** Open what the O_PATH descriptor @fd denotes, a regular file or directory; for reading unless @flags say
+ * otherwise. Returns a descriptor or -errno. */
 int sl_tree_reopen(int fd, int flags);

@@ -41,8 +41,7 @@ bool sl_xattr_any(int fd, const char *name)
 	return filter(list, (size_t)n) > 0;
 }
 
-/* A descriptor of a node that may have attributes: a regular file or directory. -EOPNOTSUPP for others. */
-static int find(struct sl_conn *c, uint64_t nodeid)
+int sl_xattr_find(struct sl_conn *c, uint64_t nodeid)
 {
 	_cleanup_place_ struct sl_place p;
 	struct sl_found o;
@@ -51,7 +50,7 @@ static int find(struct sl_conn *c, uint64_t nodeid)
 		return r;
 	if ((p.type != S_IFREG && p.type != S_IFDIR) || p.foreign)
 		return -EOPNOTSUPP;
-	return sl_tree_find(c->e->tree, &p, false, &o);
+	return sl_conn_find_at(c, nodeid, &p, &o);
 }
 
 /* Answer with @n bytes of @buf, or with their number where the client asked for it with a size of 0. */
@@ -74,7 +73,7 @@ void sl_op_getxattr(struct sl_conn *c, struct sl_req *rq)
 {
 	char p[SL_PROC_FD_MAX];
 	void *buf = sl_conn_buf_get(c);
-	_cleanup_close_ int fd = sl_xattr_exported(rq->m.name) ? find(c, rq->m.h.nodeid) : -ENODATA;
+	_cleanup_close_ int fd = sl_xattr_exported(rq->m.name) ? sl_xattr_find(c, rq->m.h.nodeid) : -ENODATA;
 	ssize_t n = fd == -EOPNOTSUPP ? -ENODATA : fd;
 	if (!buf)
 		n = -ENOMEM;
@@ -88,7 +87,7 @@ void sl_op_listxattr(struct sl_conn *c, struct sl_req *rq)
 {
 	char p[SL_PROC_FD_MAX];
 	void *buf = sl_conn_buf_get(c);
-	_cleanup_close_ int fd = find(c, rq->m.h.nodeid);
+	_cleanup_close_ int fd = sl_xattr_find(c, rq->m.h.nodeid);
 	ssize_t n = fd == -EOPNOTSUPP ? 0 : fd;
 	if (!buf)
 		n = -ENOMEM;

@@ -4,6 +4,9 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stdint.h>
+
+struct sl_conn;
 
 bool sl_xattr_exported(const char *name);
 /**
@@ -11,3 +14,5 @@ bool sl_xattr_exported(const char *name);
  * symlink, has an exported attribute. Follows no symlink. True where it cannot be told: then a client asks.
  */
 bool sl_xattr_any(int fd, const char *name);
+/** A descriptor of a node that may have attributes: a regular file or directory. -EOPNOTSUPP for others. */
+int sl_xattr_find(struct sl_conn *c, uint64_t nodeid);

@@ -23,7 +23,8 @@
 #include "store/remote.h"
 #include "store/walk.h"
 
-#define CLEAN "clean" /* in the store while no service runs, if the last one ended in good order */
+#define LOOK_MS 1000
+#define CLEAN	"clean" /* in the store while no service runs, if the last one ended in good order */
 
 static void on_changing(void *arg, struct sl_object *o, uint64_t old_size)
 {
@@ -223,12 +224,26 @@ static void say_ready(int fd, const char *text)
 	close(fd);
 }
 
-/* Until a signal comes, a command says so, or the mount is gone. */
+/*
+ * Until a signal comes, a command says so, or the mount is gone. /dev/fuse says that by itself. Of a native
+ * clone's the kernel only says that something was mounted or unmounted in this namespace; while it is still
+ * in use, or mounted in another one, we look from time to time.
+ */
 static void wait_for_end(struct sl_clone *c, int sig_fd)
 {
-	struct pollfd p[2] = {{.fd = sig_fd, .events = POLLIN}, {.fd = c->stop_fd, .events = POLLIN}};
-	while (poll(p, 2, -1) < 0 && errno == EINTR)
-		;
+	_cleanup_close_ int mounts = c->fan ? open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC) : -EBADF;
+	struct pollfd p[3] = {{.fd = sig_fd, .events = POLLIN},
+			      {.fd = c->stop_fd, .events = POLLIN},
+			      {.fd = mounts, .events = POLLPRI}};
+	do {
+		if (c->fan && sl_native_gone(c)) {
+			sl_info("ending because it was unmounted");
+			return;
+		}
+		bool look = c->fan && !sl_native_shown(c);
+		while (poll(p, 3, look ? LOOK_MS : -1) < 0 && errno == EINTR)
+			;
+	} while (!p[0].revents && !p[1].revents);
 	struct signalfd_siginfo si;
 	if (p[0].revents && read(sig_fd, &si, sizeof(si)) == sizeof(si))
 		sl_info("ending on signal %u", si.ssi_signo);

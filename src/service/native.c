@@ -281,6 +281,14 @@ bool sl_native_shown(struct sl_clone *c)
 	return mounted_on(sl_store_config(c->store)->dir, &dev) && device_of(c, &own) == 0 && own == dev;
 }
 
+bool sl_native_gone(struct sl_clone *c)
+{
+	_cleanup_free_ char *where = NULL;
+	dev_t dev;
+	return !sl_native_shown(c) && sl_fan_mount_gone(c->fan) && device_of(c, &dev) == 0 &&
+	       !other_mounts(dev, &where);
+}
+
 int sl_native_hide(struct sl_clone *c, bool force, char **why)
 {
 	const char *dir = sl_store_config(c->store)->dir;

@@ -17,6 +17,8 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 		   void *arg, char **why);
 /** Is the tree shown on the clone's directory? */
 bool sl_native_shown(struct sl_clone *c);
+/** Did somebody unmount it, everywhere, so that there is nothing left to serve? */
+bool sl_native_gone(struct sl_clone *c);
 /**
  * Take the mount away. -EBUSY while something is in use, here or where it is mounted besides; with @force
  * what is in use becomes inaccessible.

@@ -496,6 +496,23 @@ int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret)
 	return *ret ? 0 : object_new(s, NULL, NULL, &at, &st, ret);
 }
 
+struct sl_object *sl_object_known_fd(struct sl_store *s, int fd)
+{
+	struct sl_handle h;
+	uint64_t ino;
+	if (!s->native || sl_handle_get(fd, "", &h) < 0 || !sl_handle_ino(&h, &ino))
+		return NULL;
+	pthread_mutex_lock(&s->table_lock);
+	struct sl_hnode *n = sl_htab_find(&s->table, ino);
+	struct sl_object *o = n ? sl_container_of(n, struct sl_object, node) : NULL;
+	if (o && o->handle.len == h.len && o->handle.type == h.type && !memcmp(o->handle.b, h.b, h.len))
+		o->refs++;
+	else
+		o = NULL;
+	pthread_mutex_unlock(&s->table_lock);
+	return o;
+}
+
 int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object **ret)
 {
 	return sl_object_lookup_attr(dir, name, ret, NULL);

@@ -73,6 +73,7 @@ struct sl_object {
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
 	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
 				  present one */
+	bool follows;	       /* the origin changes it while it is in use: not to be read past us */
 	unsigned open_cached, open_passthrough;
 	int backing_id;
 	bool check_modified; /* opened for writing past us: compare at the last close */
@@ -116,6 +117,9 @@ int sl_object_lookup(struct sl_object *dir, const char *name, struct sl_object *
 int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_object **ret, struct sl_attr *a);
 /** Native: the object that is open as @fd, on whatever mount, as a new reference. As sl_object_lookup(). */
 int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret);
+/** The same in one system call, if it is in memory; else NULL. @fd must be known to be on the store's
+ * filesystem. */
+struct sl_object *sl_object_known_fd(struct sl_store *s, int fd);
 /** Load the root; used by sl_store_open(). */
 int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
 

@@ -89,6 +89,11 @@ static int send_call(struct sl_client *c, const struct sl_call *call, uint64_t u
 				   .uid = c->cfg.uid,
 				   .gid = c->cfg.gid,
 				   .pid = c->cfg.pid};
+	if (call->from) {
+		h.uid = call->from->uid;
+		h.gid = call->from->gid;
+		h.pid = call->from->pid;
+	}
 	struct iovec iov[SL_MSG_IOV];
 	int n = sl_msg_in_encode(&h, &call->in, call->name, call->name2, call->data, call->data_len, c->flags,
 				 iov);

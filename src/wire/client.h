@@ -36,6 +36,8 @@ struct sl_call {
 	const void *data; /* the strings and data need to live until sl_client_call() returns */
 	size_t data_len;
 	uint64_t deadline; /* sl_now() time; 0: none */
+	const struct fuse_in_header
+	    *from; /* whose request this passes on: its uid, gid and pid; NULL: the client's own */
 	void (*done)(struct sl_call *c, struct sl_result *r);
 
 	/* the client's */

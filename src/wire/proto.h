@@ -164,6 +164,7 @@ enum fuse_notify_code {
 #define FUSE_FSYNC_FDATASYNC	    (1u << 0)
 #define FUSE_RELEASE_FLOCK_UNLOCK   (1u << 1)
 #define FUSE_LK_FLOCK		    (1u << 0)
+#define FUSE_WRITE_CACHE	    (1u << 0) /* of the page cache: whose file it was is not known */
 #define FUSE_WRITE_KILL_SUIDGID	    (1u << 2)
 #define FUSE_OPEN_KILL_SUIDGID	    (1u << 0)
 #define FUSE_SETXATTR_ACL_KILL_SGID (1u << 0)

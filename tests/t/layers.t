@@ -4,7 +4,7 @@
 # asan: no
 . "$(dirname "$0")/lib.sh"
 
-layers="base wire notify origin store fill gate replay keeper service serve cli"
+layers="base wire notify origin store fill gate replay keeper service serve mount cli"
 
 # Print what breaks the rule, for the tree $1.
 violations() {

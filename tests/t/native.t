@@ -150,9 +150,43 @@ with open(sys.argv[1], "rb") as f, open(sys.argv[2], "rb") as g:
 	ok "$what: remove --discard does" "$SLUICE" remove --discard "$c"
 }
 
+# by_hand DIR WHAT: unmounted by hand, the service serves as long as somebody can ask, and then ends in good order.
+by_hand() {
+	local c=$1 what=$2 pid keeper fd
+	served() { ! gone "$pid" || ! gone "$keeper"; }
+	ended() { ! served; }
+	pids() { pid=$(field service_pid "$c") keeper=$(field keeper_pid "$c"); }
+	again() {
+		ok "$what: $1" wait_for 60 ended
+		ok "$what: then it can be started" "$SLUICE" start "$c"
+		is "$(field unclean_start "$c")" "false" "$what: after an end in good order"
+		"$SLUICE" evict "$c" >"$T/.out"
+		pids
+	}
+	pids
+	"$SLUICE" evict "$c" >"$T/.out"
+	umount "$c" || fail "$what: umount"
+	again "unmounted by hand it ends"
+	exec {fd}<"$c/a"
+	umount -l "$c"
+	is "$(sha256sum <&"$fd")" "$(sha256sum <"$s/a")" "$what: unmounted lazily, what is open is read right"
+	ok "$what: by its service" served
+	exec {fd}<&-
+	again "when it is closed, it ends"
+	mkdir -p "$T/second"
+	mount --bind "$c" "$T/second"
+	mount --make-private "$T/second"
+	umount "$c"
+	ok "$what: unmounted, but bound elsewhere, it is read right there" cmp "$s/b" "$T/second/b"
+	ok "$what: by its service" served
+	umount "$T/second"
+	again "unmounted there as well, it ends"
+}
+
 clone --capacity 700M "$s" "$c"
 bytes=$(($(stat -f -c '%b * %S' "$c")))
 ok "--capacity 700M makes a filesystem of nearly that ($bytes)" test "$bytes" -gt 550000000 -a "$bytes" -lt 734003200
+by_hand "$c" "image"
 in_use "$c" "image"
 
 truncate -s 600M "$T/disk"
@@ -171,6 +205,7 @@ own() { # KIND MKFS...
 	mount -o loop "$T/disk" "$T/fs" || bail "mount"
 	rmdir "$T/fs/lost+found" 2>"$T/.out"
 	clone --store "$T/fs" "$s" "$c"
+	[ "$kind" = xfs ] || by_hand "$c" "$kind"
 	in_use "$c" "$kind"
 	is "$(ls -A "$T/fs")" "" "$kind: nothing is left on it"
 	ok "$kind: it can be unmounted" umount "$T/fs"

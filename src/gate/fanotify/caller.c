@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -67,6 +68,18 @@ static ssize_t read_syscall(struct sl_fan *g, int tid, char *text, size_t size)
 	return n;
 }
 
+/* "NR 0xARG 0xARG 0xARG …"; sscanf() takes several times as long. */
+static bool parse_syscall(const char *text, long *nr, unsigned long arg[3])
+{
+	char *end;
+	*nr = strtol(text, &end, 10);
+	for (size_t i = 0; i < 3 && end != text; i++) {
+		text = end;
+		arg[i] = strtoul(text, &end, 16);
+	}
+	return end != text;
+}
+
 enum fan_need fan_need(struct sl_fan *g, int tid, const struct stat *st)
 {
 	char text[256];
@@ -85,11 +98,11 @@ enum fan_need fan_need(struct sl_fan *g, int tid, const struct stat *st)
 		}
 		long nr;
 		unsigned long arg[3];
-		if (sscanf(text, "%ld %lx %lx %lx", &nr, &arg[0], &arg[1], &arg[2]) != 4)
+		if (!parse_syscall(text, &nr, arg))
 			return FAN_WHOLE;
 		for (size_t i = 0; i < SL_ARRAY_SIZE(calls); i++)
 			if (nr == calls[i].nr)
-				return calls[i].out >= 0 && is_file(tid, arg[calls[i].out], st)
+				return calls[i].out >= 0 && (!st || is_file(tid, arg[calls[i].out], st))
 					   ? FAN_WHOLE
 					   : calls[i].need;
 		return FAN_WHOLE;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Accesses: read from the group, looked at, answered at once or when what they want is here. */
 #include <fcntl.h>
-#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -100,6 +100,28 @@ static int look_range(struct sl_fan *g, int fd, struct sl_object *o, uint64_t of
 }
 
 /*
+ * The one access that is worth a way of its own: a read of what is here, of a file that is known and not
+ * completely here. Its handle says which object it is, and its reader's system call that it changes nothing;
+ * so it does not matter what else was done to the file. True if it was answered. @fd is as the kernel gave
+ * it.
+ */
+static bool look_quickly(struct sl_fan *g, int fd, const struct slot *s)
+{
+	if (s->mask & FAN_OPEN_PERM || !s->len)
+		return false;
+	_cleanup_object_ struct sl_object *o = sl_object_known_fd(g->store, fd);
+	if (!o || !sl_object_is_reg(o) || o->damaged)
+		return false;
+	pthread_mutex_lock(&o->lock);
+	bool here = !o->evicting && !sl_chunkmap_full(&o->map) && sl_chunkmap_test(&o->map, s->off, s->len);
+	pthread_mutex_unlock(&o->lock);
+	if (!here || fan_need(g, s->pid, NULL) != FAN_RANGE)
+		return false;
+	fan_keep_recent(g, o);
+	return look_range(g, fd, o, s->off, s->len, false) == ANSWERED;
+}
+
+/*
  * Answer the access @s by descriptor @fd if that is possible now. WANTS: not before [*off, +*len) of *@ret is
  * here. LATER: not without waiting for a lock. Or -errno, to be told to who waits.
  */
@@ -127,9 +149,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 		pthread_mutex_unlock(&o->lock);
 		return r;
 	}
-	bool cut = !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && (uint64_t)st.st_size < o->map.size;
-	bool evicting = o->evicting;
-	bool full = sl_chunkmap_full(&o->map) && !evicting && !cut;
+	bool cut = fan_cut(o, &st), evicting = o->evicting, full = fan_full(o, &st);
 	if (full) {
 		/* With the lock: whoever evicts it takes the mark away after this. */
 		respond(g, fd, FAN_ALLOW);
@@ -137,8 +157,11 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	}
 	*len = o->map.size;
 	pthread_mutex_unlock(&o->lock);
-	if (full)
+	if (full) {
+		if (s->mask & FAN_OPEN_PERM)
+			fan_mark_ahead(g, fd, st.st_ino);
 		return ANSWERED;
+	}
 	if (cut) {
 		/* Somebody opened it with O_TRUNC, of which the kernel tells nobody: from then on it is his.
 		 */
@@ -307,7 +330,7 @@ static void take(struct sl_fan *g, struct fanotify_event_metadata *m)
 		return;
 	}
 	uint64_t off, len;
-	int r = look(g, fd, &s, false, &o, &off, &len);
+	int r = look_quickly(g, fd, &s) ? ANSWERED : look(g, fd, &s, false, &o, &off, &len);
 	sl_object_put(o);
 	if (r == ANSWERED) {
 		/* Before it is closed, and the number may mean something else. */
@@ -323,21 +346,18 @@ static void take(struct sl_fan *g, struct fanotify_event_metadata *m)
 static void *events_thread(void *arg)
 {
 	struct sl_fan *g = arg;
-	struct pollfd p[2] = {{.fd = g->group, .events = POLLIN}, {.fd = g->stop_fd, .events = POLLIN}};
-	for (;;) {
+	while (!g->stop) {
+		/* Waits in here: with poll() it would be two calls more for each event that comes alone. */
 		ssize_t n = read(g->group, g->area->read, READ_BYTES);
-		if (n < 0 && errno == EAGAIN) {
-			if (poll(p, 2, -1) > 0 && p[1].revents)
-				return NULL;
+		if (n < 0 && errno == EINTR)
 			continue;
-		}
-		if (n < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == EINTR)) {
+		if (n < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
 			usleep(1000); /* who waits does so until there is room for one more descriptor */
 			continue;
 		}
 		if (n < 0) {
 			sl_err("cannot read what the kernel asks: %s", strerror(errno));
-			return NULL;
+			break;
 		}
 		for_each_event(m, g->area->read, (size_t)n)
 		{
@@ -348,6 +368,8 @@ static void *events_thread(void *arg)
 		}
 		memset(g->area->read, 0, (size_t)n);
 	}
+	g->stopped = true;
+	return NULL;
 }
 
 int sl_fan_start(struct sl_fan *g)
@@ -371,7 +393,10 @@ int sl_fan_start(struct sl_fan *g)
 	}
 	if (n)
 		sl_info("%zu accesses waited for this service", n);
-	int r = -pthread_create(&g->changes, NULL, fan_changes, g);
+	int flags = fcntl(g->group, F_GETFL);
+	int r = flags < 0 || fcntl(g->group, F_SETFL, flags & ~O_NONBLOCK) < 0 ? -errno : 0;
+	if (r == 0)
+		r = -pthread_create(&g->changes, NULL, fan_changes, g);
 	if (r == 0) {
 		r = -pthread_create(&g->events, NULL, events_thread, g);
 		g->started = r == 0;
@@ -379,11 +404,30 @@ int sl_fan_start(struct sl_fan *g)
 	return r;
 }
 
+static void wake(int sig)
+{
+	(void)sig;
+}
+
+/* A signal that comes just before the read is lost, so it is sent until the thread is out. */
+static void stop_events(struct sl_fan *g)
+{
+	struct sigaction sa = {.sa_handler = wake}, old;
+	sigaction(SIGUSR1, &sa, &old);
+	g->stop = true;
+	while (!g->stopped) {
+		pthread_kill(g->events, SIGUSR1);
+		usleep(1000);
+	}
+	sigaction(SIGUSR1, &old, NULL);
+}
+
 void sl_fan_stop(struct sl_fan *g)
 {
 	uint64_t n = 2;
 	(void)!write(g->stop_fd, &n, sizeof(n));
 	if (g->started) {
+		stop_events(g);
 		pthread_join(g->events, NULL);
 		pthread_join(g->changes, NULL);
 	}

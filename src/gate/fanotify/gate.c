@@ -120,9 +120,38 @@ static void know(struct sl_fan *g, uint64_t id)
 int sl_fan_set_mount(struct sl_fan *g, int mount_fd)
 {
 	uint64_t id = mount_id(mount_fd, MNT_ID_UNIQUE);
-	if (id)
-		know(g, id);
-	return id ? 0 : -EOPNOTSUPP;
+	char p[SL_PROC_FD_MAX];
+	if (!id)
+		return -EOPNOTSUPP;
+	know(g, id);
+	/* It tells nothing that the filesystem's own mark does not. But it is there as long as the mount is,
+	 * and who unmounts it lazily leaves it to those who have something open. */
+	if (fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_CLOSE_WRITE, AT_FDCWD,
+			  sl_proc_fd_path(p, mount_fd, NULL)) < 0)
+		return -errno;
+	pthread_mutex_lock(&g->lock);
+	g->shown = mount_id(mount_fd, STATX_MNT_ID);
+	pthread_mutex_unlock(&g->lock);
+	return 0;
+}
+
+bool sl_fan_mount_gone(struct sl_fan *g)
+{
+	char path[64], *line = NULL;
+	size_t cap = 0;
+	unsigned id;
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", g->notify);
+	FILE *f = fopen(path, "re");
+	bool gone = f;
+	pthread_mutex_lock(&g->lock);
+	uint64_t shown = g->shown;
+	pthread_mutex_unlock(&g->lock);
+	while (gone && getline(&line, &cap, f) > 0)
+		gone = sscanf(line, "fanotify mnt_id:%x", &id) != 1 || id != shown;
+	free(line);
+	if (f)
+		fclose(f);
+	return gone;
 }
 
 bool fan_mount_known(struct sl_fan *g, int fd, int pid)

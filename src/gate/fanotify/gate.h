@@ -36,12 +36,14 @@ int sl_fan_group(const struct sl_fan *g);
 int sl_fan_notify(const struct sl_fan *g);
 /** The mount that users see, so that accesses through others can be told from them. Before sl_fan_start(). */
 int sl_fan_set_mount(struct sl_fan *g, int mount_fd);
+/** True once that mount is no more: unmounted, and nobody has anything open through it. Reads procfs. */
+bool sl_fan_mount_gone(struct sl_fan *g);
 /** Begin to answer: first what an earlier service left. */
 int sl_fan_start(struct sl_fan *g);
 /** From now on everything that is not here is refused with EIO, also what waits, once the origin has been
  * stopped. */
 void sl_fan_refuse(struct sl_fan *g);
-/** No event is read any more. Every want must be done. */
+/** No event is read any more. Every want must be done. Uses SIGUSR1 to wake who reads. */
 void sl_fan_stop(struct sl_fan *g);
 /** Leaves the groups open. NULL is fine. */
 void sl_fan_free(struct sl_fan *g);

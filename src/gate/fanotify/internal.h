@@ -49,6 +49,13 @@ struct waiter {
 	struct slot s;
 };
 
+/* Somebody goes through a directory's files, all of which are here. */
+struct fan_walk {
+	struct sl_handle dir;
+	uint64_t when;
+	unsigned count, window;
+};
+
 struct sl_fan {
 	struct sl_fan_config cfg;
 	struct sl_store *store;
@@ -64,6 +71,7 @@ struct sl_fan {
 	bool whole_on_open;
 	pthread_t events, changes;
 	bool started;
+	atomic_bool stop, stopped; /* of the events thread */
 	_Atomic int replay; /* thread id, or 0 */
 	atomic_bool refusing;
 	atomic_size_t waiting;
@@ -78,6 +86,9 @@ struct sl_fan {
 	unsigned next_recent;
 	uint64_t mounts[MOUNTS]; /* unique ids of mounts that are known to be in somebody's namespace */
 	unsigned nmounts;
+	struct fan_walk walks[4];
+	bool sweeping;
+	uint64_t shown; /* id of the mount that users see, as mountinfo has it */
 	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
 };
 
@@ -87,13 +98,27 @@ void fan_dispatch(struct waiter *w);
  */
 bool fan_mount_known(struct sl_fan *g, int fd, int pid);
 /**
- * How much the thread @tid, which waits for an answer about the file @st, needs of it. What changes a file
- * needs all: what is cut off or moved must not be brought back later, and of what was written nothing may
- * depend on the origin any more. What writes behind the end needs the block in which the file ends.
+ * How much the thread @tid, which waits for an answer about the file @st, needs of it; with @st NULL it may
+ * be less than is said. What changes a file needs all: what is cut off or moved must not be brought back
+ * later, and of what was written nothing may depend on the origin any more. What writes behind the end needs
+ * the block in which the file ends.
  */
 enum fan_need { FAN_RANGE, FAN_MAPPED, FAN_RANGE_AND_END, FAN_WHOLE };
 enum fan_need fan_need(struct sl_fan *g, int tid, const struct stat *st);
 void fan_keep_recent(struct sl_fan *g, struct sl_object *o);
 /** Never ask about @o again, until the mark goes. */
 void fan_ignore(struct sl_fan *g, int fd);
+/** The file @ino, open as @fd, is completely here, and was asked about: mark what may come next. */
+void fan_mark_ahead(struct sl_fan *g, int fd, uint64_t ino);
+/* Somebody cut off the file @o, which has now @st, by open(O_TRUNC), and that was not noted yet. Lock held.
+ */
+static inline bool fan_cut(const struct sl_object *o, const struct stat *st)
+{
+	return !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && (uint64_t)st->st_size < o->map.size;
+}
+/* Completely here, for as long as the lock is held. */
+static inline bool fan_full(struct sl_object *o, const struct stat *st)
+{
+	return sl_chunkmap_full(&o->map) && !o->evicting && !fan_cut(o, st);
+}
 void *fan_changes(void *arg);

@@ -1,0 +1,723 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "mount/raise.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/fanotify.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <xxhash.h>
+
+#include "base/log.h"
+#include "base/macros.h"
+#include "notify/backend.h"
+#include "replay/helper.h"
+
+/* Numbers that no server gives out: it counts from 1. */
+#define MADE_NODES   (1ull << 62)
+#define STAGING_NODE MADE_NODES
+#define HANDLE	     (1ull << 62)
+#define STAGING_NAME ".sluice-staging-"
+#define EXPIRE_ONLY  1u /* of struct fuse_notify_inval_entry_out.flags: a mount on it stays */
+
+/* A name as the helper is shown it. */
+struct shown {
+	uint64_t dir;
+	const char *name;
+	bool there;
+	struct fuse_entry_out entry;
+	unsigned counts; /* lookups that were counted and not given to the kernel yet */
+};
+
+/* What the helper is about to do. */
+struct act {
+	struct shown a, b; /* b: a rename's other name */
+	uint32_t opcode;   /* what shall be answered with success */
+};
+
+/* What watchers were last told to be at a name. Of some thousand names: it is asked soon or not at all. */
+struct told {
+	uint64_t key; /* of directory and name */
+	uint64_t nodeid;
+};
+#define TOLD 4096u
+
+struct sl_raise {
+	struct sl_raise_config cfg;
+	struct told told[TOLD];
+	struct sl_helper *helper;
+	uint32_t pid, uid;
+	bool attached;
+	uint64_t made;	      /* nodes that were made up */
+	uint64_t staged;      /* names in the staging directory */
+	atomic_bool begun;    /* cfg is set */
+	pthread_mutex_t lock; /* protects act, which server threads look at */
+	struct act *act;      /* the current one, or NULL */
+	char staging[64];
+};
+
+/* ---- what the helper is shown ---- */
+
+/* To an unprivileged helper everything belongs: what it does is done in name only. Nobody else keeps that. */
+static void entitle(struct sl_raise *r, struct fuse_attr *a)
+{
+	if (r->uid == 0)
+		return;
+	a->uid = r->uid;
+	a->mode |= S_ISDIR(a->mode) ? 0700 : 0600;
+}
+
+static bool made_up(uint64_t nodeid)
+{
+	return nodeid >= MADE_NODES;
+}
+
+/*
+ * The kernel takes what it is told for newer than the request. What a notification says is older, and others
+ * may have written through the mount since: the attributes are those of now. Not even those are to be kept:
+ * who uses the object asks anew.
+ */
+static void reply_entry(struct sl_raise *r, struct sl_req *rq, const struct fuse_entry_out *e)
+{
+	struct fuse_entry_out out = *e;
+	struct fuse_attr now;
+	out.entry_valid = out.attr_valid = 0;
+	if (!made_up(e->nodeid) && r->cfg.getattr(r->cfg.arg, e->nodeid, &now) == 0 &&
+	    (now.mode & S_IFMT) == (e->attr.mode & S_IFMT))
+		out.attr = now;
+	if (rq->m.h.opcode == FUSE_LOOKUP)
+		entitle(r, &out.attr);
+	sl_reply(rq, &out, sizeof(out));
+}
+
+static struct fuse_attr made_attr(struct sl_raise *r, uint64_t ino, uint32_t type)
+{
+	return (struct fuse_attr){.ino = ino,
+				  .mode = type | (type == S_IFDIR ? 0700 : 0600),
+				  .nlink = 1,
+				  .uid = r->uid,
+				  .blksize = 4096};
+}
+
+/* With the lock held. */
+static struct shown *find_shown(struct sl_raise *r, uint64_t dir, const char *name)
+{
+	struct act *x = r->act;
+	if (x && x->a.name && x->a.dir == dir && !strcmp(x->a.name, name))
+		return &x->a;
+	if (x && x->b.name && x->b.dir == dir && !strcmp(x->b.name, name))
+		return &x->b;
+	return NULL;
+}
+
+static void take_lookup(struct sl_raise *r, struct sl_req *rq)
+{
+	uint64_t dir = rq->m.h.nodeid;
+	struct fuse_entry_out e = {0};
+	if (dir == FUSE_ROOT_ID && !strcmp(rq->m.name, r->staging)) {
+		e.nodeid = STAGING_NODE;
+		e.attr = made_attr(r, 1, S_IFDIR);
+		reply_entry(r, rq, &e);
+		return;
+	}
+	pthread_mutex_lock(&r->lock);
+	struct shown *s = find_shown(r, dir, rq->m.name);
+	bool there = s && s->there;
+	if (there) {
+		e = s->entry;
+		if (s->counts)
+			s->counts--;
+	}
+	pthread_mutex_unlock(&r->lock);
+	int err = there ? 0 : -ENOENT;
+	if (!s && dir != STAGING_NODE) { /* on the way there */
+		err = r->cfg.lookup(r->cfg.arg, dir, rq->m.name, &e);
+		if (err == 0 && r->uid == 0) {
+			sl_reply(rq, &e, sizeof(e));
+			return;
+		}
+	}
+	if (err < 0)
+		sl_reply_err(rq, err);
+	else
+		reply_entry(r, rq, &e);
+}
+
+/* The attributes of a node as they are; of what is gone, as the act has them. */
+static int attr_of(struct sl_raise *r, uint64_t nodeid, struct fuse_attr *a)
+{
+	bool found = true;
+	int err = made_up(nodeid) ? -ESTALE : r->cfg.getattr(r->cfg.arg, nodeid, a);
+	if (err != -ESTALE)
+		return err;
+	pthread_mutex_lock(&r->lock);
+	struct act *x = r->act;
+	if (x && x->a.there && x->a.entry.nodeid == nodeid)
+		*a = x->a.entry.attr;
+	else if (x && x->b.there && x->b.entry.nodeid == nodeid)
+		*a = x->b.entry.attr;
+	else
+		found = false;
+	pthread_mutex_unlock(&r->lock);
+	if (!found && nodeid == STAGING_NODE) {
+		*a = made_attr(r, 1, S_IFDIR);
+		return 0;
+	}
+	return found ? 0 : -ESTALE;
+}
+
+static void take_getattr(struct sl_raise *r, struct sl_req *rq)
+{
+	struct fuse_attr_out out = {.attr_valid = 0};
+	int err = attr_of(r, rq->m.h.nodeid, &out.attr);
+	if (err < 0) {
+		sl_reply_err(rq, err);
+		return;
+	}
+	if (rq->m.h.opcode == FUSE_GETATTR)
+		entitle(r, &out.attr);
+	sl_reply(rq, &out, sizeof(out));
+}
+
+static void take_make(struct sl_raise *r, struct sl_req *rq)
+{
+	struct fuse_entry_out e = {0};
+	pthread_mutex_lock(&r->lock);
+	struct act *x = r->act;
+	bool good =
+	    x && x->opcode == rq->m.h.opcode && x->a.dir == rq->m.h.nodeid && !strcmp(x->a.name, rq->m.name);
+	if (good) {
+		e = x->a.entry;
+		if (x->a.counts)
+			x->a.counts--;
+	}
+	pthread_mutex_unlock(&r->lock);
+	if (good)
+		reply_entry(r, rq, &e);
+	else
+		sl_reply_err(rq, -EIO);
+}
+
+static void take_names(struct sl_raise *r, struct sl_req *rq)
+{
+	uint32_t op = rq->m.h.opcode;
+	uint64_t newdir = op == FUSE_RENAME2 ? rq->m.in.rename2.newdir : rq->m.in.rename.newdir;
+	pthread_mutex_lock(&r->lock);
+	struct act *x = r->act;
+	bool rename = op == FUSE_RENAME || op == FUSE_RENAME2;
+	bool good = x && x->opcode == (rename ? (uint32_t)FUSE_RENAME : op) && x->a.dir == rq->m.h.nodeid &&
+		    !strcmp(x->a.name, rq->m.name);
+	if (good && rename)
+		good = x->b.dir == newdir && !strcmp(x->b.name, rq->m.name2);
+	pthread_mutex_unlock(&r->lock);
+	sl_reply_err(rq, good ? 0 : -EIO);
+}
+
+static void take_open(struct sl_req *rq)
+{
+	const struct fuse_open_out out = {.fh = HANDLE,
+					  .open_flags = FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH};
+	sl_reply(rq, &out, sizeof(out));
+}
+
+bool sl_raise_take(struct sl_raise *r, struct sl_req *rq)
+{
+	/* The kernel releases by itself, in nobody's name. */
+	if ((rq->m.h.opcode == FUSE_RELEASE && rq->m.in.release.fh == HANDLE) ||
+	    (rq->m.h.opcode == FUSE_FLUSH && rq->m.in.flush.fh == HANDLE)) {
+		sl_reply_err(rq, 0);
+		return true;
+	}
+	if (rq->m.h.pid != r->pid || !r->begun)
+		return false;
+	switch (rq->m.h.opcode) {
+	case FUSE_LOOKUP:
+		take_lookup(r, rq);
+		return true;
+	case FUSE_GETATTR:
+	case FUSE_SETATTR:
+		take_getattr(r, rq);
+		return true;
+	case FUSE_MKNOD:
+	case FUSE_MKDIR:
+	case FUSE_SYMLINK:
+		take_make(r, rq);
+		return true;
+	case FUSE_UNLINK:
+	case FUSE_RMDIR:
+	case FUSE_RENAME:
+	case FUSE_RENAME2:
+		take_names(r, rq);
+		return true;
+	case FUSE_OPEN:
+		take_open(rq);
+		return true;
+	case FUSE_CREATE:
+	case FUSE_LINK:
+	case FUSE_WRITE:
+	case FUSE_SETXATTR:
+	case FUSE_REMOVEXATTR:
+	case FUSE_FALLOCATE:
+		sl_reply_err(rq, -EIO); /* it does nothing of the kind */
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* ---- what the kernel has cached ---- */
+
+static void notify(struct sl_raise *r, enum fuse_notify_code code, struct iovec *v, int n)
+{
+	int err = sl_server_notify(r->cfg.server, code, v, n);
+	if (err < 0 && err != -ENOENT && err != -ENOTDIR && err != -ENODEV && err != -ENOTCONN)
+		sl_debug("the kernel does not forget: %s", strerror(-err));
+}
+
+/* Have the kernel ask for the name when it is used next. */
+static void expire(struct sl_raise *r, uint64_t dir, const char *name, uint32_t flags)
+{
+	struct fuse_notify_inval_entry_out n = {
+	    .parent = dir, .namelen = (uint32_t)strlen(name), .flags = flags};
+	struct iovec v[2] = {{&n, sizeof(n)}, {(char *)name, n.namelen + 1}};
+	notify(r, FUSE_NOTIFY_INVAL_ENTRY, v, 2);
+}
+
+static void drop_pages(struct sl_raise *r, uint64_t nodeid)
+{
+	struct fuse_notify_inval_inode_out n = {.ino = nodeid};
+	struct iovec v = {&n, sizeof(n)};
+	notify(r, FUSE_NOTIFY_INVAL_INODE, &v, 1);
+}
+
+/* ---- what was told ---- */
+
+static struct told *told_slot(struct sl_raise *r, uint64_t dir, const char *name, uint64_t *key)
+{
+	*key = XXH64(name, strlen(name), dir) | 1;
+	return &r->told[*key / 2 % TOLD];
+}
+
+static void tell(struct sl_raise *r, uint64_t dir, const char *name, uint64_t nodeid)
+{
+	uint64_t key;
+	struct told *t = told_slot(r, dir, name, &key);
+	*t = (struct told){key, nodeid};
+}
+
+/* False: not known any more. */
+static bool was_told(struct sl_raise *r, uint64_t dir, const char *name, uint64_t *nodeid)
+{
+	uint64_t key;
+	const struct told *t = told_slot(r, dir, name, &key);
+	*nodeid = t->nodeid;
+	return t->key == key;
+}
+
+/* ---- acts ---- */
+
+static void show_made(struct sl_raise *r, struct shown *s, uint32_t type)
+{
+	s->there = true;
+	s->entry = (struct fuse_entry_out){.nodeid = MADE_NODES + ++r->made};
+	s->entry.attr = made_attr(r, s->entry.nodeid, type);
+}
+
+/* Show what @p says is at its name now; false: nothing is, or something else than the event is about. */
+static bool show_state(const struct sl_fsnotify_part *p, struct shown *s, uint64_t mask)
+{
+	if (!p->has_state || !p->entry.nodeid)
+		return false;
+	if (p->child_generation && p->entry.generation && p->child_generation != p->entry.generation)
+		return false;
+	if (mask && S_ISDIR(p->entry.attr.mode) != !!(mask & FAN_ONDIR))
+		return false;
+	s->there = true;
+	s->entry = p->entry;
+	s->counts = 1;
+	return true;
+}
+
+/* What @p counted, and nobody was shown. */
+static void unused(struct sl_raise *r, const struct sl_fsnotify_part *p)
+{
+	if (p->namelen && p->has_state && p->entry.nodeid)
+		r->cfg.forget(r->cfg.arg, p->entry.nodeid, 1);
+}
+
+/* Show the object that the event is about, whatever is at its name by now. */
+static void show_child(struct sl_raise *r, const struct sl_fsnotify_part *p, struct shown *s, uint64_t mask)
+{
+	uint32_t type = mask & FAN_ONDIR ? S_IFDIR : S_IFREG;
+	if (show_state(p, s, mask))
+		return;
+	unused(r, p);
+	show_made(r, s, type);
+	if (!p->child)
+		return;
+	struct fuse_attr a;
+	if (r->cfg.getattr(r->cfg.arg, p->child, &a) < 0)
+		a = made_attr(r, p->child, type);
+	s->entry.nodeid = p->child;
+	s->entry.generation = p->child_generation;
+	s->entry.attr = a;
+}
+
+static int attach(struct sl_raise *r)
+{
+	if (r->attached)
+		return 0;
+	int err = sl_helper_call(
+	    r->helper,
+	    &(struct sl_helper_call){.op = SL_HELPER_ATTACH, .name = r->cfg.dir, .name2 = r->staging});
+	r->attached = err == 0;
+	return err;
+}
+
+void sl_raise_rest(struct sl_raise *r)
+{
+	if (r->attached)
+		(void)sl_helper_call(r->helper, &(struct sl_helper_call){.op = SL_HELPER_DETACH});
+	r->attached = false;
+}
+
+static void give_back(struct sl_raise *r, struct shown *s)
+{
+	if (s->counts)
+		r->cfg.forget(r->cfg.arg, s->entry.nodeid, s->counts);
+	s->counts = 0;
+}
+
+static int perform(struct sl_raise *r, struct act *x, struct sl_helper_call *c)
+{
+	int err = attach(r);
+	pthread_mutex_lock(&r->lock);
+	r->act = x;
+	pthread_mutex_unlock(&r->lock);
+	/* Somebody may have asked in between, and been told the true owner. */
+	for (int i = 0; i < 8; i++) {
+		if (err == 0)
+			err = sl_helper_call(r->helper, c);
+		if (err != -EACCES && err != -EPERM)
+			break;
+		if (i < 7)
+			err = 0;
+		if (x->a.dir != STAGING_NODE)
+			expire(r, x->a.dir, x->a.name, EXPIRE_ONLY);
+	}
+	pthread_mutex_lock(&r->lock);
+	r->act = NULL;
+	pthread_mutex_unlock(&r->lock);
+	if (err < 0)
+		sl_debug("'%s': no event for a change: %s", c->name, strerror(-err));
+	give_back(r, &x->a);
+	give_back(r, &x->b);
+	return err;
+}
+
+/* Whatever came of it, the kernel is not to go on believing what it did. */
+static void perform_name(struct sl_raise *r, struct act *x, struct sl_helper_call *c)
+{
+	if (perform(r, x, c) >= 0)
+		return;
+	if (x->a.dir != STAGING_NODE)
+		expire(r, x->a.dir, x->a.name, 0);
+	if (x->b.name && x->b.dir != STAGING_NODE)
+		expire(r, x->b.dir, x->b.name, 0);
+}
+
+/* One notification's part, as strings. */
+struct place {
+	char *path; /* of the directory, below the mount */
+	char name[256];
+};
+
+static bool place_of(struct sl_raise *r, const struct sl_fsnotify_part *p, struct place *at)
+{
+	memcpy(at->name, p->name, p->namelen);
+	at->name[p->namelen] = '\0';
+	at->path = r->cfg.path(r->cfg.arg, p->nodeid);
+	return at->path;
+}
+
+static void raise_create(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at,
+			 uint64_t mask)
+{
+	struct act x = {.a = {.dir = p->nodeid, .name = at->name}};
+	char target[SL_FSNOTIFY_TARGET_MAX + 1] = "?";
+	if (!show_state(p, &x.a, mask)) {
+		unused(r, p);
+		show_made(r, &x.a, mask & FAN_ONDIR ? S_IFDIR : S_IFREG);
+	}
+	x.a.there = false; /* until it is made */
+	uint32_t mode = x.a.entry.attr.mode;
+	struct sl_helper_call c = {.dir = at->path, .name = at->name, .mode = mode & (S_IFMT | 0777)};
+	if (S_ISDIR(mode)) {
+		c.op = SL_HELPER_MKDIR;
+		x.opcode = FUSE_MKDIR;
+	} else if (S_ISLNK(mode)) {
+		c.op = SL_HELPER_SYMLINK;
+		x.opcode = FUSE_SYMLINK;
+		if (p->target_len) {
+			memcpy(target, p->target, p->target_len);
+			target[p->target_len] = '\0';
+		}
+		c.name2 = target;
+	} else {
+		c.op = SL_HELPER_MKNOD;
+		x.opcode = FUSE_MKNOD;
+		if ((S_ISCHR(mode) || S_ISBLK(mode)) && r->uid != 0) {
+			/* A device is not for everybody to make: the event is about a file, and who looks
+			 * finds the device. */
+			give_back(r, &x.a);
+			show_made(r, &x.a, S_IFREG);
+			x.a.there = false;
+			c.mode = S_IFREG | 0600;
+		} else if (S_ISCHR(mode) || S_ISBLK(mode)) {
+			c.rdev =
+			    makedev((x.a.entry.attr.rdev & 0xfff00) >> 8,
+				    (x.a.entry.attr.rdev & 0xff) | ((x.a.entry.attr.rdev >> 12) & 0xfff00));
+		}
+	}
+	tell(r, p->nodeid, at->name, x.a.entry.nodeid);
+	perform_name(r, &x, &c);
+}
+
+static void raise_delete(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at,
+			 uint64_t mask)
+{
+	bool dir = mask & FAN_ONDIR;
+	struct act x = {.a = {.dir = p->nodeid, .name = at->name}, .opcode = dir ? FUSE_RMDIR : FUSE_UNLINK};
+	struct sl_helper_call c = {
+	    .op = dir ? SL_HELPER_RMDIR : SL_HELPER_UNLINK, .dir = at->path, .name = at->name};
+	show_child(r, p, &x.a, mask);
+	expire(r, p->nodeid, at->name, EXPIRE_ONLY);
+	tell(r, p->nodeid, at->name, 0);
+	perform_name(r, &x, &c);
+}
+
+/* Only one half of a rename is ours: the other is where nobody looks. */
+static void raise_moved(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at,
+			uint64_t mask, bool away)
+{
+	char tmp[32];
+	snprintf(tmp, sizeof(tmp), "%llu", (unsigned long long)++r->staged);
+	struct act x = {.opcode = FUSE_RENAME};
+	struct sl_helper_call c = {.op = SL_HELPER_RENAME};
+	struct shown *here = away ? &x.a : &x.b, *there = away ? &x.b : &x.a;
+	here->dir = p->nodeid;
+	here->name = at->name;
+	there->dir = STAGING_NODE;
+	there->name = tmp;
+	show_child(r, p, &x.a, mask);
+	if (away) {
+		c.dir = at->path;
+		c.name = at->name;
+		c.name2 = tmp;
+		expire(r, p->nodeid, at->name, EXPIRE_ONLY);
+	} else {
+		c.name = tmp;
+		c.dir2 = at->path;
+		c.name2 = at->name;
+	}
+	tell(r, p->nodeid, at->name, away ? 0 : x.a.entry.nodeid);
+	perform_name(r, &x, &c);
+	if (away && r->cfg.moved)
+		r->cfg.moved(r->cfg.arg, p->nodeid, at->name, 0, NULL, false);
+	expire(r, STAGING_NODE, tmp, 0); /* the object itself is somewhere, perhaps */
+}
+
+static void raise_rename(struct sl_raise *r, const struct sl_fsnotify_msg *m, bool exchange)
+{
+	const struct sl_fsnotify_part *from = &m->part[0], *to = &m->part[1];
+	struct place a = {0}, b = {0};
+	struct act x = {.a = {.dir = from->nodeid, .name = a.name},
+			.b = {.dir = to->nodeid, .name = b.name},
+			.opcode = FUSE_RENAME};
+	if (place_of(r, from, &a) && place_of(r, to, &b)) {
+		struct sl_helper_call c = {.op = SL_HELPER_RENAME,
+					   .dir = a.path,
+					   .name = a.name,
+					   .dir2 = b.path,
+					   .name2 = b.name,
+					   .flags = exchange ? RENAME_EXCHANGE : 0};
+		show_child(r, to, &x.a, m->mask);
+		expire(r, from->nodeid, a.name, EXPIRE_ONLY);
+		if (exchange) {
+			x.b.there = true;
+			x.b.entry = from->entry;
+			x.b.counts = 1;
+			expire(r, to->nodeid, b.name, EXPIRE_ONLY);
+		}
+		tell(r, from->nodeid, a.name, exchange ? x.b.entry.nodeid : 0);
+		tell(r, to->nodeid, b.name, x.a.entry.nodeid);
+		if (perform(r, &x, &c) < 0 && !exchange) {
+			/* What the kernel believes to be there may be in the way. */
+			expire(r, to->nodeid, b.name, 0);
+			perform_name(r, &x, &c);
+		}
+		if (r->cfg.moved)
+			r->cfg.moved(r->cfg.arg, from->nodeid, a.name, to->nodeid, b.name, exchange);
+	} else {
+		unused(r, to);
+		if (exchange)
+			unused(r, from);
+	}
+	free(a.path);
+	free(b.path);
+}
+
+/* Content or attributes have changed. */
+static void raise_use(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at,
+		      uint64_t mask)
+{
+	struct act x = {.a = {.dir = p->nodeid, .name = at->name}};
+	struct sl_helper_call c = {.op = SL_HELPER_TIMES, .dir = at->path, .name = at->name};
+	show_child(r, p, &x.a, mask);
+	const struct fuse_attr *a = &x.a.entry.attr;
+	const struct timespec mtime = {(time_t)a->mtime, a->mtimensec},
+			      atime = {(time_t)a->atime, a->atimensec};
+	bool reg = S_ISREG(a->mode) && !made_up(x.a.entry.nodeid);
+	if (reg && mask & FAN_MODIFY)
+		drop_pages(r, x.a.entry.nodeid);
+	if (r->uid != 0 && *at->name)
+		expire(r, p->nodeid, at->name, EXPIRE_ONLY);
+	c.mtime = mtime;
+	if (mask & FAN_MODIFY) {
+		c.atime = (struct timespec){.tv_nsec = UTIME_OMIT};
+		(void)perform(r, &x, &c);
+	}
+	if (mask & FAN_ATTRIB) {
+		c.atime = atime;
+		(void)perform(r, &x, &c);
+	}
+	if (mask & FAN_CLOSE_WRITE && S_ISREG(a->mode)) {
+		c.op = SL_HELPER_CLOSE;
+		(void)perform(r, &x, &c);
+	}
+	give_back(r, &x.a);
+}
+
+/* Nothing happened that anybody told of, but this is what is there. */
+static void raise_state(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at)
+{
+	uint64_t was, now = p->entry.nodeid;
+	bool known = was_told(r, p->nodeid, at->name, &was);
+	if (known && was == now) {
+		unused(r, p);
+		return;
+	}
+	if (!now || (known && was)) {
+		/* Of what kind it was nobody knows; who lists the directory sees that it is gone. */
+		struct sl_fsnotify_part gone = *p;
+		gone.has_state = false;
+		gone.child = 0;
+		raise_delete(r, &gone, at, 0);
+	}
+	if (now)
+		raise_create(r, p, at, S_ISDIR(p->entry.attr.mode) ? FAN_ONDIR : 0);
+}
+
+static void raise_one(struct sl_raise *r, const struct sl_fsnotify_msg *m)
+{
+	const struct sl_fsnotify_part *p = &m->part[0];
+	struct place at;
+	uint64_t mask = m->mask;
+	if (place_of(r, p, &at)) {
+		if (!p->namelen)
+			raise_use(r, p, &at, mask);
+		else if (!mask)
+			raise_state(r, p, &at);
+		else if (mask & FAN_CREATE)
+			raise_create(r, p, &at, mask);
+		else if (mask & FAN_DELETE)
+			raise_delete(r, p, &at, mask);
+		else if (mask & (FAN_MOVED_FROM | FAN_MOVED_TO))
+			raise_moved(r, p, &at, mask, mask & FAN_MOVED_FROM);
+		else
+			raise_use(r, p, &at, mask);
+	} else {
+		unused(r, p);
+	}
+	free(at.path);
+}
+
+bool sl_raise_needs_next(const struct sl_fsnotify_msg *m)
+{
+	return m->nparts == 2 && m->part[0].has_state && m->part[0].entry.nodeid;
+}
+
+static bool same_place(const struct sl_fsnotify_part *a, const struct sl_fsnotify_part *b)
+{
+	return a->nodeid == b->nodeid && a->namelen == b->namelen && !memcmp(a->name, b->name, a->namelen);
+}
+
+int sl_raise_notify(struct sl_raise *r, const struct sl_fsnotify_msg *m, const struct sl_fsnotify_msg *next)
+{
+	if (m->overflow) {
+		sl_warn("changes behind %s came faster than they could be told of: some raise no event",
+			r->cfg.dir);
+		r->cfg.lost(r->cfg.arg);
+		return 0;
+	}
+	if (m->ignored)
+		return 0;
+	if (m->nparts < 2) {
+		raise_one(r, m);
+		return 0;
+	}
+	bool exchange = sl_raise_needs_next(m) && next && next->nparts == 2 &&
+			same_place(&m->part[0], &next->part[1]) && same_place(&m->part[1], &next->part[0]);
+	raise_rename(r, m, exchange);
+	if (!exchange)
+		unused(r, &m->part[0]);
+	for (int i = 0; exchange && i < 2; i++)
+		unused(r, &next->part[i]);
+	return exchange;
+}
+
+/* ---- the whole ---- */
+
+int sl_raise_new(struct sl_raise **ret, char **why)
+{
+	struct sl_raise *r = calloc(1, sizeof(*r));
+	if (!r)
+		return -ENOMEM;
+	int err = sl_helper_start(&r->helper);
+	if (err < 0) {
+		free(r);
+		return sl_fail(why, err, "cannot start a process: %s", strerror(-err));
+	}
+	pthread_mutex_init(&r->lock, NULL);
+	r->pid = (uint32_t)sl_helper_pid(r->helper);
+	r->uid = geteuid();
+	snprintf(r->staging, sizeof(r->staging), STAGING_NAME "%u", (unsigned)r->pid);
+	*ret = r;
+	return 0;
+}
+
+void sl_raise_stop(struct sl_raise *r)
+{
+	kill(sl_helper_pid(r->helper), SIGKILL);
+}
+
+void sl_raise_begin(struct sl_raise *r, const struct sl_raise_config *cfg)
+{
+	r->cfg = *cfg;
+	r->begun = true;
+}
+
+void sl_raise_free(struct sl_raise *r)
+{
+	if (!r)
+		return;
+	sl_helper_stop(r->helper);
+	pthread_mutex_destroy(&r->lock);
+	free(r);
+}

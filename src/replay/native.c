@@ -59,7 +59,12 @@ static enum standing standing(struct sl_native_acts *a, struct sl_object *o, con
 	bool foreign = o->damaged || !o->has_record || o->rec.flags & SL_LOCAL;
 	bool linked = o->rec.flags & SL_LINKED; /* its place is one of several */
 	pthread_mutex_unlock(&o->lock);
-	if (foreign || sl_object_place(o, &own) < 0 || (!linked && strcmp(own, place) != 0))
+	if (foreign)
+		return FOREIGN;
+	int r = sl_object_place(o, &own);
+	if (linked && r == -ESTALE)
+		r = sl_object_set_place(o, place); /* the one that was known is gone, this one is not */
+	if (r < 0 || (!linked && strcmp(own, place) != 0))
 		return FOREIGN;
 	return content_changed(a, o) ? CHANGED : OURS;
 }
@@ -371,6 +376,21 @@ static int make_file(struct sl_native_acts *a, struct sl_object *dir, int dirfd,
 	return r;
 }
 
+/* A staged directory counts as listed, and is empty. */
+static int show_empty(struct sl_native_acts *a, const char *tmp)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	int r = staged_object(a, tmp, &o);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&o->lock);
+	o->rec.state = SL_FULL;
+	o->rec.origin.ctime = (struct timespec){0}; /* what is in it is not known yet */
+	r = sl_object_save(o);
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
 static int show(struct sl_native_acts *a, const char *tmp, int dirfd, const char *name, bool moved)
 {
 	if (moved)
@@ -398,14 +418,22 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 		return make_file(a, dir, dirfd, name, at);
 	if (S_ISDIR(at->mode) && !moved)
 		return make_dir(a, dir, dirfd, name, at);
-	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, "in", tmp));
+	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, "in", tmp)), empty = 0;
 	if (r == 0)
 		r = complete(a, tmp, at, moved);
+	if (S_ISDIR(at->mode) && (r == -ESTALE || r == -EIO)) {
+		/* It has moved on, or something below it has: what is in it comes later. */
+		(void)sl_remove_tree(a->stage, tmp);
+		r = sl_placeholder_stage(dir, name, at, NULL, a->stage, staged(a, "in", tmp));
+		if (r == 0)
+			r = show_empty(a, tmp);
+		empty = 1;
+	}
 	if (r == 0)
 		r = show(a, tmp, dirfd, name, moved);
 	if (r < 0)
 		(void)sl_remove_tree(a->stage, tmp);
-	return r;
+	return r < 0 ? r : empty;
 }
 
 static int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
@@ -434,9 +462,9 @@ static int native_appear(void *arg, struct sl_object *dir, const char *name, con
 			return r;
 	}
 	r = make(a, dir, name, s, moved);
-	if (r == 0 && o && sl_object_is_reg(o))
+	if (r >= 0 && o && sl_object_is_reg(o))
 		lose_place(o, dir, name);
-	return r;
+	return r < 0 ? r : S_ISDIR(s->attr.mode) && (r || !moved);
 }
 
 /* ---- rename ---- */

@@ -163,7 +163,7 @@ static int setup(void **state)
 		return 0;
 	sl_log_set_level(SL_LOG_ERR);
 	umask(0);
-	strcpy(x->dir, "/tmp/sluice-acts-XXXXXX");
+	snprintf(x->dir, sizeof(x->dir), "%s/sluice-acts-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
 	assert_non_null(mkdtemp(x->dir));
 	snprintf(x->origin, sizeof(x->origin), "%s/o", x->dir);
 	snprintf(x->store, sizeof(x->store), "%s/s", x->dir);

@@ -596,6 +596,10 @@ static bool take_up(struct sl_fill *f, struct sl_object *o, int fd, const struct
 {
 	struct sl_version v = sl_attr_version(a);
 	uint64_t old_size = o->map.size;
+	/* Nobody may read past the gate what is about to go: with the lock, which who lets readers past
+	 * takes. */
+	if (f->cfg.guard)
+		f->cfg.guard(f->cfg.arg, o);
 	sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
 	/* In a native store nobody tells whether the user has changed these. */
 	bool follow = !(o->rec.flags & SL_META) && !sl_store_native(o->store);
@@ -624,9 +628,6 @@ int sl_fill_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct s
 	int r = f->cfg.settle ? f->cfg.settle(f->cfg.arg) : 0;
 	if (r < 0)
 		return r;
-	/* Nobody may read past the gate what is about to go. */
-	if (f->cfg.guard)
-		f->cfg.guard(f->cfg.arg, o);
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
 	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL) || changed_here(o, fd))

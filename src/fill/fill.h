@@ -117,6 +117,11 @@ enum sl_update_how {
  * block for the disk.
  */
 int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, unsigned how);
+/**
+ * The same of a file whose readers do not ask us, and must not find it empty: all of the new content is in
+ * the file @from, and is put in place of the old, as a program would that rewrites a file.
+ */
+int sl_fill_replace(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, int from);
 
 /**
  * Native: the origin has told that @o has the version of @a: what is here is dropped. @fd: open for writing.

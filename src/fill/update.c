@@ -107,8 +107,10 @@ int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 		r = r < 0 ? r : keep ? 0 : -EEXIST;
 	} else if (reg && !keep && o->open_passthrough) {
 		r = -EBUSY; /* they read the store's file without us */
+		o->follows = true;
 	} else {
 		r = take_up(f, o, a, keep, has_xattrs);
+		o->follows |= reg && !keep && o->opens;
 		told = f->cfg.changed;
 		if (reg && !keep)
 			o->told_size = SL_MAX(o->told_size, size);
@@ -122,5 +124,68 @@ int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 		f->cfg.changed(f->cfg.arg, o);
 	if (r == 1 && reg && !keep)
 		sl_fill_kick(f, o);
+	return r;
+}
+
+/* With its locks held. */
+static int put_in_place(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, int from)
+{
+	struct sl_record old = o->rec;
+	bool invisible;
+	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
+	int r = fd < 0 ? fd : follow(o, a, !a->no_xattrs);
+	o->rec.state = SL_COLD;
+	o->rec.origin = sl_attr_version(a);
+	if (r == 0)
+		r = sl_object_save(o);
+	if (r == 0 && fdatasync(fd) < 0)
+		r = -errno;
+	if (r < 0) {
+		o->rec = old;
+		return r;
+	}
+	(void)sl_object_save_map(o, true);
+	sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+	o->epoch++;
+	sl_chunkmap_fini(&o->map);
+	sl_chunkmap_init(&o->map, a->size, false);
+	loff_t at = 0, to = 0;
+	while (r == 0 && (uint64_t)at < a->size) {
+		ssize_t n = copy_file_range(from, &at, fd, &to, a->size - (uint64_t)at, 0);
+		r = n < 0 ? -errno : n == 0 ? -EIO : 0;
+	}
+	if (r == 0 && ftruncate(fd, (off_t)a->size) < 0)
+		r = -errno;
+	if (r == 0)
+		r = sl_chunkmap_set(&o->map, 0, a->size);
+	sl_space_add(f, (int64_t)sl_chunkmap_bytes(&o->map));
+	if (r == 0 && a->size)
+		sl_commit_mark(f, o);
+	(void)sl_object_restore_mtime(o, NULL);
+	return r;
+}
+
+int sl_fill_replace(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, int from)
+{
+	int r = 0;
+	bool told = false;
+	pthread_rwlock_wrlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	if (o->damaged || o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN)) {
+		r = -EEXIST;
+	} else {
+		uint64_t size = o->map.size;
+		if (f->cfg.changing)
+			f->cfg.changing(f->cfg.arg, o, size);
+		r = put_in_place(f, o, a, from);
+		o->told_size = SL_MAX(o->told_size, size);
+		told = f->cfg.changed;
+		if (told)
+			o->invalidating++;
+	}
+	pthread_mutex_unlock(&o->lock);
+	pthread_rwlock_unlock(&o->io);
+	if (told)
+		f->cfg.changed(f->cfg.arg, o);
 	return r;
 }

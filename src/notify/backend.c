@@ -26,12 +26,13 @@
 #include "base/why.h"
 #include "notify/internal.h"
 
-/* What waits for the callback at most, in bytes as the kernel gives them: some 700,000 changes. */
+/* What waits for the callback takes so much memory at most: some 500,000 changes. */
 #define QUEUE_MAX (64u << 20)
 /* A read of more than this wakes relief: some 180 events. */
 #define RELIEF_FROM (16u << 10)
 /* How long an event that wants to be seen with the next one is kept back at most. */
 #define MORE_NS	       (5 * SL_NS_PER_MS)
+#define MORE_ROOM      4096u /* in a chunk, for what comes after it */
 #define COMPLAIN_NS    (60 * SL_NS_PER_SEC)
 #define AFTER_ERROR_MS 1000
 
@@ -57,7 +58,7 @@ struct sl_backend {
 	pthread_mutex_t lock; /* protects all below */
 	pthread_cond_t main_cond, relief_cond, room_cond, settle_cond;
 	struct sl_list queue; /* of chunks, in order */
-	size_t queued;	      /* bytes in it */
+	size_t queued;	      /* bytes of memory in it, at least half of them used */
 	struct chunk *spare;
 	bool stop;
 	bool relieved;	/* relief has the reading, else main */
@@ -118,13 +119,14 @@ static void pause_for(struct sl_backend *b, int ms)
 	poll(&(struct pollfd){.fd = b->stop_fd, .events = POLLIN}, 1, ms);
 }
 
-/* Append what the kernel has to @c. Returns how many bytes, -EAGAIN if there is nothing, -errno. */
-static ssize_t read_some(struct sl_backend *b, struct chunk *c)
+/* Append what the kernel has to @c, up to @max in all. Returns how many bytes, -EAGAIN if there is nothing,
+ * -errno. */
+static ssize_t read_some(struct sl_backend *b, struct chunk *c, size_t max)
 {
 	pthread_mutex_lock(&b->read_lock);
 	ssize_t n;
 	do
-		n = read(b->src->fd, c->data + c->len, sizeof(c->data) - c->len);
+		n = read(b->src->fd, c->data + c->len, max - c->len);
 	while (n < 0 && errno == EINTR);
 	if (n <= 0) {
 		n = n < 0 ? -errno : -EAGAIN;
@@ -142,10 +144,11 @@ static ssize_t read_some(struct sl_backend *b, struct chunk *c)
 static int fill(struct sl_backend *b, struct chunk *c, bool *drained)
 {
 	const struct sl_source_ops *ops = b->src->ops;
+	size_t max = sizeof(c->data) - MORE_ROOM;
 	c->len = 0;
 	c->units = 0;
-	ssize_t n = read_some(b, c);
-	*drained = n == -EAGAIN;
+	ssize_t n = read_some(b, c, max);
+	*drained = n == -EAGAIN || (n > 0 && max - c->len >= ops->room);
 	if (n == -EAGAIN)
 		return -EAGAIN;
 	uint64_t now = c->when = sl_now(), end = now + MORE_NS;
@@ -154,13 +157,26 @@ static int fill(struct sl_backend *b, struct chunk *c, bool *drained)
 		pause_for(b, AFTER_ERROR_MS);
 		return 0;
 	}
-	while (sizeof(c->data) - c->len >= ops->room && now < end && ops->more(c->data, c->len)) {
-		if (!wait_readable(b, (int)SL_DIV_UP(end - now, SL_NS_PER_MS)) || read_some(b, c) < 0)
+	max = sizeof(c->data);
+	while (max - c->len >= ops->room && now < end && ops->more(c->data, c->len)) {
+		if (!wait_readable(b, (int)SL_DIV_UP(end - now, SL_NS_PER_MS)) || read_some(b, c, max) < 0)
 			break;
+		*drained = max - c->len >= ops->room;
 		now = sl_now();
 	}
-	*drained = sizeof(c->data) - c->len >= ops->room;
 	return 0;
+}
+
+/* Many small reads do not take many chunks: append @c to the last one that waits, if it has room. */
+static bool join(struct sl_backend *b, const struct chunk *c)
+{
+	struct chunk *last = sl_list_entry(b->queue.prev, struct chunk, link);
+	if (sl_list_empty(&b->queue) || !last->len || !c->len || c->len > sizeof(last->data) - last->len)
+		return false;
+	memcpy(last->data + last->len, c->data, c->len);
+	last->len += c->len;
+	last->units += c->units;
+	return true;
 }
 
 /* Read what there is into the queue. */
@@ -175,14 +191,14 @@ static void take(struct sl_backend *b)
 	int r = fill(b, c, &drained);
 	pthread_mutex_lock(&b->lock);
 	b->drained = drained;
-	if (r == 0) {
-		b->queued += c->len;
+	if (r == 0 && !join(b, c)) {
+		b->queued += sizeof(*c);
 		sl_list_add_tail(&b->queue, &c->link);
-	} else if (!b->spare) {
-		b->spare = c;
-	} else {
-		free(c);
+		c = NULL;
 	}
+	if (c && !b->spare)
+		b->spare = sl_steal_ptr(&c);
+	free(c);
 	pthread_cond_signal(&b->main_cond);
 	pthread_mutex_unlock(&b->lock);
 }
@@ -194,7 +210,7 @@ static struct chunk *pop(struct sl_backend *b)
 		return NULL;
 	struct chunk *c = sl_list_entry(b->queue.next, struct chunk, link);
 	sl_list_del(&c->link);
-	b->queued -= c->len;
+	b->queued -= sizeof(*c);
 	pthread_cond_signal(&b->room_cond);
 	return c;
 }
@@ -451,6 +467,8 @@ void sl_backend_get_stats(struct sl_backend *b, struct sl_backend_stats *st)
 {
 	pthread_mutex_lock(&b->lock);
 	*st = b->stats;
+	sl_list_for_each (it, &b->queue)
+		st->waiting += sl_list_entry(it, struct chunk, link)->len;
 	pthread_mutex_unlock(&b->lock);
 	st->marks = atomic_load(&b->src->marks);
 }

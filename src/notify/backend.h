@@ -104,5 +104,6 @@ int sl_backend_settle(struct sl_backend *b);
 
 struct sl_backend_stats {
 	uint64_t changes, overflows, marks;
+	uint64_t waiting; /* bytes that were read and wait for the callback */
 };
 void sl_backend_get_stats(struct sl_backend *b, struct sl_backend_stats *st);

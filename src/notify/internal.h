@@ -10,8 +10,9 @@
 
 #include "notify/backend.h"
 
-/* What one read(2) brings at most. */
-#define SL_NOTIFY_CHUNK (256u << 10)
+/* What one read(2) brings at most: some 700 changes of fanotify's, 2000 of inotify's. Larger ones are no
+ * faster. */
+#define SL_NOTIFY_CHUNK (64u << 10)
 
 /* The changes of one chunk. Their strings lie in the chunk. */
 struct sl_changes {

@@ -206,7 +206,7 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 			struct sl_ostate s = state_of(v[i].e);
 			if (s.present != (step == 1))
 				continue; /* what is gone goes first */
-			int k = replay_settle(p, dir, v[i].name, &s);
+			int k = replay_settle(p, dir, v[i].name, &s, false);
 			differ += k > 0;
 			if (k < 0)
 				r = k;

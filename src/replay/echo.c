@@ -40,6 +40,15 @@ static void echo_rest(void *arg)
 }
 
 /*
+ * The owner's rights were taken away again by somebody who asked in between; or the way in which the file is
+ * open has changed before the kernel had the answer.
+ */
+static bool may_try_again(const struct sl_echo *e, int r)
+{
+	return !e->err && (r == -EACCES || r == -EPERM ? !e->done : e->op == SL_ECHO_CLOSE && r != -ETXTBSY);
+}
+
+/*
  * One call, with what the gate shall answer. Where the kernel does not let it come to the gate (a read-only
  * mount, a mount on top of the name) the change is made all the same, and nobody hears of it.
  */
@@ -49,10 +58,10 @@ static int echo(struct sl_echo_acts *a, struct sl_helper_call *c, struct sl_echo
 	if (r == 0) {
 		sl_gate_echo_begin(a->cfg.gate, e);
 		r = sl_helper_call(a->cfg.helper, c);
-		/* The owner's rights were taken away again by somebody who asked in between; or the file it
-		 * is open through was just closed. */
-		for (int i = 0; i < 8 && r < 0 && !e->err && !e->done && (r == -EACCES || r == -EINVAL); i++)
+		for (int i = 0; i < 8 && r < 0 && may_try_again(e, r); i++) {
+			sl_gate_echo_begin(a->cfg.gate, e);
 			r = sl_helper_call(a->cfg.helper, c);
+		}
 		sl_gate_echo_end(a->cfg.gate);
 	}
 	if (e->err)

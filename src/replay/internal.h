@@ -51,9 +51,11 @@ void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n);
 void replay_touch(struct sl_replay *p, struct sl_object *dir);
 /**
  * Make @name of the populated directory @dir what @s says, with the events that takes. Returns 1; 0 if it
- * was so; -errno.
+ * was so; -errno. @doubted: events have told of it already, as far as they could; that a link to it came or
+ * went they do not tell.
  */
-int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s);
+int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
+		  bool doubted);
 /** The acts, with what goes with each: directories touched, conflicts noted. */
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  bool moved);
@@ -62,6 +64,9 @@ int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		  const char *newname, bool exchange);
 int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
 		  const struct sl_ostate *s, uint64_t mask);
+/** The whole content of @o, a small file, as it is at the origin now: see sl_fill_replace(). -EFBIG, or what
+ * went wrong. */
+int replay_refresh(struct sl_replay *p, struct sl_object *o, const struct sl_attr *a);
 /** The same object of the origin? What has no record cannot tell, and is by its type. */
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */

@@ -16,6 +16,8 @@
 #define BUSY_NS	   (250 * SL_NS_PER_MS)
 #define DOUBT_NS   (40 * SL_NS_PER_MS)
 #define DOUBTS_MAX 4096
+#define SWAP_NS	   (20 * SL_NS_PER_MS)
+#define SWAP_LOOK  4 /* renames */
 #define ASKED_MAX  64
 #define STEP_EVERY 1024 /* events, if there are so many */
 #define PAUSE_NS   (5 * SL_NS_PER_SEC)
@@ -379,16 +381,21 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	bool written = mask & (FAN_MODIFY | FAN_CLOSE_WRITE);
 	unsigned how = !written ? SL_UPDATE_KEEP : is_carried(p, o) ? SL_UPDATE_CONTENT : 0;
 	struct sl_version v = sl_attr_version(&s->attr), had;
+	const struct sl_ostate nothing = {0};
 	pthread_mutex_lock(&o->lock);
 	had = o->rec.origin;
 	pthread_mutex_unlock(&o->lock);
 	int r = a->update(a->arg, dir, name, o, s, mask, how);
 	if (r == -EBUSY && dir) {
-		put_off(p, dir, name, o);
-		r = 0;
-		s = &(struct sl_ostate){0};
-		if (mask)
-			r = a->update(a->arg, dir, name, o, s, mask, 0);
+		/* Its readers do not ask us: they must find all of the new content, or go on with the old. */
+		r = replay_refresh(p, o, &s->attr);
+		if (r == 0) {
+			r = a->update(a->arg, dir, name, o, &nothing, mask, 0);
+		} else if (r != -EEXIST) {
+			put_off(p, dir, name, o);
+			r = a->update(a->arg, dir, name, o, &nothing, mask, 0);
+		}
+		return acted(p, r, dir, name);
 	}
 	if (r == 0 && s->known && sl_object_is_reg(o)) {
 		if (!written && !sl_time_eq(had.ctime, v.ctime))
@@ -511,7 +518,7 @@ static void ask_touched(struct sl_replay *p)
 /* ---- events ---- */
 
 /* Which of the kernel's events tell what differs. */
-static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s)
+static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool doubted)
 {
 	struct sl_version v = sl_attr_version(&s->attr);
 	pthread_mutex_lock(&o->lock);
@@ -521,11 +528,14 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s)
 	/* The times of a directory are those of its names. */
 	if (sl_object_is_dir(o))
 		other = o->rec.mode != s->attr.mode;
+	if (doubted && o->rec.mode == s->attr.mode)
+		other = false;
 	pthread_mutex_unlock(&o->lock);
 	return content ? FAN_MODIFY : other ? FAN_ATTRIB : 0;
 }
 
-int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s)
+int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
+		  bool doubted)
 {
 	_cleanup_object_ struct sl_object *o = NULL;
 	int r = sl_object_lookup(dir, name, &o);
@@ -541,8 +551,8 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		r = replay_vanish(p, dir, name, false);
 		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
 	}
-	uint64_t mask = mask_of(o, s);
-	if (mask || sl_object_is_dir(o))
+	uint64_t mask = mask_of(o, s, doubted);
+	if (mask || sl_object_is_dir(o) || doubted)
 		r = replay_update(p, dir, name, o, s, mask);
 	return mask ? r : SL_MIN(r, 0);
 }
@@ -579,14 +589,15 @@ static bool child_known(const struct sl_oevent *e)
 
 static bool names_child(const struct sl_ostate *s, const struct sl_oevent *e)
 {
-	return s->known && s->present &&
+	return s->known && s->present && S_ISDIR(s->attr.mode) == !!(e->mask & FAN_ONDIR) &&
 	       (!child_known(e) || same_identity(s->attr.ino, (uint32_t)s->attr.generation, e->child_ino,
 						 (uint32_t)e->child_generation));
 }
 
 static bool is_child(struct sl_object *o, const struct sl_oevent *e)
 {
-	return !child_known(e) || replay_is(o, e->child_ino, e->child_generation);
+	return sl_object_is_dir(o) == !!(e->mask & FAN_ONDIR) &&
+	       (!child_known(e) || replay_is(o, e->child_ino, e->child_generation));
 }
 
 static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *dir, const char *name,
@@ -627,9 +638,47 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 	if (replay_foreign(dir, name, o))
 		return 0;
 	/* What the clone has is what came after it. */
-	if (child_known(e) && !is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
+	if (!is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
 		return 0;
 	return replay_vanish(p, dir, name, moved);
+}
+
+/* The other half of an exchange is told next, with the names swapped. */
+static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e)
+{
+	uint64_t until = sl_now() + SWAP_NS;
+	struct timespec ts = sl_ns_to_timespec(until);
+	bool found = false;
+	pthread_mutex_lock(&p->lock);
+	do {
+		unsigned n = 0;
+		sl_list_for_each (l, &p->queue) {
+			const struct sl_oevent *x = &sl_list_entry(l, struct item, link)->e;
+			if (!x->newplace)
+				continue;
+			if (++n > SWAP_LOOK)
+				break;
+			found = !strcmp(x->place, e->newplace) && !strcmp(x->newplace, e->place) &&
+				(!child_known(e) || x->child_generation != e->child_generation);
+			if (found || !strcmp(x->place, e->newplace) || !strcmp(x->newplace, e->place))
+				break;
+		}
+	} while (!found && sl_list_empty(&p->queue) && !p->stop &&
+		 pthread_cond_timedwait(&p->cond, &p->lock, &ts) == 0);
+	pthread_mutex_unlock(&p->lock);
+	return found;
+}
+
+/* Both names are there, and one is said to have taken the other's place: is that gone, or where the one was?
+ */
+static bool is_exchange(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *o,
+			struct sl_object *target)
+{
+	if (!e->state.known || !e->state.present)
+		return e->state.known ? false : swapped_next(p, e);
+	if (sl_object_is_dir(o) != sl_object_is_dir(target))
+		return true;
+	return is_state(target, &e->state) ? target->has_record : swapped_next(p, e);
 }
 
 static int renamed(struct sl_replay *p, const struct sl_oevent *e)
@@ -658,8 +707,7 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	}
 	if (there) /* the listing of that directory was later than that of this one */
 		return replay_vanish(p, dir, name, true);
-	bool exchange = target && !replay_foreign(newdir, newname, target) && e->state.known &&
-			e->state.present && is_state(target, &e->state) && target->has_record;
+	bool exchange = target && !replay_foreign(newdir, newname, target) && is_exchange(p, e, o, target);
 	if (!target && sl_object_whiteout(newdir, newname))
 		return replay_vanish(p, dir, name, true);
 	if (target && replay_foreign(newdir, newname, target)) {
@@ -719,12 +767,53 @@ static int apply(struct sl_replay *p, const struct sl_oevent *e)
 		if (r < 0)
 			return r == -ENOENT || r == -ENODATA ? 0 : r;
 		if (!e->mask)
-			return e->state.known ? replay_settle(p, dir, name, &e->state) : 0;
+			return e->state.known ? replay_settle(p, dir, name, &e->state, true) : 0;
 		if (e->mask & (FAN_CREATE | FAN_MOVED_TO))
 			return made(p, e, dir, name, &e->state, e->mask & FAN_MOVED_TO);
 		return gone(p, e, dir, name, e->mask & FAN_MOVED_FROM);
 	}
 	return changed(p, e);
+}
+
+/* As the origin said of the name when the event was sent, or later; what was changed here need not be. */
+static bool as_said(struct sl_replay *p, const char *place, const struct sl_ostate *s)
+{
+	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
+	const char *name = NULL;
+	if (!s->known || !place || !*place || find_name(p, place, &dir, &name) < 0)
+		return true;
+	int r = sl_object_lookup(dir, name, &o);
+	if (r == -ENOENT)
+		return !s->present || sl_object_whiteout(dir, name);
+	if (r < 0 || replay_foreign(o))
+		return true;
+	if (!s->present || !is_state(o, s))
+		return false;
+	struct sl_version v = sl_attr_version(&s->attr);
+	pthread_mutex_lock(&o->lock);
+	bool same = !sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) ||
+		    o->rec.flags & (SL_MODIFIED | SL_WRITTEN) || o->follows;
+	pthread_mutex_unlock(&o->lock);
+	return same && (!S_ISLNK(o->type) || same_target(o, s));
+}
+
+static void doubt(struct sl_replay *p, struct item *i);
+
+static void doubt_state(struct sl_replay *p, const struct sl_oevent *e, const char *place,
+			const struct sl_ostate *s)
+{
+	if (as_said(p, place, s))
+		return;
+	struct sl_oevent d = {.seq = e->seq, .place = place, .state = *s};
+	struct item *i = item_new(&d);
+	pthread_mutex_lock(&p->lock);
+	if (i)
+		p->stats.events++;
+	else
+		p->lost = true;
+	pthread_mutex_unlock(&p->lock);
+	if (i)
+		doubt(p, i);
 }
 
 static void do_event(struct sl_replay *p, const struct sl_oevent *e)
@@ -798,12 +887,10 @@ static bool below(const char *place, const char *dir)
 static void before_event(struct sl_replay *p, const struct sl_oevent *e)
 {
 	bool dirs = e->mask & FAN_ONDIR && e->mask & (FAN_RENAME | FAN_MOVED_FROM | FAN_DELETE);
-	uint64_t names = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME;
-	if (!(e->mask & names))
-		return;
 	sl_list_for_each_safe (l, &p->doubts) {
 		struct item *i = sl_list_entry(l, struct item, link);
-		if (!strcmp(i->e.place, e->place) || (e->newplace && !strcmp(i->e.place, e->newplace)))
+		if ((!strcmp(i->e.place, e->place) && e->state.known) ||
+		    (e->newplace && !strcmp(i->e.place, e->newplace) && e->newstate.known))
 			end_doubt(p, i, true);
 		else if (dirs && (below(i->e.place, e->place) || below(i->e.place, e->newplace)))
 			end_doubt(p, i, false); /* its place is about to be another */
@@ -822,6 +909,9 @@ static void run_item(struct sl_replay *p, struct item *i)
 	} else {
 		before_event(p, &i->e);
 		do_event(p, &i->e);
+		doubt_state(p, &i->e, i->e.place, &i->e.state);
+		if (i->e.newplace)
+			doubt_state(p, &i->e, i->e.newplace, &i->e.newstate);
 	}
 	item_free(i);
 }

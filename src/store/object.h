@@ -73,6 +73,7 @@ struct sl_object {
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
 	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
 				  present one */
+	bool follows;	       /* the origin changes it while it is in use: not to be read past us */
 	unsigned open_cached, open_passthrough;
 	int backing_id;
 	bool check_modified; /* opened for writing past us: compare at the last close */

@@ -9,7 +9,9 @@
 #include "store/internal.h"
 #include "store/walk.h"
 
-/* A second name usually is given where the first one is. Looking for that is bounded. */
+/* Looking for the first name of what gets a second one is bounded: objects in memory, names in its directory.
+ */
+#define OBJECTS_MAX  16384
 #define SIBLINGS_MAX 4096
 
 static bool is_version(struct sl_object *o, const struct sl_version *v)
@@ -21,40 +23,68 @@ static bool is_version(struct sl_object *o, const struct sl_version *v)
 	return same;
 }
 
+/* In memory: what the kernel knows, usually. */
+struct search {
+	const struct sl_version *v;
+	struct sl_object *found;
+};
+
+static int match(void *arg, const char *path, struct sl_object *o, int err)
+{
+	struct search *x = arg;
+	(void)path;
+	(void)err;
+	if (!x->found && is_version(o, x->v))
+		x->found = sl_object_ref(o);
+	return 0;
+}
+
+static struct sl_object *find_sibling(struct sl_object *dir, const struct sl_version *v)
+{
+	struct sl_store *s = dir->store;
+	struct sl_name *names = NULL;
+	size_t n = 0;
+	struct search x = {.v = v};
+	pthread_mutex_lock(&s->table_lock);
+	bool few = s->table.n <= OBJECTS_MAX;
+	pthread_mutex_unlock(&s->table_lock);
+	if (few)
+		sl_objects_each(s, match, &x);
+	if (x.found || sl_names_read(dir, &names, &n) < 0)
+		return x.found;
+	for (size_t i = 0; i < n && n <= SIBLINGS_MAX && !x.found; i++) {
+		_cleanup_object_ struct sl_object *o = NULL;
+		if (names[i].type == DT_REG && sl_object_lookup(dir, names[i].name, &o) == 0)
+			(void)match(&x, NULL, o, 0);
+	}
+	sl_names_free(names, n);
+	return x.found;
+}
+
 /*
  * The origin gave a second name to a file that had one: the index of links does not know it yet. Where its
- * first name is in the same directory it is entered now; elsewhere the names become two objects of one
- * content.
+ * first name can be found it is entered now; else the names become two objects of one content.
  */
-static void index_sibling(struct sl_object *dir, int dirfd, const struct sl_attr *a)
+static void index_sibling(struct sl_object *dir, const struct sl_attr *a)
 {
 	struct sl_store *s = dir->store;
 	struct sl_version v = sl_attr_version(a);
-	char key[SL_LINK_KEY_MAX];
+	char key[SL_LINK_KEY_MAX], p[SL_PROC_FD_MAX];
 	struct stat st;
 	if (fstatat(s->links_fd, sl_link_key(&v, key), &st, AT_SYMLINK_NOFOLLOW) == 0)
 		return;
-	struct sl_name *names = NULL;
-	size_t n = 0;
-	if (sl_names_read(dir, &names, &n) < 0)
+	_cleanup_object_ struct sl_object *o = find_sibling(dir, &v);
+	_cleanup_close_ int fd = o ? sl_object_pin(o) : -EBADF;
+	if (fd < 0 || linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), s->links_fd, key, AT_SYMLINK_FOLLOW) < 0)
 		return;
-	for (size_t i = 0; i < n && n <= SIBLINGS_MAX; i++) {
-		_cleanup_object_ struct sl_object *o = NULL;
-		if (names[i].type != DT_REG || sl_object_lookup(dir, names[i].name, &o) < 0 ||
-		    !is_version(o, &v))
-			continue;
-		if (linkat(dirfd, names[i].name, s->links_fd, key, 0) < 0)
-			break;
-		pthread_mutex_lock(&o->lock);
-		o->rec.flags |= SL_LINKED;
-		if (sl_object_save(o) < 0) {
-			o->rec.flags &= (uint16_t)~SL_LINKED;
-			unlinkat(s->links_fd, key, 0);
-		}
-		pthread_mutex_unlock(&o->lock);
-		break;
+	pthread_mutex_lock(&o->lock);
+	o->rec.flags |= SL_LINKED;
+	o->rec.nlink = a->nlink;
+	if (sl_object_save(o) < 0) {
+		o->rec.flags &= (uint16_t)~SL_LINKED;
+		unlinkat(s->links_fd, key, 0);
 	}
-	sl_names_free(names, n);
+	pthread_mutex_unlock(&o->lock);
 }
 
 int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr *a, const char *target,
@@ -67,7 +97,7 @@ int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr
 	if (faccessat(fd, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
 		return -EEXIST;
 	if (linked)
-		index_sibling(dir, fd, a);
+		index_sibling(dir, a);
 	int r = sl_placeholder_make(dir, fd, name, a, target);
 	if (r == 0)
 		r = sl_object_lookup(dir, name, ret);

@@ -305,6 +305,7 @@ def backup(d):
     os.rename(d + "/a/f", d + "/a/f~")
     yield
     put(d + "/a/f", b"saved")
+    yield
     os.chmod(d + "/a/f", 0o644)
     yield
     os.unlink(d + "/a/f~")

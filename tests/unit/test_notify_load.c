@@ -89,10 +89,59 @@ static void test_overflow(void **state)
 	expect(f, "create,dir d/later");
 }
 
+/* While the listener is stuck more is kept than the kernel's queue could hold. */
+static void test_relief(void **state)
+{
+	BEGIN(f, state);
+	watch_dir(f, "");
+	unsigned d = make_dir(f, "d"), made = 0;
+	settle(f);
+	hold(f);
+	for (; made < 3000; made++) {
+		char name[32];
+		snprintf(name, sizeof(name), "d/%u", made);
+		ok(mkdirat(f->root, name, 0755));
+	}
+	/* Stuck again, at the first large read. */
+	pthread_mutex_lock(&f->lock);
+	unsigned calls = f->in_callback;
+	f->pass = true;
+	pthread_cond_broadcast(&f->cond);
+	while (f->in_callback == calls)
+		pthread_cond_wait(&f->cond, &f->lock);
+	pthread_mutex_unlock(&f->lock);
+	struct sl_backend_stats st;
+	for (; made < 2 * QUEUE; made++) {
+		char name[32];
+		snprintf(name, sizeof(name), "d/%u", made);
+		ok(mkdirat(f->root, name, 0755));
+		/* Not faster than it is read, each event being 24 bytes or more. */
+		uint64_t end = sl_now() + 120 * SL_NS_PER_SEC;
+		do {
+			sl_backend_get_stats(f->b, &st);
+			assert_true(sl_now() < end);
+		} while (st.waiting + (QUEUE / 4) * 24 < (made - 3000) * 24);
+	}
+	let_go(f);
+	settle(f);
+	unsigned n = 0;
+	for (size_t i = 0; i < f->n; i++) {
+		assert_true(f->v[i].mask != FAN_Q_OVERFLOW);
+		if (same(&f->v[i].dir, &f->ids[d]))
+			assert_int_equal(strtoul(f->v[i].name, NULL, 10), n++);
+	}
+	assert_int_equal(n, made);
+	sl_backend_get_stats(f->b, &st);
+	assert_int_equal(st.waiting, 0);
+}
+
+#define AT_A_TIME 3000
+
 struct maker {
 	struct fix *f;
 	const char *dir;
-	atomic_uint next; /* the number of the next name */
+	atomic_uint next;  /* the number of the next name */
+	atomic_uint limit; /* it goes no further, so that the kernel's queue does not overflow */
 	atomic_bool stop;
 	pthread_t thread;
 	uint32_t tid;
@@ -105,6 +154,10 @@ static void *make_names(void *arg)
 	while (!atomic_load(&m->stop)) {
 		char name[64];
 		unsigned n = atomic_load(&m->next);
+		if (n >= atomic_load(&m->limit)) {
+			sched_yield();
+			continue;
+		}
 		snprintf(name, sizeof(name), "%s/%u", m->dir, n);
 		atomic_store(&m->next, n + 1);
 		if (mkdirat(m->f->root, name, 0755) < 0 || unlinkat(m->f->root, name, AT_REMOVEDIR) < 0)
@@ -113,22 +166,24 @@ static void *make_names(void *arg)
 	return NULL;
 }
 
-/* Forget what was heard of others than @d, and of @d below the number @from. */
+/* How far the names made in @d are known without a gap, from the number @from up to @to. */
 static unsigned count_from(struct fix *f, unsigned d, unsigned from, unsigned to)
 {
 	unsigned n = from;
+	bool bad = false;
 	pthread_mutex_lock(&f->lock);
 	for (size_t i = 0; i < f->n; i++) {
-		assert_true(f->v[i].mask != FAN_Q_OVERFLOW);
+		bad |= f->v[i].mask == FAN_Q_OVERFLOW;
 		if (!same(&f->v[i].dir, &f->ids[d]) || !(f->v[i].mask & FAN_CREATE))
 			continue;
 		unsigned k = (unsigned)strtoul(f->v[i].name, NULL, 10);
 		if (k < from || k >= to)
 			continue;
-		assert_int_equal(k, n);
+		bad |= k != n;
 		n++;
 	}
 	pthread_mutex_unlock(&f->lock);
+	assert_false(bad);
 	return n;
 }
 
@@ -141,12 +196,13 @@ static void test_mark_race(void **state)
 		char dir[16];
 		snprintf(dir, sizeof(dir), "m%d", i);
 		ok(mkdirat(f->root, dir, 0755));
-		struct maker m = {.f = f, .dir = dir};
+		struct maker m = {.f = f, .dir = dir, .limit = AT_A_TIME};
 		assert_int_equal(pthread_create(&m.thread, NULL, make_names, &m), 0);
 		while (atomic_load(&m.next) < 5)
 			sched_yield();
 		unsigned d = watch_dir(f, dir);
 		unsigned from = atomic_load(&m.next); /* made later than this line was reached */
+		atomic_store(&m.limit, from + AT_A_TIME);
 		while (atomic_load(&m.next) < from + 20)
 			sched_yield();
 		unsigned to = atomic_load(&m.next) - 1; /* made before */
@@ -212,7 +268,8 @@ static void test_renames(void **state)
 	assert_int_equal(f->kind == SL_BACKEND_FANOTIFY ? 0 : halves % 2, 0);
 	if (f->kind == SL_BACKEND_INOTIFY)
 		assert_int_equal(whole + halves / 2, 6000);
-	assert_true(halves <= whole);
+	print_message("# %u renames in halves\n", halves / 2);
+	assert_true(halves < whole / 10);
 }
 
 static size_t put_half(char *buf, uint32_t mask, uint32_t cookie)
@@ -251,7 +308,7 @@ static void test_settle(void **state)
 	BEGIN(f, state);
 	make_dir(f, "noise");
 	unsigned d = make_dir(f, "d");
-	struct maker m = {.f = f, .dir = "noise"};
+	struct maker m = {.f = f, .dir = "noise", .limit = AT_A_TIME};
 	assert_int_equal(pthread_create(&m.thread, NULL, make_names, &m), 0);
 	for (unsigned i = 0; i < 300; i++) {
 		char name[32];
@@ -260,6 +317,7 @@ static void test_settle(void **state)
 		settle(f);
 		assert_int_equal(count_from(f, d, i, i + 1), i + 1);
 		clear(f);
+		atomic_store(&m.limit, atomic_load(&m.next) + AT_A_TIME);
 	}
 	atomic_store(&m.stop, true);
 	pthread_join(m.thread, NULL);
@@ -269,7 +327,7 @@ static void test_actors(void **state)
 {
 	BEGIN(f, state);
 	unsigned d = make_dir(f, "d"), e = make_dir(f, "e");
-	struct maker m[2] = {{.f = f, .dir = "d"}, {.f = f, .dir = "e"}};
+	struct maker m[2] = {{.f = f, .dir = "d", .limit = 1000}, {.f = f, .dir = "e", .limit = 1000}};
 	for (int i = 0; i < 2; i++)
 		assert_int_equal(pthread_create(&m[i].thread, NULL, make_names, &m[i]), 0);
 	for (int i = 0; i < 2; i++) {
@@ -299,17 +357,17 @@ static void test_idle(void **state)
 		snprintf(name, sizeof(name), "%u", i);
 		ok(mkdirat(f->root, name, 0755));
 	}
-	unsigned idle = f->idle_calls, calls = f->calls;
+	unsigned idle = f->idle_calls, calls = f->calls; /* nobody changes them now */
 	let_go(f);
 	settle(f);
 	/* That the queue was empty may be told after all that was in it. */
 	pthread_mutex_lock(&f->lock);
 	while (!f->last_idle)
 		pthread_cond_wait(&f->cond, &f->lock);
-	assert_true(f->calls > calls + 1);
-	assert_true(f->idle_calls > idle);
-	assert_true(f->idle_calls - idle < f->calls - calls);
+	calls = f->calls - calls;
+	idle = f->idle_calls - idle;
 	pthread_mutex_unlock(&f->lock);
+	assert_true(idle > 0 && idle < calls);
 }
 
 /* Ending while changes come, and while somebody settles. */
@@ -317,7 +375,7 @@ static void test_close(void **state)
 {
 	struct fix *f = *state;
 	ok(mkdirat(f->root, "d", 0755));
-	struct maker m = {.f = f, .dir = "d"};
+	struct maker m = {.f = f, .dir = "d", .limit = UINT_MAX};
 	assert_int_equal(pthread_create(&m.thread, NULL, make_names, &m), 0);
 	for (int i = 0; i < 20 && !f->skip; i++) {
 		start(f, 0, 0);
@@ -340,9 +398,8 @@ static void test_close(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    BOTH(order),  BOTH(overflow), BOTH(mark_race),
-	    BOTH(settle), BOTH(actors),	  BOTH(idle),
-	    BOTH(close),  BOTH(renames),  cmocka_unit_test(test_halves),
+	    BOTH(order), BOTH(overflow), BOTH(mark_race), BOTH(settle),	 BOTH(actors),
+	    BOTH(idle),	 BOTH(close),	 BOTH(relief),	  BOTH(renames), cmocka_unit_test(test_halves),
 	};
 	return run_notify_tests(tests);
 }

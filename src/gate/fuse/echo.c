@@ -195,7 +195,7 @@ static void echo_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o,
 		return;
 	pthread_mutex_lock(&o->lock);
 	if (o->open_passthrough) { /* then all must be */
-		out.open_flags = FOPEN_PASSTHROUGH | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH;
+		out.open_flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH;
 		out.backing_id = o->backing_id;
 	}
 	pthread_mutex_unlock(&o->lock);

@@ -16,7 +16,7 @@
  */
 static bool open_passthrough(struct sl_gate *g, struct sl_object *o, struct handle *h)
 {
-	if (!g->passthrough || o->open_cached)
+	if (!g->passthrough || o->open_cached || (o->follows && !o->open_passthrough))
 		return false;
 	if (o->open_passthrough == 0) {
 		int id = gate_backing_open(g, h);

@@ -45,6 +45,9 @@ struct act {
 struct told {
 	uint64_t key; /* of directory and name */
 	uint64_t nodeid;
+	bool dir;
+	bool early; /* from what was there, before the event came that led to it: that one is not news any
+		       more */
 };
 #define TOLD 4096u
 
@@ -304,20 +307,29 @@ static struct told *told_slot(struct sl_raise *r, uint64_t dir, const char *name
 	return &r->told[*key / 2 % TOLD];
 }
 
-static void tell(struct sl_raise *r, uint64_t dir, const char *name, uint64_t nodeid)
+static void tell(struct sl_raise *r, uint64_t dir, const char *name, uint64_t nodeid, bool is_dir)
 {
 	uint64_t key;
 	struct told *t = told_slot(r, dir, name, &key);
-	*t = (struct told){key, nodeid};
+	*t = (struct told){.key = key, .nodeid = nodeid, .dir = is_dir};
 }
 
-/* False: not known any more. */
-static bool was_told(struct sl_raise *r, uint64_t dir, const char *name, uint64_t *nodeid)
+/* NULL: not known any more. */
+static struct told *was_told(struct sl_raise *r, uint64_t dir, const char *name)
 {
 	uint64_t key;
-	const struct told *t = told_slot(r, dir, name, &key);
-	*nodeid = t->nodeid;
-	return t->key == key;
+	struct told *t = told_slot(r, dir, name, &key);
+	return t->key == key ? t : NULL;
+}
+
+/* Whether it was told already, from what was seen, that @name is @nodeid (0: nothing). Only once. */
+static bool told_early(struct sl_raise *r, uint64_t dir, const char *name, uint64_t nodeid)
+{
+	struct told *t = was_told(r, dir, name);
+	if (!t || !t->early || t->nodeid != nodeid)
+		return false;
+	t->early = false;
+	return true;
 }
 
 /* ---- acts ---- */
@@ -485,7 +497,7 @@ static void raise_create(struct sl_raise *r, const struct sl_fsnotify_part *p, c
 				    (x.a.entry.attr.rdev & 0xff) | ((x.a.entry.attr.rdev >> 12) & 0xfff00));
 		}
 	}
-	tell(r, p->nodeid, at->name, x.a.entry.nodeid);
+	tell(r, p->nodeid, at->name, x.a.entry.nodeid, S_ISDIR(mode));
 	perform_name(r, &x, &c);
 }
 
@@ -498,7 +510,7 @@ static void raise_delete(struct sl_raise *r, const struct sl_fsnotify_part *p, c
 	    .op = dir ? SL_HELPER_RMDIR : SL_HELPER_UNLINK, .dir = at->path, .name = at->name};
 	show_child(r, p, &x.a, mask);
 	expire(r, p->nodeid, at->name, EXPIRE_ONLY);
-	tell(r, p->nodeid, at->name, 0);
+	tell(r, p->nodeid, at->name, 0, false);
 	perform_name(r, &x, &c);
 }
 
@@ -526,7 +538,7 @@ static void raise_moved(struct sl_raise *r, const struct sl_fsnotify_part *p, co
 		c.dir2 = at->path;
 		c.name2 = at->name;
 	}
-	tell(r, p->nodeid, at->name, away ? 0 : x.a.entry.nodeid);
+	tell(r, p->nodeid, at->name, away ? 0 : x.a.entry.nodeid, S_ISDIR(x.a.entry.attr.mode));
 	perform_name(r, &x, &c);
 	if (away && r->cfg.moved)
 		r->cfg.moved(r->cfg.arg, p->nodeid, at->name, 0, NULL, false);
@@ -555,8 +567,8 @@ static void raise_rename(struct sl_raise *r, const struct sl_fsnotify_msg *m, bo
 			x.b.counts = 1;
 			expire(r, to->nodeid, b.name, EXPIRE_ONLY);
 		}
-		tell(r, from->nodeid, a.name, exchange ? x.b.entry.nodeid : 0);
-		tell(r, to->nodeid, b.name, x.a.entry.nodeid);
+		tell(r, from->nodeid, a.name, exchange ? x.b.entry.nodeid : 0, S_ISDIR(x.b.entry.attr.mode));
+		tell(r, to->nodeid, b.name, x.a.entry.nodeid, S_ISDIR(x.a.entry.attr.mode));
 		if (perform(r, &x, &c) < 0 && !exchange) {
 			/* What the kernel believes to be there may be in the way. */
 			expire(r, to->nodeid, b.name, 0);
@@ -607,49 +619,83 @@ static void raise_use(struct sl_raise *r, const struct sl_fsnotify_part *p, cons
 /* Nothing happened that anybody told of, but this is what is there. */
 static void raise_state(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at)
 {
-	uint64_t was, now = p->entry.nodeid;
-	bool known = was_told(r, p->nodeid, at->name, &was);
-	if (!known || was == now) {
+	struct told *was = was_told(r, p->nodeid, at->name);
+	uint64_t now = p->entry.nodeid;
+	if (!was || was->nodeid == now) {
 		/* Of names that nobody was told of, or that are as they were told, the kernel finds out
 		 * itself. */
-		if (!known)
+		if (!was)
 			expire(r, p->nodeid, at->name, EXPIRE_ONLY);
 		unused(r, p);
 		return;
 	}
-	if (was) {
-		/* Of what kind it was nobody knows; who lists the directory sees that it is gone. */
+	if (was->nodeid) {
 		struct sl_fsnotify_part gone = *p;
 		gone.has_state = false;
-		gone.child = 0;
-		raise_delete(r, &gone, at, 0);
+		gone.child = made_up(was->nodeid) ? 0 : was->nodeid;
+		raise_delete(r, &gone, at, was->dir ? FAN_ONDIR : 0);
 	}
 	if (now)
 		raise_create(r, p, at, S_ISDIR(p->entry.attr.mode) ? FAN_ONDIR : 0);
+	was = was_told(r, p->nodeid, at->name);
+	if (was)
+		was->early = true;
 }
 
-static void raise_one(struct sl_raise *r, const struct sl_fsnotify_msg *m)
+static void raise_name(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at,
+		       uint64_t mask)
 {
-	const struct sl_fsnotify_part *p = &m->part[0];
-	struct place at;
-	uint64_t mask = m->mask;
-	if (place_of(r, p, &at)) {
-		if (!p->namelen)
-			raise_use(r, p, &at, mask);
-		else if (!mask)
-			raise_state(r, p, &at);
-		else if (mask & FAN_CREATE)
-			raise_create(r, p, &at, mask);
-		else if (mask & FAN_DELETE)
-			raise_delete(r, p, &at, mask);
-		else if (mask & (FAN_MOVED_FROM | FAN_MOVED_TO))
-			raise_moved(r, p, &at, mask, mask & FAN_MOVED_FROM);
-		else
-			raise_use(r, p, &at, mask);
-	} else {
+	bool come = mask & (FAN_CREATE | FAN_MOVED_TO), gone = mask & (FAN_DELETE | FAN_MOVED_FROM);
+	if ((come || gone) &&
+	    told_early(r, p->nodeid, at->name, come && p->has_state ? p->entry.nodeid : 0)) {
 		unused(r, p);
+		return;
 	}
+	if (mask & FAN_CREATE)
+		raise_create(r, p, at, mask);
+	else if (mask & FAN_DELETE)
+		raise_delete(r, p, at, mask);
+	else if (come || gone)
+		raise_moved(r, p, at, mask, gone);
+	else
+		raise_use(r, p, at, mask);
+}
+
+static void raise_one(struct sl_raise *r, const struct sl_fsnotify_part *p, uint64_t mask)
+{
+	struct place at;
+	if (!place_of(r, p, &at))
+		unused(r, p);
+	else if (!p->namelen)
+		raise_use(r, p, &at, mask);
+	else if (!mask)
+		raise_state(r, p, &at);
+	else
+		raise_name(r, p, &at, mask);
 	free(at.path);
+}
+
+/* What of a rename was not told already; false where that is not both halves: then it was raised. */
+static bool both_are_news(struct sl_raise *r, const struct sl_fsnotify_msg *m)
+{
+	const struct sl_fsnotify_part *from = &m->part[0], *to = &m->part[1];
+	char a[256], b[256];
+	snprintf(a, sizeof(a), "%.*s", (int)from->namelen, from->name);
+	snprintf(b, sizeof(b), "%.*s", (int)to->namelen, to->name);
+	bool from_told = told_early(r, from->nodeid, a, 0);
+	bool to_told = to->has_state && to->entry.nodeid && told_early(r, to->nodeid, b, to->entry.nodeid);
+	uint64_t kind = m->mask & FAN_ONDIR;
+	if (!from_told && !to_told)
+		return true;
+	if (from_told)
+		unused(r, from);
+	else
+		raise_one(r, from, kind | FAN_MOVED_FROM);
+	if (to_told)
+		unused(r, to);
+	else
+		raise_one(r, to, kind | FAN_MOVED_TO);
+	return false;
 }
 
 bool sl_raise_needs_next(const struct sl_fsnotify_msg *m)
@@ -673,11 +719,13 @@ int sl_raise_notify(struct sl_raise *r, const struct sl_fsnotify_msg *m, const s
 	if (m->ignored)
 		return 0;
 	if (m->nparts < 2) {
-		raise_one(r, m);
+		raise_one(r, &m->part[0], m->mask);
 		return 0;
 	}
 	bool exchange = sl_raise_needs_next(m) && next && next->nparts == 2 &&
 			same_place(&m->part[0], &next->part[1]) && same_place(&m->part[1], &next->part[0]);
+	if (!exchange && !both_are_news(r, m))
+		return 0;
 	raise_rename(r, m, exchange);
 	if (!exchange)
 		unused(r, &m->part[0]);

@@ -545,8 +545,9 @@ void sl_fill_written(struct sl_fill *f, struct sl_object *o)
 	struct sl_attr a;
 	if (!sl_object_is_reg(o) || o->damaged)
 		return;
-	int r = sl_object_attr(o, &a);
+	/* Under the lock: it may just be given another version. */
 	pthread_mutex_lock(&o->lock);
+	int r = sl_object_attr(o, &a);
 	uint64_t size = o->map.size;
 	if (!(o->rec.flags & (SL_MODIFIED | SL_LOCAL))) {
 		/* Who cuts it off otherwise than by open(O_TRUNC) has all of it fetched first. */

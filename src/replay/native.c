@@ -38,11 +38,13 @@ static bool content_changed(struct sl_native_acts *a, struct sl_object *o)
 	if (!sl_object_is_reg(o))
 		return false;
 	/* What is written down of the file says most; and the gate the rest, once it has heard of it. */
-	if (sl_fan_settle(a->cfg.fan) < 0 || sl_object_attr(o, &at) < 0)
+	if (sl_fan_settle(a->cfg.fan) < 0)
 		return true;
+	/* Under the lock: a fill may just be giving it another version. */
 	pthread_mutex_lock(&o->lock);
 	bool known = o->rec.flags & (SL_MODIFIED | SL_WRITTEN);
-	bool looks = at.size != o->rec.origin.size || !sl_time_eq(at.mtime, o->rec.origin.mtime);
+	bool looks = sl_object_attr(o, &at) < 0 || at.size != o->rec.origin.size ||
+		     !sl_time_eq(at.mtime, o->rec.origin.mtime);
 	pthread_mutex_unlock(&o->lock);
 	if (looks && !known)
 		sl_fill_written(a->cfg.fill, o);
@@ -106,9 +108,10 @@ static bool is_at(int dirfd, const char *name, const struct sl_handle *h)
 
 /* ---- where nobody sees it ---- */
 
-static const char *staged(struct sl_native_acts *a, char name[32])
+/* "in-N" comes into the tree, "out-N" has left it. */
+static const char *staged(struct sl_native_acts *a, const char *kind, char name[32])
 {
-	snprintf(name, 32, "%llu", (unsigned long long)a->next++);
+	snprintf(name, 32, "%s-%llu", kind, (unsigned long long)a->next++);
 	return name;
 }
 
@@ -145,13 +148,13 @@ static void discard(struct sl_native_acts *a, const char *name)
 static int purge_one(struct sl_native_acts *a, const char *name)
 {
 	_cleanup_object_ struct sl_object *o = NULL;
-	if (staged_object(a, name, &o) == 0 && kept(a, o) < 0) {
+	if (!strncmp(name, "out-", 4) && staged_object(a, name, &o) == 0 && kept(a, o) < 0) {
 		_cleanup_free_ char *path = sl_object_path(o);
 		sl_err("'%s' was moved away at the origin, and holds something that was changed here: it is "
 		       "in the "
 		       "store, as staging/%s",
 		       path, name);
-		unsigned long long n = strtoull(name, NULL, 10);
+		unsigned long long n = strtoull(name + 4, NULL, 10);
 		a->next = SL_MAX(a->next, n + 1);
 		return 0;
 	}
@@ -259,7 +262,7 @@ static int move_out(struct sl_native_acts *a, struct sl_object *dir, int dirfd, 
 		    struct sl_object *o)
 {
 	char tmp[32];
-	if (renameat2(dirfd, name, a->stage, staged(a, tmp), RENAME_NOREPLACE) < 0)
+	if (renameat2(dirfd, name, a->stage, staged(a, "out", tmp), RENAME_NOREPLACE) < 0)
 		return -errno;
 	/* Somebody may have changed something in it at the last moment. */
 	if (kept(a, o) < 0)
@@ -395,7 +398,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 		return make_file(a, dir, dirfd, name, at);
 	if (S_ISDIR(at->mode) && !moved)
 		return make_dir(a, dir, dirfd, name, at);
-	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, tmp));
+	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, "in", tmp));
 	if (r == 0)
 		r = complete(a, tmp, at, moved);
 	if (r == 0)
@@ -644,7 +647,7 @@ static int update_dir(struct sl_object *o, int fd, const struct sl_attr *at, uin
 		r = sl_object_save(o);
 	}
 	pthread_mutex_unlock(&o->lock);
-	if (r == 0 && mask & FAN_ATTRIB) {
+	if (r == 0 && mask & FAN_ATTRIB && !(*raised & FAN_ATTRIB)) {
 		r = utimensat(fd, "", ts, AT_EMPTY_PATH) < 0 ? -errno : 0;
 		*raised |= FAN_ATTRIB;
 	}

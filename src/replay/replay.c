@@ -785,7 +785,7 @@ static bool as_said(struct sl_replay *p, const char *place, const struct sl_osta
 	int r = sl_object_lookup(dir, name, &o);
 	if (r == -ENOENT)
 		return !s->present || sl_object_whiteout(dir, name);
-	if (r < 0 || replay_foreign(o))
+	if (r < 0 || replay_foreign(dir, name, o))
 		return true;
 	if (!s->present || !is_state(o, s))
 		return false;

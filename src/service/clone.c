@@ -320,7 +320,6 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 	if (cfg->native) {
 		fc.guard = on_guard;
 		fc.settle = on_settle;
-		fc.grow = sl_native_grow;
 	}
 	return sl_fill_new(&fc, &c->fill);
 }

@@ -12,6 +12,9 @@
 #include "store/fs.h"
 #include "store/internal.h"
 
+/* Native: of what has no record, whose it is (sl_handle_hash()): the origin has something of its name. */
+#define XATTR_CONFLICT "trusted.sluice.conflict"
+
 /* ---- records ---- */
 
 int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl_record *r,
@@ -364,6 +367,10 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 		bool plain = S_ISREG(st->st_mode) || S_ISDIR(st->st_mode);
 		o->rec = (struct sl_record){
 		    .state = SL_FULL, .mode = st->st_mode, .flags = plain ? SL_LOCAL | SL_MODIFIED : 0};
+		uint64_t self;
+		if (s->native && at_getxattr(at, XATTR_CONFLICT, &self, sizeof(self)) == sizeof(self) &&
+		    self == sl_handle_hash(&o->handle))
+			o->rec.flags |= SL_CONFLICT;
 		r = 0;
 	}
 	/* Devices, and what the store's owner may not make, are stood in for by an empty file: the record has
@@ -863,8 +870,11 @@ static int save_native(struct sl_object *o)
 	uint32_t moves;
 	uint8_t b[SL_PLACED_MAX];
 	int r = sl_place_get(o, &place, &moves);
-	if (r == -ENOENT)
-		return 0; /* made here: it needs none, and must not look like an object of the origin */
+	if (r == -ENOENT) {
+		/* Made here: it needs none, and must not look like an object of the origin. */
+		uint64_t self = sl_handle_hash(&o->handle);
+		return o->rec.flags & SL_CONFLICT ? put_attr(o, XATTR_CONFLICT, &self, sizeof(self)) : 0;
+	}
 	if (r < 0 && !place)
 		return r;
 	size_t n = sl_record_encode_placed(&o->rec, sl_handle_hash(&o->handle), place, moves, b);

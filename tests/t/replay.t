@@ -75,6 +75,7 @@ def each_kind():
             w.take()
             do()
             got = kinds(w.wait(*want))
+            got = [e for i, e in enumerate(got) if i == 0 or e != got[i - 1]]  # as the kernel does where nobody has read them
             # Who watches a directory and its parent is told twice, in an order of the watcher's own.
             assert [e for e in got if e in want and e[2]] == [e for e in want if e[2]], f"order: {got}"
             extra = [e for e in got if e not in want]
@@ -84,6 +85,9 @@ def each_kind():
 
     def same(name):
         a, b = os.lstat(f"{O}/{name}"), os.lstat(f"{C}/{name}")
+        if NATIVE and os.path.isdir(f"{O}/{name}"):  # its times are those of the last change here
+            assert a.st_mode == b.st_mode, (a, b)
+            return
         assert (a.st_mode, a.st_mtime_ns, a.st_size if not os.path.isdir(f"{O}/{name}") else 0) == \
             (b.st_mode, b.st_mtime_ns, b.st_size if not os.path.isdir(f"{C}/{name}") else 0), (a, b)
         if os.path.isfile(f"{O}/{name}") and not os.path.islink(f"{O}/{name}"):
@@ -182,10 +186,10 @@ def in_step():
         wrong += [e for e in v if e[1] == "CLOSE_WRITE" and e.seen != f"version {i}"]
         os.rename(f"{O}/s{i}", f"{O}/t{i}")
         v = w.wait(("", "MOVED_TO", f"t{i}"))
-        wrong += [e for e in v if e.seen is not (e[1] == "MOVED_TO")]
+        wrong += [e for e in v if e[1].startswith("MOVED") and e.seen is not (e[1] == "MOVED_TO")]
         os.unlink(f"{O}/t{i}")
         v = w.wait(("", "DELETE", f"t{i}"))
-        wrong += [e for e in v if e.seen is not False]
+        wrong += [e for e in v if e[1] == "DELETE" and e.seen is not False]
     is_([(tuple(e), e.seen) for e in wrong], [], "who reacts to an event finds the state it tells of")
     w.close()
 

@@ -26,7 +26,7 @@ class Watcher:
         """@dirs: label -> path. @look(event) is called as each event is read."""
         self.fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self.where, self.events, self.look, self.lock = {}, [], look, threading.Lock()
-        self.mask, self.ended = mask, False
+        self.mask, self.ended, self.idle = mask, False, 0
         for label, path in dirs.items():
             self.add(label, path)
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -43,6 +43,7 @@ class Watcher:
             try:
                 data = os.read(self.fd, 1 << 16)
             except BlockingIOError:
+                self.idle += 1
                 time.sleep(0.0005)
                 continue
             except OSError:
@@ -61,6 +62,10 @@ class Watcher:
                             self.events.append(e)
 
     def take(self):
+        """All events until now."""
+        n = self.idle
+        while self.idle < n + 2 and self.thread.is_alive():
+            time.sleep(0.0005)
         with self.lock:
             v, self.events = self.events, []
         return v

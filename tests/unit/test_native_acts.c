@@ -730,6 +730,201 @@ static void test_update(void **state)
 	down(x);
 }
 
+/* A directory of many: one note instead of a record for each. */
+static void test_many(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	char p[64];
+	struct stat st;
+	mkdir(at_origin(x, "big"), 0755);
+	mkdir(at_origin(x, "to"), 0755);
+	for (int i = 0; i < 100; i++) {
+		snprintf(p, sizeof(p), "big/%d", i);
+		mkdir(at_origin(x, p), 0755);
+		for (int k = 0; k < 100; k++) {
+			snprintf(p, sizeof(p), "big/%d/%d", i, k);
+			put(at_origin(x, p), p);
+		}
+	}
+	up(x);
+	watch(x, "");
+	watch(x, "to");
+	assert_string_equal(content(at_clone(x, "big/7/7")), "big/7/7");
+	heard(x);
+	rename(at_origin(x, "big"), at_origin(x, "to/big"));
+	uint64_t began = sl_now();
+	assert_int_equal(rename_to(x, "big", "to/big", false), 0);
+	print_message("# renamed in %llu us\n", (unsigned long long)(sl_now() - began) / 1000);
+	hears(x, "FROM big, TO to/big");
+	assert_string_equal(content(at_clone(x, "to/big/99/99")), "big/99/99");
+	/* and back and forth, with what is made meanwhile */
+	for (int i = 0; i < 50; i++) {
+		const char *from = i % 2 ? "big" : "to/big", *to = i % 2 ? "to/big" : "big";
+		rename(at_origin(x, from), at_origin(x, to));
+		assert_int_equal(rename_to(x, from, to, false), 0);
+		snprintf(p, sizeof(p), "%s/%d/new", to, i);
+		put(at_origin(x, p), p);
+		assert_int_equal(appear(x, p, false), 0);
+	}
+	down(x);
+	up(x);
+	assert_int_equal(sl_store_moves(x->s), 51);
+	for (int i = 0; i < 50; i++) {
+		char was[64];
+		snprintf(p, sizeof(p), "to/big/%d/new", i);
+		snprintf(was, sizeof(was), "%s/%d/new", i % 2 ? "to/big" : "big", i);
+		assert_string_equal(content(at_clone(x, p)), was);
+	}
+	assert_string_equal(content(at_clone(x, "to/big/42/42")), "big/42/42");
+	began = sl_now();
+	assert_int_equal(vanish(x, "to/big", true), 0);
+	print_message("# moved out in %llu us\n", (unsigned long long)(sl_now() - began) / 1000);
+	assert_int_equal(lstat(at_clone(x, "to/big"), &st), -1);
+	down(x);
+}
+
+/* ---- killed in the middle ---- */
+
+#define PAIRS 6
+
+/* Names that are moved about, each by a random act, until somebody kills us. */
+static void storm(struct fx *x, unsigned seed)
+{
+	srand(seed);
+	for (unsigned n = 0;; n++) {
+		char a[64], b[64], p[64];
+		unsigned i = (unsigned)rand() % PAIRS;
+		bool dir = i % 2;
+		snprintf(a, sizeof(a), "%s%u", dir ? "d" : "f", i);
+		snprintf(b, sizeof(b), "sub/%s%u", dir ? "d" : "f", i);
+		bool up_here = is_here(x, a);
+		const char *from = up_here ? a : b, *to = up_here ? b : a;
+		snprintf(p, sizeof(p), "sub/new%u", n % 8);
+		switch (rand() % 5) {
+		case 0:
+		case 1: /* first there, then here, as it is */
+			if (rename(at_origin(x, from), at_origin(x, to)) < 0 ||
+			    rename_to(x, from, to, false) < 0)
+				_exit(1);
+			break;
+		case 2: {
+			char o[64];
+			snprintf(o, sizeof(o), "%s%s%u", rand() % 2 ? "" : "sub/", dir ? "d" : "f",
+				 (i + 2) % PAIRS);
+			if (!is_here(x, o))
+				break;
+			if (renameat2(AT_FDCWD, at_origin(x, from), AT_FDCWD, at_origin(x, o),
+				      RENAME_EXCHANGE) < 0 ||
+			    rename_to(x, from, o, true) < 0)
+				_exit(2);
+			break;
+		}
+		case 3:
+			if (is_here(x, p)) {
+				rmdir(at_origin(x, p));
+				if (vanish(x, p, rand() % 2) < 0)
+					_exit(3);
+			} else {
+				mkdir(at_origin(x, p), 0755);
+				if (appear(x, p, rand() % 2) < 0)
+					_exit(4);
+			}
+			break;
+		default:
+			snprintf(p, sizeof(p), "sub/file%u", n % 8);
+			if (is_here(x, p)) {
+				unlink(at_origin(x, p));
+				if (vanish(x, p, rand() % 2) < 0)
+					_exit(5);
+			} else {
+				put(at_origin(x, p), p);
+				if (appear(x, p, rand() % 2) < 0)
+					_exit(6);
+			}
+		}
+	}
+}
+
+/*
+ * After a death at any moment: every file has the content that the origin has at its place, no name is there
+ * twice or is gone that is at the origin and was not just being changed, and all can be renamed again.
+ */
+static void test_killed(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	char p[64], q[64];
+	mkdir(at_origin(x, "sub"), 0755);
+	for (unsigned i = 0; i < PAIRS; i++) {
+		snprintf(p, sizeof(p), i % 2 ? "d%u" : "f%u", i);
+		if (i % 2) {
+			mkdir(at_origin(x, p), 0755);
+			snprintf(p, sizeof(p), "d%u/in", i);
+		}
+		snprintf(q, sizeof(q), "content of %u", i);
+		put(at_origin(x, p), q);
+	}
+	up(x);
+	down(x);
+	int rounds = getenv("SEEDS") ? atoi(getenv("SEEDS")) : 12;
+	for (int round = 0; round < rounds; round++) {
+		int pipe_fds[2], status;
+		assert_int_equal(pipe(pipe_fds), 0);
+		pid_t pid = fork();
+		if (pid == 0) {
+			up(x);
+			(void)!write(pipe_fds[1], "x", 1);
+			storm(x, (unsigned)round);
+		}
+		char c;
+		close(pipe_fds[1]);
+		assert_int_equal(read(pipe_fds[0], &c, 1), 1);
+		close(pipe_fds[0]);
+		usleep((useconds_t)(1000 + round * 7919 % 40000)); /* any moment will do */
+		kill(pid, SIGKILL);
+		waitpid(pid, &status, 0);
+		assert_true(WIFSIGNALED(status));
+		umount2(x->m, MNT_DETACH);
+		up(x);
+		struct sl_pending left;
+		assert_int_equal(sl_pending_get(x->s, &left), -ENOENT);
+		/* The last change may have been made at the origin only: it is done now, as the comparison
+		 * would. */
+		unsigned seen = 0;
+		for (unsigned i = 0; i < PAIRS; i++) {
+			const char *kind = i % 2 ? "d" : "f";
+			char at[64], other[64];
+			snprintf(at, sizeof(at), "%s%u", kind, i);
+			snprintf(other, sizeof(other), "sub/%s%u", kind, i);
+			if (access(at_origin(x, at), F_OK) < 0) {
+				strcpy(q, at);
+				strcpy(at, other);
+				strcpy(other, q);
+			}
+			if (!is_here(x, at) && is_here(x, other))
+				assert_int_equal(rename_to(x, other, at, false), 0);
+			assert_true(is_here(x, at));
+			assert_false(is_here(x, other));
+			assert_int_equal(access(at_clone(x, other), F_OK), -1);
+			seen++;
+		}
+		assert_int_equal(seen, PAIRS);
+		unsigned differ = 0;
+		for (unsigned i = 0; i < PAIRS; i++) {
+			snprintf(p, sizeof(p), i % 2 ? "%sd%u/in" : "%sf%u", "", i);
+			if (access(at_origin(x, p), F_OK) < 0)
+				snprintf(p, sizeof(p), i % 2 ? "%sd%u/in" : "%sf%u", "sub/", i);
+			char *there = strdup(content(at_origin(x, p)));
+			differ += strcmp(there, content(at_clone(x, p))) != 0;
+			free(there);
+		}
+		/* Of an exchange that was made at the origin only. */
+		assert_true(differ == 0 || differ == 2);
+		down(x);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -737,6 +932,8 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_vanish, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_rename, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_update, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_many, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_killed, setup, teardown),
 	};
 	return cmocka_run_group_tests_name("native acts", tests, NULL, NULL);
 }

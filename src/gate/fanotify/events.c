@@ -142,7 +142,13 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	*ret = o;
 	if (o->damaged)
 		return -EIO;
+	/* Its size under the lock: it may just be given another version. */
 	pthread_mutex_lock(&o->lock);
+	if (fstat(fd, &st) < 0) {
+		r = -errno;
+		pthread_mutex_unlock(&o->lock);
+		return r;
+	}
 	bool cut = fan_cut(o, &st), evicting = o->evicting, full = fan_full(o, &st);
 	if (full) {
 		/* With the lock: whoever evicts it takes the mark away after this. */

@@ -47,6 +47,13 @@ static void on_guard(void *arg, struct sl_object *o)
 		sl_fan_guard(c->fan, o);
 }
 
+static void on_complete(void *arg, struct sl_object *o)
+{
+	struct sl_clone *c = arg;
+	if (c->fan)
+		sl_fan_complete(c->fan, o);
+}
+
 static int on_settle(void *arg)
 {
 	struct sl_clone *c = arg;
@@ -261,6 +268,7 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 	    .store = c->store, .origin = c->origin, .changed = on_changed, .changing = on_changing, .arg = c};
 	if (cfg->native) {
 		fc.guard = on_guard;
+		fc.complete = on_complete;
 		fc.settle = on_settle;
 		fc.grow = sl_native_grow;
 	}

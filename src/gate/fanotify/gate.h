@@ -49,6 +49,7 @@ void sl_fan_free(struct sl_fan *g);
 /* For struct sl_fill_config. */
 void sl_fan_changed(struct sl_fan *g, struct sl_object *o);
 void sl_fan_guard(struct sl_fan *g, struct sl_object *o);
+void sl_fan_complete(struct sl_fan *g, struct sl_object *o);
 int sl_fan_settle(struct sl_fan *g);
 
 /** Accesses that wait. */

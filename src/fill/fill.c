@@ -802,9 +802,12 @@ static void fetch_run(struct sl_work *work)
 				take(w, &lost);
 		}
 	sl_flight_trim(o);
+	bool complete = r == 0 && !again && sl_chunkmap_full(&o->map);
 	pthread_mutex_unlock(&o->lock);
 	sl_wants_done(f, &lost, sl_fill_map_error(r));
 	sl_fill_kick(f, o);
+	if (complete && f->cfg.complete)
+		f->cfg.complete(f->cfg.arg, o);
 	uint64_t len = x->len;
 	if (x->err == 0)
 		sl_fill_add_stat(f, &f->stats.fetched_bytes, x->req.nread);

@@ -6,6 +6,8 @@
  */
 #include "events_fixture.h"
 
+#include <signal.h>
+
 #include "wire/client.h"
 #include "wire/fsnotify.h"
 
@@ -476,6 +478,7 @@ static void test_hostile_server(void **state)
 
 int main(void)
 {
+	signal(SIGPIPE, SIG_IGN);
 	own_mount_namespace();
 	const char *only = getenv("ONLY");
 	if (only)

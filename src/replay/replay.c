@@ -125,6 +125,8 @@ bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o
 	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged || (native && !o->has_record);
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
+	if (!f && !native && !o->has_record)
+		return sl_object_whiteout(dir, name); /* see sl_object_adopt() */
 	if (f || !native || linked)
 		return f;
 	/* Nobody tells of names that users change there, but a record says where its object belongs. */

@@ -125,6 +125,8 @@ bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o
 	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged || (native && !o->has_record);
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
+	if (!f && !native && !o->has_record)
+		return sl_object_whiteout(dir, name); /* see sl_object_adopt() */
 	if (f || !native || linked)
 		return f;
 	/* Nobody tells of names that users change there, but a record says where its object belongs. */
@@ -678,8 +680,14 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 	int r = sl_object_lookup(dir, name, &o);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	if (!names_child(s, e)) {
+	bool file = s->known && s->present && S_ISREG(s->attr.mode) && !(e->mask & FAN_ONDIR);
+	/* What is renamed to a name is read by it at once: it is what is there now. */
+	if (!names_child(s, e) && !(moved && file)) {
 		h = husk(e, dir, e->child_ino, e->child_generation);
+		if (file) {
+			h.attr.size = s->attr.size;
+			h.attr.mtime = s->attr.mtime;
+		}
 		s = &h;
 	}
 	if (o && !replay_foreign(dir, name, o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
@@ -805,7 +813,8 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
  * The content of @o changed, and nobody says into what: its place is not its any more. Until more is known a
  * reader has to ask the origin; what is here must not be taken for its content, nor must an empty file.
  */
-static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o)
+static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
+		      const struct sl_ostate *now)
 {
 	struct sl_ostate s = {.known = true, .present = true};
 	if (!sl_object_is_reg(o) || sl_object_attr(o, &s.attr) < 0)
@@ -817,7 +826,8 @@ static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *na
 	s.attr.mode = o->rec.mode;
 	pthread_mutex_unlock(&o->lock);
 	s.attr.ctime = (struct timespec){0};
-	s.attr.size = SL_MAX(s.attr.size, (uint64_t)1);
+	s.attr.size =
+	    SL_MAX(now->present && S_ISREG(now->attr.mode) ? now->attr.size : s.attr.size, (uint64_t)1);
 	(void)p->cfg.acts.update(p->cfg.acts.arg, dir, name, o, &s, 0, SL_UPDATE_CONTENT);
 }
 
@@ -843,7 +853,7 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 	if (!s.present || !is_state(o, &s))
 		s.known = false; /* of what comes next */
 	if (!s.known && mask & (FAN_MODIFY | FAN_CLOSE_WRITE))
-		uncertain(p, dir, name, o);
+		uncertain(p, dir, name, o, &e->state);
 	return replay_update(p, dir, name, o, &s, mask);
 }
 

@@ -137,6 +137,16 @@ int sl_remote_clear(struct sl_object *dir, void (*gone)(void *arg, struct sl_obj
 	return r;
 }
 
+/* Of what has no record the whiteout of its name says so: see sl_object_adopt(). */
+static bool made_here(struct sl_object *o)
+{
+	_cleanup_object_ struct sl_object *dir = sl_object_parent(o);
+	pthread_rwlock_rdlock(&o->store->tree);
+	_cleanup_free_ char *name = o->name ? strdup(o->name) : NULL;
+	pthread_rwlock_unlock(&o->store->tree);
+	return dir && name && sl_object_whiteout(dir, name);
+}
+
 static int kept(void *arg, const char *path, struct sl_object *o, int err)
 {
 	(void)arg;
@@ -147,7 +157,9 @@ static int kept(void *arg, const char *path, struct sl_object *o, int err)
 	pthread_mutex_lock(&o->lock);
 	unsigned flags = o->rec.flags;
 	pthread_mutex_unlock(&o->lock);
-	return flags & (SL_LOCAL | SL_MODIFIED | SL_WRITTEN | SL_MOVED) ? -EEXIST : 0;
+	if (flags & (SL_LOCAL | SL_MODIFIED | SL_WRITTEN | SL_MOVED))
+		return -EEXIST;
+	return !o->has_record && made_here(o) ? -EEXIST : 0;
 }
 
 bool sl_remote_kept(struct sl_object *o)

@@ -15,6 +15,7 @@
 #include "gate/fanotify/probe.h"
 #include "gate/fuse/mount.h"
 #include "origin/origin.h"
+#include "store/image.h"
 
 struct request {
 	const char *origin, *dir, *store, *gate, *device;
@@ -111,10 +112,10 @@ static int choose_store(struct request *q, char **why)
 }
 
 /*
- * As large as what it lies on, which costs nothing: the image is sparse, and what limits it is the room
- * there. Larger where the origin is: what is here may be moved to a larger disk.
+ * The image is as large as what it lies on, which costs nothing: it is sparse, and what limits it is the room
+ * there, and --capacity. Larger where that is, or the origin: what is here may be moved to a larger disk.
  */
-static void choose_capacity(struct request *q, const struct sl_oreq *fs)
+static void choose_size(struct request *q, const struct sl_oreq *fs)
 {
 	const uint64_t least = 4ull << 30, most = 4ull << 40;
 	uint64_t used = (fs->fs.blocks - SL_MIN(fs->fs.bfree, fs->fs.blocks)) * fs->fs.bsize;
@@ -126,8 +127,13 @@ static void choose_capacity(struct request *q, const struct sl_oreq *fs)
 	uint64_t host =
 	    slash && statvfs(slash > up ? up : "/", &v) == 0 ? (uint64_t)v.f_blocks * v.f_frsize : 0;
 	uint64_t want = SL_MAX(used + used / 4 + least, host);
-	if (q->cfg.image && !q->cfg.capacity)
-		q->cfg.capacity = SL_MIN(want, most);
+	uint64_t size = SL_MIN(want, most), asked = q->cfg.capacity;
+	if (asked) {
+		size = SL_MAX(asked, SL_IMAGE_MIN);
+		if (host > size)
+			size = SL_MIN(host, most);
+	}
+	q->cfg.size = size;
 }
 
 /* Is the origin there, and what is at its root? Also tells an origin that is none before anything is made. */
@@ -149,7 +155,7 @@ static int meet_origin(struct request *q, char **why)
 	struct sl_oreq fs = {.op = SL_OREQ_STATFS, .place = ""};
 	if (r == 0)
 		(void)sl_origin_call(o, &fs); /* without an answer it is zeros */
-	choose_capacity(q, &fs);
+	choose_size(q, &fs);
 	sl_oreq_fini(&fs);
 	q->cfg.root_ino = s.attr.ino;
 	q->cfg.root_generation = (uint32_t)s.attr.generation;
@@ -194,6 +200,12 @@ static int choose_gate(struct request *q, char **why)
 	} else {
 		q->cfg.image = !q->store || !is_mount_root(q->store);
 	}
+	if (q->cfg.capacity && !q->cfg.image)
+		return sl_fail(why, -EINVAL, "--capacity is for an image, and %s has its size", q->store);
+	if (q->cfg.capacity && q->cfg.capacity <= q->cfg.reserve)
+		return sl_fail(why, -EINVAL,
+			       "--capacity must be more than --reserve (%llu bytes), of which it is a part",
+			       (unsigned long long)q->cfg.reserve);
 	return 0;
 }
 
@@ -374,8 +386,9 @@ const struct sl_command sl_cmd_clone = {
 	"      --gate GATE       auto, fuse, or fanotify: DIR is then a real local filesystem (root, Linux "
 	"6.15; all "
 	"names are fetched first)\n"
-	"      --capacity SIZE   of the filesystem of a fanotify clone, to begin with (default: by the "
-	"origin's)\n"
+	"      --capacity SIZE   give a fanotify clone so much room, with what is written locally (default: "
+	"as "
+	"much as there is)\n"
 	"      --device DEV      put it on a block device, which must be empty\n"
 	"      --insecure-plain  allow tcp: origins, which are neither encrypted nor authenticated\n"
 	"      --no-start        make the clone, but do not start it\n"

@@ -92,6 +92,37 @@ static int write_down(struct snapshot *s)
 	return r;
 }
 
+/*
+ * The disk failed, or has no room after all: what was written may be gone, and then what is there instead is
+ * what a placeholder is made of. The record did not claim it; from now on nobody else does.
+ */
+static void forget(struct sl_fill *f, struct snapshot *s)
+{
+	struct sl_object *o = s->o;
+	pthread_rwlock_wrlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	bool lost = o->epoch == s->epoch && !o->evicting &&
+		    !(o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN)) && o->map.have;
+	if (lost) {
+		sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+		o->epoch++;
+		sl_chunkmap_fini(&o->map);
+		sl_chunkmap_init(&o->map, o->rec.origin.size, false);
+		o->unclaimed = true;
+	}
+	pthread_mutex_unlock(&o->lock);
+	pthread_rwlock_unlock(&o->io);
+	if (lost && f->cfg.guard)
+		f->cfg.guard(f->cfg.arg, o);
+	/* It takes room for nothing. While it is in use this fails, and is done when there is no other room.
+	 */
+	uint64_t freed = 0;
+	int r;
+	if (lost)
+		(void)sl_fill_evict(f, &o, &r, 1, &freed);
+	sl_fill_kick(f, o);
+}
+
 int sl_fill_commit(struct sl_fill *f)
 {
 	struct sl_list list;
@@ -123,10 +154,11 @@ int sl_fill_commit(struct sl_fill *f)
 		int r = k > FEW ? synced : sync_one(v[i].o);
 		if (r == 0)
 			r = write_down(&v[i]);
+		else
+			forget(f, &v[i]);
 		if (r < 0 && r != -ENOENT && r != -ESTALE) { /* those are gone */
 			ret = r;
-			sl_warn("cannot commit what was filled: %s; it will be fetched again after a restart",
-				strerror(-r));
+			sl_warn("cannot commit what was filled: %s; it will be fetched again", strerror(-r));
 		}
 		free(v[i].map);
 		sl_object_put(v[i].o);
@@ -141,6 +173,11 @@ static void *committer(void *arg)
 	struct sl_fill *f = arg;
 	pthread_mutex_lock(&f->lock);
 	while (!f->stop) {
+		pthread_mutex_unlock(&f->lock);
+		sl_store_fit(f->store);
+		pthread_mutex_lock(&f->lock);
+		if (f->stop)
+			break;
 		if (f->ndirty == 0) {
 			/* Woken by stop only; the first mark of a batch is noticed at the next tick. */
 			struct timespec ts = sl_ns_to_timespec(sl_now() + INTERVAL_NS);

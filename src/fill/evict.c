@@ -58,7 +58,7 @@ static int begin(struct sl_fill *f, struct victim *x)
 		r = -EPERM;
 	else if (o->opens || o->flight || o->evicting || sl_now() < o->spared)
 		r = -EBUSY;
-	else if (o->map.have == 0)
+	else if (o->map.have == 0 && !o->unclaimed)
 		r = 1; /* nothing is here */
 	if (r == 0)
 		o->evicting = x->held = true;
@@ -118,6 +118,11 @@ static void end(struct sl_fill *f, struct victim *x, int sync_err, uint64_t *fre
 			uint64_t had = sl_chunkmap_bytes(&o->map);
 			sl_space_add(f, -(int64_t)had);
 			x->result = sl_object_drop(o, x->fd);
+			had = o->unclaimed ? o->map.size : had;
+			if (x->result == 0) {
+				o->unclaimed = false;
+				sl_store_owe(f->store, had);
+			}
 			if (sl_store_native(f->store))
 				*freed +=
 				    x->result == 0 ? had : 0; /* what it is made of now counts as well */
@@ -163,6 +168,7 @@ int sl_fill_evict(struct sl_fill *f, struct sl_object **o, int *results, size_t 
 				v[i].result = disclaim(&v[i]);
 		if (any && r == 0)
 			r = sl_store_sync(f->store);
+		sl_store_unlock_room(f->store);
 		for (size_t i = 0; i < k; i++) {
 			end(f, &v[i], r, freed);
 			results[at + i] = v[i].result;
@@ -197,7 +203,9 @@ static int collect(void *arg, const char *path, struct sl_object *o, int err)
 	pthread_mutex_lock(&o->lock);
 	uint64_t bytes = sl_chunkmap_bytes(&o->map);
 	bool kept = o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_PINNED);
-	bool none = o->map.have == 0 || o->map.nblocks == 0;
+	bool none = (o->map.have == 0 && !o->unclaimed) || o->map.nblocks == 0;
+	if (o->unclaimed)
+		bytes = o->map.size;
 	pthread_mutex_unlock(&o->lock);
 	if (kept)
 		c->r->kept++;
@@ -366,18 +374,13 @@ int sl_space_admit(struct sl_fill *f, uint64_t bytes)
 		pthread_mutex_unlock(&f->space_lock);
 		if (too_much == 0)
 			return 0;
-		if (f->cfg.grow && f->cfg.grow(f->cfg.arg, too_much) == 0) {
-			pthread_mutex_lock(&f->space_lock);
-			f->space_checked = 0;
-			pthread_mutex_unlock(&f->space_lock);
-			continue;
-		}
 		/* What is just on its way to others cannot be evicted now, and soon can: wait a little before
 		 * giving up. */
 		if (tries == SPACE_TRIES)
 			return -ENOSPC;
 		if (tries)
 			usleep(SPACE_WAIT_US);
+		sl_store_fit(f->store);
 		int r = sl_fill_reclaim(f, sl_object_root(f->store), &rc);
 		if (r < 0)
 			return r;

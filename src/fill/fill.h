@@ -26,11 +26,10 @@ struct sl_fill_config {
 	/*
 	 * Of the native gate; NULL without. guard(): opens of @o, which is about to be evicted, must be asked
 	 * about again. settle(): returns 0 when every change made to a file before the call was told by
-	 * sl_fill_written(). grow(): make the filesystem larger, by @bytes if that is possible; 0 if it was.
+	 * sl_fill_written().
 	 */
 	void (*guard)(void *arg, struct sl_object *o);
 	int (*settle)(void *arg);
-	int (*grow)(void *arg, uint64_t bytes);
 	/** The same is about to happen to a file of @old_size; changed() follows. Its locks are held. May be
 	 * NULL. */
 	void (*changing)(void *arg, struct sl_object *o, uint64_t old_size);

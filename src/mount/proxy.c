@@ -479,6 +479,9 @@ int sl_proxy_serve(struct sl_proxy *p, struct sl_transport *dev)
 	if (has_events)
 		pthread_join(events, NULL);
 	/* Requests that were passed on are answered, in vain, while the server is there to be told. */
+	struct sl_call bye = {.opcode = FUSE_DESTROY, .deadline = sl_now() + SL_NS_PER_SEC};
+	if (!broken)
+		(void)sl_client_call_sync(p->client, &bye, NULL, NULL);
 	sl_client_free(p->client);
 	p->client = NULL;
 	sl_server_free(s);

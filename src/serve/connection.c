@@ -12,9 +12,9 @@
 #define WANT_FLAGS                                                                                           \
 	(FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_AUTO_INVAL_DATA | FUSE_DO_READDIRPLUS |                    \
 	 FUSE_READDIRPLUS_AUTO | FUSE_NO_OPEN_SUPPORT | FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES |              \
-	 FUSE_CACHE_SYMLINKS | SL_FUSE_XATTR_HINT | SL_FUSE_READ_ATTR | FUSE_FSNOTIFY_SUPPORT |              \
-	 SL_FUSE_EVENT_STATE)
-#define WANT_WRITABLE (FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK | FUSE_POSIX_ACL | FUSE_SETXATTR_EXT)
+	 FUSE_CACHE_SYMLINKS | SL_FUSE_XATTR_HINT | SL_FUSE_READ_ATTR | FUSE_POSIX_ACL |                     \
+	 FUSE_FSNOTIFY_SUPPORT | SL_FUSE_EVENT_STATE)
+#define WANT_WRITABLE (FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK | FUSE_SETXATTR_EXT)
 
 void *sl_conn_buf_get(struct sl_conn *c)
 {
@@ -161,13 +161,8 @@ static bool changes(uint32_t opcode)
 	}
 }
 
-static void handle(struct sl_req *rq, void *arg)
+static void dispatch(struct sl_conn *c, struct sl_req *rq)
 {
-	struct sl_conn *c = arg;
-	if (c->hooks && c->hooks->take && c->hooks->take(c->hooks->arg, rq))
-		return;
-	if (changes(rq->m.h.opcode))
-		(void)sl_session_own_thread(c->session, (uint32_t)gettid(), c);
 	switch (rq->m.h.opcode) {
 	case FUSE_LOOKUP:
 		sl_op_lookup(c, rq);
@@ -250,6 +245,22 @@ static void handle(struct sl_req *rq, void *arg)
 	default:
 		sl_reply_err(rq, -ENOSYS); /* the client does without, or does it itself */
 	}
+}
+
+static void handle(struct sl_req *rq, void *arg)
+{
+	struct sl_conn *c = arg;
+	uint64_t note = 0;
+	if (c->hooks && c->hooks->take && c->hooks->take(c->hooks->arg, rq))
+		return;
+	if (changes(rq->m.h.opcode)) {
+		(void)sl_session_own_thread(c->session, (uint32_t)gettid(), c);
+		if (c->e->cfg.writable && sl_events_blind(c->e->events))
+			note = sl_conn_note(c, rq);
+	}
+	dispatch(c, rq);
+	if (note)
+		sl_own_done(sl_session_own(c->session), note, rq->err == 0);
 }
 
 static void init(void *arg, const struct sl_server_agreed *agreed)
@@ -336,15 +347,16 @@ int sl_serve_mount(struct sl_export *e, struct sl_transport *t, const struct sl_
 	/* A kernel that was told that there is no OPEN does not send one for writing either. */
 	if (sl_transport_is_dev(t) && (e->cfg.writable || hooks))
 		flags &= ~FUSE_NO_OPEN_SUPPORT;
-	const struct sl_server_config cfg = {.threads = e->cfg.threads,
-					     .want_flags = flags,
-					     .max_data = e->cfg.max_data,
-					     .max_background = 64,
-					     .init = init,
-					     .resume = resume,
-					     .started = started,
-					     .handle = handle,
-					     .arg = &c};
+	const struct sl_server_config cfg = {
+	    .threads = e->cfg.threads,
+	    .want_flags = e->cfg.no_events ? (flags) & ~(FUSE_FSNOTIFY_SUPPORT | SL_FUSE_EVENT_STATE) : flags,
+	    .max_data = e->cfg.max_data,
+	    .max_background = 64,
+	    .init = init,
+	    .resume = resume,
+	    .started = started,
+	    .handle = handle,
+	    .arg = &c};
 	int r = conn_init(&c, e, t);
 	if (r == 0)
 		r = sl_server_new(t, &cfg, &s);

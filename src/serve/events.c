@@ -12,6 +12,7 @@
 
 #define GONE	   (FAN_DELETE | FAN_MOVED_FROM)
 #define COME	   (FAN_CREATE | FAN_MOVED_TO)
+#define KINDS	   (SL_CHANGE_MASK | SL_CHANGE_USE)
 #define USE	   (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
 #define DOUBTS_MAX 4096
 
@@ -176,13 +177,20 @@ static void tell_ignored(struct telling *t, const struct sl_noderef *node)
 
 /* ---- one change, for one session ---- */
 
-/* Whether the object of the node @id cannot be found any more. */
+/* Something was renamed to where the directory @id was: is it gone? */
 static bool gone_from_tree(struct telling *t, uint64_t id)
 {
-	_cleanup_place_ struct sl_place p;
+	_cleanup_place_ struct sl_place p = {0};
+	const struct sl_change *c = t->c;
 	struct sl_found o;
 	if (sl_nodes_place(sl_session_nodes(t->s), id, &p) < 0)
 		return true;
+	/* They may have changed places. */
+	const struct sl_state *st =
+	    sl_states_get(t->ev->states, sl_session_nodes(t->s), t->dir.id, &c->dir, c->name);
+	if (st && st->known && st->present && st->found.generation == p.generation &&
+	    st->found.attr.ino == p.ino)
+		return false;
 	return sl_tree_stat(t->ev->tree, &p, false, &o) == -ESTALE;
 }
 
@@ -207,8 +215,10 @@ static void tell_rename(struct telling *t)
 			tell(t, FAN_MOVED_TO, true, cookie);
 	}
 	/* A directory that was there is gone, unless it has only changed places with this one. */
-	if (there.id && there.id != t->child.id && there.mask && gone_from_tree(t, there.id))
+	if (there.id && there.id != t->child.id && gone_from_tree(t, there.id)) {
 		tell_ignored(t, &there);
+		sl_nodes_moved(nodes, there.id, t->newdir.id, c->newname, 0, NULL);
+	}
 }
 
 static void tell_name(struct telling *t)
@@ -237,8 +247,11 @@ static void tell_name(struct telling *t)
 		tell(t, use, false, 0);
 	if (gone && !there)
 		tell(t, gone & -gone, false, 0);
-	if ((c->mask & FAN_DELETE) && (c->mask & FAN_ONDIR) && !there)
+	if ((c->mask & FAN_DELETE) && (c->mask & FAN_ONDIR) && !there) {
 		tell_ignored(t, &t->child);
+		/* The next one of that name is another. */
+		sl_nodes_moved(nodes, t->child.id, t->dir.id, c->name, 0, NULL);
+	}
 }
 
 /*
@@ -332,7 +345,15 @@ static void one_change(struct sl_events *ev, const struct sl_change *c)
 	sl_list_for_each_safe (l, &ev->sessions) {
 		struct sl_session *s = sl_session_of(l);
 		struct sl_nodes *nodes = sl_session_nodes(s);
+		struct sl_change others = *c;
 		struct telling t = {.ev = ev, .s = s, .c = c, .own = sl_session_owns(s, c->tid)};
+		if (!c->tid) {
+			others.mask = sl_own_filter(sl_session_own(s), c);
+			if (others.mask & KINDS)
+				t.c = &others;
+			else
+				t.own = true;
+		}
 		bool has = sl_nodes_ref(nodes, &c->dir, &t.dir);
 		if (c->mask & FAN_RENAME)
 			has |= sl_nodes_ref(nodes, &c->newdir, &t.newdir);
@@ -399,6 +420,9 @@ static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 	}
 	if (idle)
 		settle(ev);
+	if (idle && n)
+		sl_list_for_each (l, &ev->sessions)
+			sl_own_heard(sl_session_own(sl_session_of(l)), v[0].when);
 	sl_states_clear(ev->states);
 	pthread_mutex_unlock(&ev->lock);
 }
@@ -481,6 +505,11 @@ void sl_events_unmarked(struct sl_events *ev, const struct sl_evid *obj)
 {
 	if (ev->b)
 		sl_backend_unmark(ev->b, obj);
+}
+
+bool sl_events_blind(struct sl_events *ev)
+{
+	return ev->b && sl_backend_kind(ev->b) == SL_BACKEND_INOTIFY;
 }
 
 void sl_events_leave(struct sl_events *ev, struct sl_session *s)

@@ -39,6 +39,8 @@ int sl_events_mark(struct sl_events *ev, struct sl_session *s, uint64_t id, int 
 void sl_events_unmarked(struct sl_events *ev, const struct sl_evid *obj);
 /** For struct sl_session_config. */
 void sl_events_overflowed(void *ev, struct sl_session *s);
+/** Whether those who change the tree are not known: then what clients change has to be noted (own.h). */
+bool sl_events_blind(struct sl_events *ev);
 /** @s ends: its marks are gone, and it is not told of anything. */
 void sl_events_leave(struct sl_events *ev, struct sl_session *s);
 /** Everything that was changed before this call has been told when it returns. */

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <xxhash.h>
@@ -393,6 +394,21 @@ int sl_nodes_place(struct sl_nodes *n, uint64_t id, struct sl_place *p)
 	}
 	pthread_mutex_unlock(&n->lock);
 	return r;
+}
+
+bool sl_nodes_where(struct sl_nodes *n, uint64_t id, struct sl_evid *obj, struct sl_noderef *parent,
+		    char *name)
+{
+	pthread_mutex_lock(&n->lock);
+	const struct node *x = find_id(n, id), *up = x ? x->parent : NULL;
+	if (x) {
+		*obj = (struct sl_evid){.generation = x->generation, .ino = x->ino};
+		*parent = (struct sl_noderef){.id = up && up->nlookup ? up->by_id.key : 0};
+		if (name)
+			snprintf(name, 256, "%s", x->name);
+	}
+	pthread_mutex_unlock(&n->lock);
+	return x;
 }
 
 uint64_t *sl_nodes_dirs(struct sl_nodes *n, size_t *ret)

@@ -13,6 +13,13 @@
 
 struct sl_nodes;
 
+struct sl_noderef {
+	uint64_t id; /* 0: none */
+	uint64_t generation;
+	bool known;    /* the client may use it */
+	uint64_t mask; /* of its mark; 0 as well where the way to it is not known any more */
+};
+
 /** @root becomes FUSE_ROOT_ID, which is never forgotten. At most @max nodes. */
 int sl_nodes_new(uint64_t max, const struct sl_found *root, struct sl_nodes **ret);
 void sl_nodes_free(struct sl_nodes *n);
@@ -31,6 +38,10 @@ bool sl_nodes_forget(struct sl_nodes *n, uint64_t id, uint64_t count, struct sl_
 /** Where @id is. Returns 0 (then sl_place_fini()), -ESTALE for an id that is not (or no longer) given out,
  * -ENOMEM. */
 int sl_nodes_place(struct sl_nodes *n, uint64_t id, struct sl_place *p);
+/** What @id is, its parent (id 0 for the root) and its name (of 256 bytes, or NULL) there. False for what is
+ * not given out. */
+bool sl_nodes_where(struct sl_nodes *n, uint64_t id, struct sl_evid *obj, struct sl_noderef *parent,
+		    char *name);
 /** The directories that the client may use: their ids, which the caller frees. NULL without memory. */
 uint64_t *sl_nodes_dirs(struct sl_nodes *n, size_t *ret);
 /** How many nodes there are, the root included. */
@@ -51,12 +62,6 @@ int sl_nodes_mark(struct sl_nodes *n, uint64_t id, uint64_t mask, uint64_t max, 
 /** Take all marks away: their @count objects in *@ret, to be freed. -ENOMEM: nothing was done. */
 int sl_nodes_unmark_all(struct sl_nodes *n, struct sl_evid **ret, size_t *count);
 
-struct sl_noderef {
-	uint64_t id; /* 0: none */
-	uint64_t generation;
-	bool known;    /* the client may use it */
-	uint64_t mask; /* of its mark; 0 as well where the way to it is not known any more */
-};
 /** The node of an object that a change is about. False where this client has none. */
 bool sl_nodes_ref(struct sl_nodes *n, const struct sl_evid *id, struct sl_noderef *r);
 /** The directory that was seen as @name in @parent; of several the one that was first. */

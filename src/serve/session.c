@@ -32,6 +32,7 @@ struct sl_session {
 	atomic_bool states;
 	struct sl_session_config cfg;
 	struct sl_nodes *nodes;
+	struct sl_own *changes;
 	struct sl_list link; /* of the events' */
 
 	pthread_mutex_t lock; /* protects all below */
@@ -137,6 +138,8 @@ int sl_session_new(const struct sl_session_config *cfg, const struct sl_found *r
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->cond, NULL);
 	int r = sl_nodes_new(cfg->max_nodes, root, &s->nodes);
+	if (r == 0)
+		r = sl_own_new(&s->changes);
 	if (r < 0) {
 		sl_session_unref(s);
 		return r;
@@ -164,6 +167,7 @@ void sl_session_unref(struct sl_session *s)
 	while (!sl_list_empty(&s->events))
 		drop(s, entry(s->events.next), false);
 	sl_nodes_free(s->nodes);
+	sl_own_free(s->changes);
 	pthread_cond_destroy(&s->cond);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
@@ -177,6 +181,11 @@ void sl_session_want_states(struct sl_session *s, bool want)
 bool sl_session_wants_states(const struct sl_session *s)
 {
 	return s->states;
+}
+
+struct sl_own *sl_session_own(struct sl_session *s)
+{
+	return s->changes;
 }
 
 struct sl_nodes *sl_session_nodes(struct sl_session *s)

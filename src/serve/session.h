@@ -15,6 +15,7 @@
 
 #include "base/list.h"
 #include "serve/nodes.h"
+#include "serve/own.h"
 #include "wire/fsnotify.h"
 #include "wire/transport.h"
 
@@ -34,6 +35,7 @@ struct sl_session *sl_session_ref(struct sl_session *s);
 /** Freed with the last reference. */
 void sl_session_unref(struct sl_session *s);
 struct sl_nodes *sl_session_nodes(struct sl_session *s);
+struct sl_own *sl_session_own(struct sl_session *s);
 
 /** Whether notifications carry states. */
 void sl_session_want_states(struct sl_session *s, bool want);

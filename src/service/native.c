@@ -9,14 +9,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
-#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/time.h"
 #include "store/fs.h"
-#include "store/image.h"
 
 #define GONE_NS (5 * SL_NS_PER_SEC)
 
@@ -259,6 +257,9 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 			return sl_fail(
 			    why, r, "not all names could be fetched: %s%s", strerror(-r),
 			    r == -EACCES ? " (a directory that the exporter may not read; the log names it)"
+			    : r == -ENOSPC
+				? " (the clone's filesystem is too small for them: give it more with "
+				  "--capacity, or another place with --store)"
 			    : r == -ENAMETOOLONG
 				? " (a path, or the target of a symlink, is longer than the clone's "
 				  "filesystem has room for; the log names it)"
@@ -329,36 +330,4 @@ void sl_native_stop(struct sl_clone *c)
 	while (sl_fan_waiting(c->fan) && sl_now() < until)
 		usleep(5000);
 	sl_fan_stop(c->fan);
-}
-
-/* ---- room ---- */
-
-int sl_native_grow(void *arg, uint64_t bytes)
-{
-	struct sl_clone *c = arg;
-	const struct sl_store_config *cfg = sl_store_config(c->store);
-	struct statvfs fs, host;
-	if (!cfg->image || fstatvfs(sl_store_fs_fd(c->store), &fs) < 0 ||
-	    fstatvfs(sl_store_root_fd(c->store), &host) < 0)
-		return -EOPNOTSUPP;
-	uint64_t has = (uint64_t)fs.f_blocks * fs.f_frsize, room = (uint64_t)host.f_bavail * host.f_frsize;
-	uint64_t inside = (uint64_t)fs.f_bavail * fs.f_frsize;
-	/* Only where it is the image that is short of room, and not what it lies on. */
-	if (inside > cfg->reserve + bytes || room < cfg->reserve + inside + bytes)
-		return -ENOSPC;
-	uint64_t more = SL_MAX(bytes + cfg->reserve, has / 4);
-	uint64_t want = has + SL_MIN(more, room - cfg->reserve);
-	_cleanup_free_ char *image = sl_path_join(sl_store_path(c->store), "image"), *why = NULL;
-	unsigned n;
-	char dev[32];
-	if (!image || !loop_of(image, &n))
-		return -ENOENT;
-	snprintf(dev, sizeof(dev), "/dev/loop%u", n);
-	_cleanup_close_ int loop = open(dev, O_RDWR | O_CLOEXEC);
-	int r = loop < 0 ? -errno : sl_image_grow(image, loop, sl_store_fs_fd(c->store), want, &why);
-	if (r < 0)
-		sl_warn("cannot make the image larger: %s", why ? why : strerror(-r));
-	else
-		sl_info("the image has %llu bytes now", (unsigned long long)want);
-	return r;
 }

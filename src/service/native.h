@@ -26,5 +26,3 @@ bool sl_native_gone(struct sl_clone *c);
 int sl_native_hide(struct sl_clone *c, bool force, char **why);
 /** The tree is hidden: nothing is asked any more. */
 void sl_native_stop(struct sl_clone *c);
-/** For struct sl_fill_config.grow: @arg is the clone. */
-int sl_native_grow(void *arg, uint64_t bytes);

@@ -130,6 +130,42 @@ int sl_fs_trim(int mount_fd, uint64_t *bytes)
 	return 0;
 }
 
+/* Blocks and bytes: 4 KiB in all that we make, but it need not be ours. */
+static int block_size(int fd, uint64_t *ret)
+{
+	struct xfs_geometry g;
+	if (ioctl(fd, XFS_IOC_FSGEOMETRY_V1, &g) < 0)
+		return errno == ENOTTY ? -EOPNOTSUPP : -errno;
+	*ret = g.blocksize;
+	return 0;
+}
+
+int sl_fs_keep(int mount_fd, uint64_t bytes)
+{
+	uint64_t block = 0;
+	_cleanup_close_ int fd = real_fd(mount_fd);
+	int r = fd < 0 ? fd : block_size(fd, &block);
+	if (r < 0)
+		return r;
+	struct xfs_fsop_resblks k = {.resblks = bytes / block};
+	return ioctl(fd, XFS_IOC_SET_RESBLKS, &k) < 0 ? -errno : 0;
+}
+
+int sl_fs_kept(int mount_fd, uint64_t *bytes, uint64_t *want)
+{
+	uint64_t block = 0;
+	struct xfs_fsop_resblks k = {0};
+	_cleanup_close_ int fd = real_fd(mount_fd);
+	int r = fd < 0 ? fd : block_size(fd, &block);
+	if (r == 0 && ioctl(fd, XFS_IOC_GET_RESBLKS, &k) < 0)
+		r = -errno;
+	if (r == 0) {
+		*bytes = k.avail * block;
+		*want = k.resblks * block;
+	}
+	return r;
+}
+
 int sl_fs_shutdown(int mount_fd)
 {
 	_cleanup_close_ int fd = real_fd(mount_fd);

@@ -41,6 +41,14 @@ int sl_mount_private(int mount_fd);
 int sl_fs_trim(int mount_fd, uint64_t *bytes);
 
 /**
+ * Keep so many free bytes of an XFS from everybody, also root, until it is unmounted or told otherwise; they
+ * count as taken. If there are not so many, what becomes free is kept until there are.
+ */
+int sl_fs_keep(int mount_fd, uint64_t bytes);
+/** How many are kept, and how many shall be. */
+int sl_fs_kept(int mount_fd, uint64_t *bytes, uint64_t *want);
+
+/**
  * Make a filesystem unusable, at once and until it is unmounted everywhere: every access that needs the disk
  * fails with EIO. All that was written is made durable first, so that it is there at the next mount.
  * -EOPNOTSUPP where the filesystem cannot (XFS and ext4 can).

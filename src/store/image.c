@@ -14,7 +14,6 @@
 #include "base/fd.h"
 #include "base/human.h"
 #include "base/why.h"
-#include "store/xfs.h"
 
 #define MKFS	     "mkfs.xfs"
 #define MIB	     (1ull << 20)
@@ -185,28 +184,4 @@ int sl_image_attach(const char *path, int *ret_loop_fd, char dev[SL_LOOP_DEV_MAX
 	for (int i = 0; i < ATTACH_TRIES && r == -EBUSY; i++)
 		r = configure(ctl, image, path, ret_loop_fd, dev, why);
 	return r == -EBUSY ? sl_fail(why, r, "all loop devices are taken faster than they can be had") : r;
-}
-
-int sl_image_grow(const char *path, int loop_fd, int mount_fd, uint64_t bytes, char **why)
-{
-	char h[16];
-	_cleanup_close_ int fs = openat(mount_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	_cleanup_close_ int image = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-	struct stat st;
-	struct xfs_geometry g;
-	bytes = SL_ALIGN_DOWN(bytes, MIB);
-	if (fs < 0 || image < 0 || fstat(image, &st) < 0 || ioctl(fs, XFS_IOC_FSGEOMETRY_V1, &g) < 0)
-		return sl_fail(why, -errno, "cannot look at the image %s: %s", path, strerror(errno));
-	if (bytes / g.blocksize < g.datablocks)
-		return sl_fail(why, -EINVAL, "the image %s cannot shrink", path);
-	if ((uint64_t)st.st_size < bytes && ftruncate(image, (off_t)bytes) < 0)
-		return sl_fail(why, -errno, "cannot make the image %s %s large: %s", path,
-			       sl_format_size(h, bytes), strerror(errno));
-	if (ioctl(loop_fd, LOOP_SET_CAPACITY, 0) < 0)
-		return sl_fail(why, -errno, "the loop device of %s does not grow: %s", path, strerror(errno));
-	struct xfs_growfs_data d = {.newblocks = bytes / g.blocksize, .imaxpct = g.imaxpct};
-	if (d.newblocks > g.datablocks && ioctl(fs, XFS_IOC_FSGROWFSDATA, &d) < 0)
-		return sl_fail(why, -errno, "the filesystem in %s does not grow to %s: %s", path,
-			       sl_format_size(h, bytes), strerror(errno));
-	return 0;
 }

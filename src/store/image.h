@@ -36,9 +36,3 @@ int sl_image_attach(const char *path, int *ret_loop_fd, char dev[SL_LOOP_DEV_MAX
 
 /** The size of the filesystem in the image @image, after its superblock. -EBADMSG if there is none. */
 int sl_image_fs_size(int image, uint64_t *bytes);
-
-/**
- * Make a mounted image larger: file, device, filesystem. @mount_fd as in store/fs.h. Where it fails in the
- * middle, it can be called again. -EINVAL if @bytes is less than the filesystem has.
- */
-int sl_image_grow(const char *path, int loop_fd, int mount_fd, uint64_t bytes, char **why);

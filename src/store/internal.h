@@ -26,9 +26,15 @@ struct sl_store {
 	pthread_mutex_t armour_lock; /* held while many files are armoured: see placeholder.c */
 	pthread_mutex_t cold_lock;   /* cold_size, and growing the cold extent */
 	_Atomic uint64_t cold_size;
-	bool cold_fixed;       /* it does not grow */
-	_Atomic int *tail_fds; /* by length, + 1; 0: not opened yet */
-	unsigned block;	       /* of the filesystem, for reflinks */
+	bool cold_fixed;	   /* it does not grow */
+	_Atomic int *tail_fds;	   /* by length, + 1; 0: not opened yet */
+	unsigned block;		   /* of the filesystem, for reflinks */
+	pthread_mutex_t trim_lock; /* one trim at a time; before room_lock */
+	pthread_mutex_t room_lock; /* see room.c: trimmed, and how much is kept */
+	uint64_t trimmed;	   /* free bytes of the image that were given back to the host, about */
+	uint64_t last, synced; /* free bytes when looked at last; what would be free if nothing was written
+				  since a sync */
+	_Atomic uint64_t owed; /* evicted and not given back to the host yet */
 
 	/* Lock order: an object's io, an object's lock (never two objects), tree, table, fds. */
 	pthread_rwlock_t tree;	    /* every object's parent, name and fd */
@@ -93,6 +99,10 @@ int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl
 		      struct sl_handle *h, char **place, uint32_t *moves);
 int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const struct sl_record *r,
 		      const char *place, uint32_t moves);
+
+/** How many of the free bytes of an image that was just made must never be used: see struct sl_store_config.
+ */
+int sl_room_spare(int base_fd, uint64_t capacity, uint64_t *ret);
 
 /** An object without a name; takes over @fd, an O_PATH descriptor of it. */
 int sl_object_new_pinned(struct sl_store *s, int fd, struct sl_object **ret);

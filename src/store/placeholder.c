@@ -381,6 +381,11 @@ int sl_placeholder_populated(struct sl_object *dir, const struct sl_attr *a, str
 	struct sl_record old = dir->rec;
 	dir->rec.state = SL_FULL;
 	dir->rec.origin = sl_attr_version(a);
+	/* Another directory may be at its place by now; that it came there is another change. */
+	if (old.origin.ino) {
+		dir->rec.origin.ino = old.origin.ino;
+		dir->rec.origin.generation = old.origin.generation;
+	}
 	int r = 0;
 	r = sl_object_restore_mtime(dir, &mtime);
 	if (r == 0)

@@ -7,7 +7,6 @@
 #include <linux/mount.h>
 #include <stdio.h>
 #include <sys/file.h>
-#include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <sys/xattr.h>
 
@@ -80,6 +79,7 @@ static int config_load(int fd, const char *path, struct sl_store_config *c, char
 	c->image = json_is_true(json_object_get(j, "image"));
 	c->device = get_str(j, "device");
 	c->capacity = get_u64(j, "capacity", 0);
+	c->spare = get_u64(j, "spare", 0);
 	json_decref(j);
 	if (format > CONFIG_FORMAT)
 		r = sl_fail(why, -EPROTONOSUPPORT,
@@ -114,6 +114,7 @@ int sl_store_config_save(const char *path, const struct sl_store_config *c)
 		json_object_set_new(j, "native", json_true());
 		json_object_set_new(j, "image", json_boolean(c->image));
 		json_object_set_new(j, "capacity", json_integer((json_int_t)c->capacity));
+		json_object_set_new(j, "spare", json_integer((json_int_t)c->spare));
 		if (c->device)
 			json_object_set_new(j, "device", json_string(c->device));
 	}
@@ -195,13 +196,13 @@ static int mount_fs(const char *path, const struct sl_store_config *c, int *ret,
 			   why);
 }
 
-static int make_fs(const char *path, const struct sl_store_config *c, char **why)
+static int make_fs(const char *path, struct sl_store_config *c, char **why)
 {
 	_cleanup_close_ int mnt = -EBADF;
 	_cleanup_free_ char *image = sl_path_join(path, "image");
 	int r = image ? 0 : -ENOMEM;
 	if (r == 0 && c->image)
-		r = sl_image_create(image, c->capacity, why);
+		r = sl_image_create(image, c->size, why);
 	else if (r == 0 && c->device)
 		r = sl_device_format(c->device, why);
 	if (r == 0)
@@ -212,10 +213,12 @@ static int make_fs(const char *path, const struct sl_store_config *c, char **why
 	_cleanup_free_ char *no_zone = NULL;
 	if (r == 0 && c->image && sl_zone_make(fd, &no_zone) < 0)
 		sl_notice("no cold zone: %s", no_zone ? no_zone : "?");
+	if (r == 0 && c->image)
+		r = sl_room_spare(fd, c->capacity, &c->spare);
 	return r;
 }
 
-static int make_parts(int fd, const char *path, const struct sl_store_config *c, char **why)
+static int make_parts(int fd, const char *path, struct sl_store_config *c, char **why)
 {
 	/* No service has run yet: that counts as one that ended in good order. */
 	_cleanup_close_ int clean = openat(fd, "clean", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
@@ -269,9 +272,10 @@ int sl_store_create(const char *path, const struct sl_store_config *c, char **wh
 		if (fd < 0)
 			return sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
 	}
-	int r = make_parts(fd, path, c, why);
+	struct sl_store_config cfg = *c;
+	int r = make_parts(fd, path, &cfg, why);
 	if (r == 0) {
-		r = sl_store_config_save(path, c);
+		r = sl_store_config_save(path, &cfg);
 		if (r == -EILSEQ)
 			sl_fail(why, r, "store %s: the paths of a clone must be valid UTF-8", path);
 		else if (r < 0)
@@ -422,6 +426,8 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 	pthread_mutex_init(&s->cold_lock, NULL);
 	pthread_mutex_init(&s->armour_lock, NULL);
 	pthread_mutex_init(&s->table_lock, NULL);
+	pthread_mutex_init(&s->room_lock, NULL);
+	pthread_mutex_init(&s->trim_lock, NULL);
 	pthread_mutex_init(&s->fd_lock, NULL);
 	pthread_rwlockattr_t ra;
 	pthread_rwlockattr_init(&ra);
@@ -438,6 +444,9 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 		goto fail;
 	}
 	probe_reflinks(s);
+	s->trimmed = s->last = UINT64_MAX;
+	(void)sl_store_sync(s);
+	sl_store_fit(s);
 	r = sl_object_load_root(s, &s->root);
 	if (r < 0) {
 		sl_fail(why, r, "store %s: the record of the root is damaged", path);
@@ -466,6 +475,8 @@ void sl_store_close(struct sl_store *s)
 	pthread_mutex_destroy(&s->table_lock);
 	pthread_mutex_destroy(&s->fd_lock);
 	pthread_mutex_destroy(&s->cold_lock);
+	pthread_mutex_destroy(&s->room_lock);
+	pthread_mutex_destroy(&s->trim_lock);
 	pthread_mutex_destroy(&s->armour_lock);
 	store_free(s);
 }
@@ -508,28 +519,6 @@ int sl_store_lock_fd(const struct sl_store *s)
 int sl_store_root_fd(const struct sl_store *s)
 {
 	return s->root_fd;
-}
-
-uint64_t sl_store_free_bytes(const struct sl_store *s)
-{
-	struct statvfs v;
-	uint64_t n = UINT64_MAX;
-	if (fstatvfs(s->base_fd, &v) == 0)
-		n = v.f_bavail * v.f_frsize;
-	if (s->cfg.image && fstatvfs(s->root_fd, &v) == 0)
-		n = SL_MIN(n, v.f_bavail * v.f_frsize);
-	return n;
-}
-
-void sl_store_trim(struct sl_store *s)
-{
-	uint64_t bytes;
-	if (!s->cfg.image)
-		return;
-	int r = sl_fs_trim(s->base_fd, &bytes);
-	if (r < 0)
-		sl_notice("store %s: what was evicted cannot be given back to the host: %s", s->path,
-			  strerror(-r));
 }
 
 int sl_store_work_fd(const struct sl_store *s)
@@ -605,9 +594,4 @@ int sl_store_stage(struct sl_store *s)
 		return -errno;
 	int fd = openat(s->base_fd, SL_STAGING, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 	return fd < 0 ? -errno : fd;
-}
-
-int sl_store_sync(struct sl_store *s)
-{
-	return syncfs(s->base_fd) < 0 ? -errno : 0;
 }

@@ -43,7 +43,9 @@ struct sl_store_config {
 	bool native;  /* behind the fanotify gate */
 	char *device; /* native: a block device; NULL: see image */
 	bool image;   /* native: STORE/image; neither: the store's directory is the root of a filesystem */
-	uint64_t capacity; /* bytes the image has room for in the beginning */
+	uint64_t capacity; /* bytes the image may have room for; 0: as many as there are */
+	uint64_t size;	   /* of the image that is to be made; not saved */
+	uint64_t spare;	   /* bytes of the image that were free from the start, and that `capacity` forbids */
 };
 
 #define SL_STORE_DEFAULT_RESERVE (256ull << 20)
@@ -107,5 +109,12 @@ int sl_store_stage(struct sl_store *s);
 uint64_t sl_store_free_bytes(const struct sl_store *s);
 /** Native: what was evicted goes back to what lies below the filesystem. */
 void sl_store_trim(struct sl_store *s);
+/** So much was evicted: until sl_store_trim() nobody gets it. */
+void sl_store_owe(struct sl_store *s, uint64_t bytes);
+/** Something is to be evicted: where there is no room at all, let there be what that needs. */
+void sl_store_unlock_room(struct sl_store *s);
+/** Of an image: let no more be written to it than --capacity, and what it lies on, have room for. Every few
+ * seconds. */
+void sl_store_fit(struct sl_store *s);
 /** The xattr names that belong to the store and that users neither see nor change. */
 bool sl_store_xattr_private(const char *name);

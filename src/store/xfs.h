@@ -22,9 +22,8 @@ struct xfs_geometry {
 	uint32_t flags, logsectsize, rtsectsize, dirblocksize;
 };
 
-struct xfs_growfs_data {
-	uint64_t newblocks;
-	uint32_t imaxpct, pad;
+struct xfs_fsop_resblks {
+	uint64_t resblks, avail;
 };
 
 struct xfs_handle {
@@ -63,10 +62,10 @@ struct xfs_attrmulti {
 
 #define XFS_IOC_FSGEOMETRY_V1	    _IOR('X', 100, struct xfs_geometry)
 #define XFS_IOC_OPEN_BY_HANDLE	    _IOWR('X', 107, struct xfs_fsop_handlereq)
-#define XFS_IOC_FSGROWFSDATA	    _IOW('X', 110, struct xfs_growfs_data)
+#define XFS_IOC_SET_RESBLKS	    _IOWR('X', 114, struct xfs_fsop_resblks)
+#define XFS_IOC_GET_RESBLKS	    _IOR('X', 115, struct xfs_fsop_resblks)
 #define XFS_IOC_ATTRMULTI_BY_HANDLE _IOW('X', 123, struct xfs_attrmulti)
 #define XFS_IOC_GOINGDOWN	    _IOR('X', 125, uint32_t)
 
 _Static_assert(sizeof(struct xfs_geometry) == 112, "xfs_fsop_geom_v1");
-_Static_assert(sizeof(struct xfs_growfs_data) == 16, "xfs_growfs_data_t");
 _Static_assert(sizeof(struct xfs_handle) == 24, "xfs_handle_t");

@@ -306,18 +306,6 @@ int sl_zone_make(int store_fd, char **why)
 		     : 0;
 }
 
-/* After growing, the new size may be in the log only, and sl_image_attach() goes by the superblock. */
-static int settle(int image, int store_fd, const struct xfs_geometry *g)
-{
-	uint64_t bytes;
-	if (syncfs(store_fd) < 0)
-		return -errno;
-	int r = sl_image_fs_size(image, &bytes);
-	if (r < 0 || bytes == g->datablocks * g->blocksize)
-		return r;
-	return ioctl(store_fd, FIFREEZE, 0) < 0 || ioctl(store_fd, FITHAW, 0) < 0 ? -errno : 0;
-}
-
 int sl_zone_seal(const char *path, int store_fd, char **why)
 {
 	struct xfs_geometry g;
@@ -338,10 +326,8 @@ int sl_zone_seal(const char *path, int store_fd, char **why)
 		sum += e[i].physical < start ? 0 : e[i].length;
 	if (n <= 0 || fstat(cold, &st) < 0 || (uint64_t)st.st_size != sum)
 		return sl_fail(why, -ENXIO, "%s has no cold zone at its end", path);
-	r = settle(image, store_fd, &g);
-	if (r < 0 || ftruncate(image, (off_t)start) < 0)
-		return sl_fail(why, r < 0 ? r : -errno, "%s cannot be cut off: %s", path,
-			       strerror(r < 0 ? -r : errno));
+	if (ftruncate(image, (off_t)start) < 0)
+		return sl_fail(why, -errno, "%s cannot be cut off: %s", path, strerror(errno));
 	posix_fadvise(cold, 0, 0, POSIX_FADV_DONTNEED);
 	if (pread(cold, &b, 1, 0) >= 0 || errno != EIO)
 		return sl_fail(why, -EOPNOTSUPP, "this kernel reads beyond the end of %s without an error",

@@ -19,8 +19,8 @@
  * dev loop0").
  *   - XFS reads a device's last block when it mounts it: sl_image_attach() makes the file as long as it has
  * to be, and the seal is put on again after each mount.
- *   - After sl_image_grow() the zone is no longer at the end, and what is made of it reads as zeros. A new
- * zone is made and what is cold is armoured again. Better: make the image large at once, it costs nothing.
+ *   - A filesystem that grew would leave its zone behind, and what is made of it would read as zeros. So an
+ * image is made as large as it may ever be, which costs nothing, and does not grow (store/room.c).
  *
  * Functions return 0 or -errno with a sentence in *@why, and keep no state.
  */

@@ -84,6 +84,7 @@ static void send_reply(struct sl_req *rq, int err, const void *out, size_t len, 
 	if (data_len)
 		iov[n++] = (struct iovec){(void *)data, data_len};
 	h.len = (uint32_t)(sizeof(h) + len + data_len);
+	rq->err = err;
 	__tsan_release(rq->server);
 	int r = sl_transport_send(rq->server->t, iov, n);
 	/* ENOENT: the kernel's caller was killed meanwhile and nobody wants the answer. */

@@ -23,6 +23,7 @@ struct sl_req {
 	struct sl_server *server;
 	struct sl_msg_in m;
 	void *kept; /* set by sl_req_keep(): its own copy of the message */
+	int err;    /* what it was answered with; of one that was not kept */
 };
 
 struct sl_server_config {

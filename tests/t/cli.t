@@ -4,7 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/clone.sh"
 
-commands="clone serve start stop remove list status hydrate evict pin unpin verify upgrade doctor"
+commands="clone serve share mount start stop remove list status hydrate evict pin unpin verify upgrade doctor"
 
 ok "--version" "$SLUICE" --version
 like "$(cat "$T/.out")" '^sluice [0-9]+\.[0-9]+' "which is a version"

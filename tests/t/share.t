@@ -145,6 +145,18 @@ def test():
     two_writers(m2, T + "/tree2")
     m2.stop()
     m.stop()
+    m3 = standin.Mount("share", T + "/tree3", T + "/mnt3")
+    os.mkdir(T + "/tree3")
+    os.mkdir(T + "/tree3/sub")
+    m3.start()
+    standin.events(m3, T + "/tree3", T + "/away")
+    standin.fanotify(m3, T + "/tree3")
+    m3.stop()
+    m4 = standin.Mount("share", T + "/tree4", T + "/mnt4")
+    os.mkdir(T + "/tree4")
+    m4.start()
+    standin.storm(m4, T + "/tree4")
+    m4.stop()
 
 
 slt.run(test, also_as_user=True)

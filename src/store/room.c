@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Room. An image is at least as large as what it lies on, and sparse. So that who writes to it hears "no
+ * space left" in time, as on any filesystem, and not from a disk that fails, blocks that must not be used are
+ * kept from it: those that --capacity does not allow, and those for which there is no room on the host.
+ */
+#include <sys/statvfs.h>
+
+#include "base/log.h"
+#include "store/fs.h"
+#include "store/internal.h"
+
+#define STEP   (1ull << 20)  /* not worth a change */
+#define MARGIN (16ull << 20) /* on the host, also with --reserve 0: for what the filesystem itself writes */
+#define WORK   (2ull << 20)  /* to take a file's blocks away the filesystem needs some itself */
+#define LEAK   (64ull << 20) /* others may be faster, and --capacity is missed by that much */
+#define TRIM   (16ull << 20) /* not worth a trim */
+
+struct room {
+	uint64_t avail; /* free for users; for who writes now and what is written out later */
+	uint64_t kept;	/* free blocks that are kept from users */
+	uint64_t want;	/* so many are to be kept: what becomes free goes there first */
+	uint64_t here;	/* free in all, as far as --capacity allows, and given back to the host */
+	uint64_t host;	/* free on what it lies on, where what was not written out yet is not counted */
+};
+
+static uint64_t less(uint64_t a, uint64_t b)
+{
+	return a > b ? a - b : 0;
+}
+
+static int look(const struct sl_store *s, struct room *m)
+{
+	struct statvfs fs, host;
+	*m = (struct room){.host = UINT64_MAX};
+	if (fstatvfs(s->base_fd, &fs) < 0)
+		return -errno;
+	m->here = m->avail = (uint64_t)fs.f_bavail * fs.f_frsize;
+	if (!s->cfg.image)
+		return 0;
+	int r = sl_fs_kept(s->base_fd, &m->kept, &m->want);
+	if (r < 0 || fstatvfs(s->root_fd, &host) < 0)
+		return r < 0 ? r : -errno;
+	m->host = (uint64_t)host.f_bavail * host.f_frsize;
+	m->here = less(m->avail + m->kept, s->cfg.spare + s->owed);
+	return 0;
+}
+
+static uint64_t left_on_host(const struct sl_store *s)
+{
+	return SL_MAX(s->cfg.reserve, MARGIN);
+}
+
+uint64_t sl_store_free_bytes(const struct sl_store *s)
+{
+	struct room m;
+	if (look(s, &m) < 0)
+		return 0;
+	if (!s->cfg.image)
+		return m.here;
+	uint64_t n = SL_MIN(m.here, m.host), now = m.avail + left_on_host(s);
+	return SL_MIN(n, now);
+}
+
+static void keep(struct sl_store *s, uint64_t bytes)
+{
+	int r = sl_fs_keep(s->base_fd, bytes);
+	if (r < 0)
+		sl_warn("store %s: its filesystem cannot be kept from using more room than there is: %s",
+			s->path, strerror(-r));
+}
+
+/*
+ * What is evicted is free in the image before it is free on the host. Another file need not get the same
+ * blocks, so until then it is kept, too.
+ */
+void sl_store_owe(struct sl_store *s, uint64_t bytes)
+{
+	struct room m;
+	if (!s->cfg.image || !bytes)
+		return;
+	pthread_mutex_lock(&s->room_lock);
+	s->owed += bytes;
+	/* It is neither what the user deleted, nor does it make up for what is still to come. */
+	s->last += bytes;
+	s->synced += bytes;
+	if (look(s, &m) == 0)
+		keep(s, m.want + bytes);
+	pthread_mutex_unlock(&s->room_lock);
+}
+
+void sl_store_unlock_room(struct sl_store *s)
+{
+	struct room m;
+	if (!s->cfg.image)
+		return;
+	pthread_mutex_lock(&s->room_lock);
+	if (look(s, &m) == 0 && m.avail < WORK && m.kept > WORK && m.host > left_on_host(s) / 2 &&
+	    m.kept + LEAK > s->cfg.spare)
+		keep(s, m.kept - WORK);
+	pthread_mutex_unlock(&s->room_lock);
+}
+
+/* Give back. What a journaling filesystem frees can be had once its journal says so: that is asked for only
+ * where it is needed. */
+static int give_back(struct sl_store *s)
+{
+	struct room m;
+	/* The loop device does it after this, but before it writes what is written later. */
+	int r = sl_fs_trim(s->base_fd, NULL);
+	if (r == 0 && look(s, &m) == 0 && m.host < 4 * left_on_host(s))
+		(void)syncfs(s->root_fd);
+	return r;
+}
+
+void sl_store_trim(struct sl_store *s)
+{
+	if (!s->cfg.image)
+		return;
+	pthread_mutex_lock(&s->trim_lock);
+	uint64_t owed = s->owed;
+	int r = give_back(s);
+	if (r < 0)
+		sl_notice("store %s: what was evicted cannot be given back to the host: %s", s->path,
+			  strerror(-r));
+	s->owed -= owed;
+	pthread_mutex_unlock(&s->trim_lock);
+	sl_store_fit(s);
+}
+
+/* What the user deleted takes room on the host until it is given back. */
+static bool worth_a_trim(struct sl_store *s, const struct room *m)
+{
+	uint64_t before = s->trimmed, least = SL_MAX(TRIM, m->host / 8);
+	before = SL_MIN(before, m->here);
+	bool worth = m->here > m->host && m->here - before > least;
+	s->trimmed = worth ? m->here : before;
+	return worth;
+}
+
+/*
+ * Of what was written since the last sync, nobody says how much of it the host has got. So all of it counts
+ * as still to come, which is too much.
+ */
+static uint64_t to_come(struct sl_store *s, const struct room *m)
+{
+	uint64_t now = m->avail + m->kept;
+	if (s->last == UINT64_MAX) /* the first time; whoever served before has synced it, or is dead */
+		s->synced = now;
+	else
+		s->synced += less(now, s->last);
+	s->last = now;
+	return less(s->synced, now);
+}
+
+int sl_store_sync(struct sl_store *s)
+{
+	struct room m;
+	uint64_t n = 0;
+	pthread_mutex_lock(&s->room_lock);
+	if (s->cfg.image && look(s, &m) == 0)
+		n = to_come(s, &m);
+	pthread_mutex_unlock(&s->room_lock);
+	if (syncfs(s->base_fd) < 0)
+		return -errno;
+	pthread_mutex_lock(&s->room_lock);
+	s->synced = less(s->synced, n);
+	pthread_mutex_unlock(&s->room_lock);
+	return 0;
+}
+
+void sl_store_fit(struct sl_store *s)
+{
+	struct room m;
+	bool trim = false;
+	if (!s->cfg.image)
+		return;
+	for (int tries = 0; tries < 2; tries++) {
+		pthread_mutex_lock(&s->room_lock);
+		int r = look(s, &m);
+		uint64_t coming = r == 0 ? to_come(s, &m) : 0, room = less(m.host, left_on_host(s) + coming);
+		uint64_t most = SL_MIN(m.here, room), want = less(m.avail + m.kept, most);
+		trim = r == 0 && worth_a_trim(s, &m);
+		/* Of what is wanted and not kept yet, what becomes free goes there: that may be more than is
+		 * wanted now. */
+		if (r == 0 &&
+		    (less(want, m.kept) >= STEP || less(m.kept, want) >= STEP || m.want >= m.kept + STEP))
+			keep(s, want);
+		pthread_mutex_unlock(&s->room_lock);
+		if (room >= m.here || coming <= room / 4 || coming < STEP || sl_store_sync(s) < 0)
+			break;
+	}
+	/* And the next time there is more room. */
+	if (trim)
+		(void)give_back(s);
+}
+
+int sl_room_spare(int base_fd, uint64_t capacity, uint64_t *ret)
+{
+	struct statvfs fs;
+	uint64_t kept, want;
+	int r = sl_fs_kept(base_fd, &kept, &want);
+	if (r == 0 && fstatvfs(base_fd, &fs) < 0)
+		r = -errno;
+	if (r == 0)
+		*ret = capacity ? less((uint64_t)fs.f_bavail * fs.f_frsize + kept, capacity) : 0;
+	return r;
+}

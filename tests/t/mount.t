@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""sluice mount: if this fails, programs that work in a directory do not work in a mount of an export, or the two differ."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import slt  # noqa: E402
+from slt import SLUICE, T  # noqa: E402
+import standin  # noqa: E402
+
+
+def serve(name, tree, *options):
+    """An export; its origin's name, and the process."""
+    sock = f"{T}/{name}"
+    p = subprocess.Popen([SLUICE, "serve", *options, "--unix", sock, tree], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    slt._at_end.append(p.kill)  # pylint: disable=protected-access
+    assert p.stdout.readline().startswith(b"serving"), "no export"
+    return "unix:" + sock, p
+
+
+def mounted(name, *options, serving=("--rw",)):
+    """A tree, an export of it, and a mount of that."""
+    tree = f"{T}/tree-{name}"
+    os.makedirs(tree + "/sub", exist_ok=True)
+    origin, _ = serve("s-" + name, tree, *serving)
+    return standin.Mount("mount", origin, f"{T}/mnt-{name}", *options).start(), tree
+
+
+def fails(err, f, *args):
+    try:
+        f(*args)
+    except OSError as e:
+        assert e.errno == err, errno.errorcode[e.errno]
+    else:
+        raise AssertionError(f"no {errno.errorcode[err]}")
+
+
+def command_line():
+    os.makedirs(T + "/x")
+    for args, what in ((["mount"], "nothing"), (["mount", "unix:/none"], "no mount"), (["mount", "unix:" + T + "/none", T + "/m"],
+                       "no export"), (["mount", T + "/x", T + "/m"], "a local tree"), (["mount", "-b", "exec:cat", T + "/m"],
+                       "what is no export"), (["mount", "tcp:127.0.0.1:1", T + "/m"], "a plain connection unasked for")):
+        p = subprocess.run([SLUICE, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
+                           timeout=120)
+        slt.ok(p.returncode in (1, 2) and p.stderr and not p.stdout, f"mount of {what} is refused", p)
+        slt.ok(not os.path.exists(T + "/m"), "and leaves nothing behind")
+
+
+def refused():
+    for what, options, serving in (("a read-only export", (), ()), ("--ro", ("--ro",), ("--rw",))):
+        m, tree = mounted("ro" + str(len(options)), *options, serving=serving)
+        with open(tree + "/f", "w", encoding="ascii") as f:
+            f.write("text")
+        with slt.point(f"{what}: what is there can be read, and nothing can be changed"):
+            c = m.path
+            with open(c + "/f", encoding="ascii") as f:
+                assert f.read() == "text"
+            fails(errno.EROFS, os.mkdir, c + "/new")
+            fails(errno.EROFS, os.open, c + "/f", os.O_WRONLY)
+            fails(errno.EROFS, os.unlink, c + "/f")
+            fails(errno.EROFS, os.rename, c + "/f", c + "/g")
+            fails(errno.EROFS, os.truncate, c + "/f", 0)
+            fails(errno.EROFS, os.chmod, c + "/f", 0o600)
+            assert os.listdir(tree) == ["sub", "f"] or os.listdir(tree) == ["f", "sub"]
+        m.stop()
+
+
+def broken():
+    """The export dies: what is under way fails, nobody hangs, and the mount is gone."""
+    os.makedirs(T + "/dying")
+    with open(T + "/dying/f", "wb") as f:
+        f.write(b"x" * 100000)
+    origin, p = serve("s-dying", T + "/dying", "--rw")
+    m = standin.Mount("mount", origin, T + "/mnt-dying").start()
+    fd = os.open(m.path + "/f", os.O_RDONLY)
+    p.send_signal(signal.SIGSTOP)
+    got = []
+
+    def read():
+        try:
+            got.append(os.pread(fd, 100, 0))
+        except OSError as e:
+            got.append(e.errno)
+    t = threading.Thread(target=read)
+    t.start()
+    p.kill()
+    p.wait()
+    t.join(120)
+    slt.ok(got and got[0] in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED), "a read under way fails", got)
+    slt.is_(m.p.wait(120), 1, "the mount ends, and says so in its status")
+    slt.ok(not os.path.ismount(m.path), "and is gone")
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def two_mounts():
+    """Two mounts of one export: what is changed through one is heard of through the other."""
+    tree = T + "/shared"
+    os.makedirs(tree + "/sub")
+    origin, _ = serve("s-shared", tree, "--rw")
+    a = standin.Mount("mount", origin, T + "/mnt-a").start()
+    b = standin.Mount("mount", origin, T + "/mnt-b").start()
+    with slt.point("changes through one mount are heard of, once, through another"):
+        w = standin.heard.Watcher(b.path)
+        with open(a.path + "/sub/f", "w", encoding="ascii") as f:
+            f.write("text")
+        os.rename(a.path + "/sub/f", a.path + "/g")
+        os.unlink(a.path + "/g")
+        got = [e[:2] for e in standin.simple(w.round(tree))]
+        # Those who change the tree are told apart where the kernel says who they are.
+        for e in (("create", "sub/f"), ("modify", "sub/f"), ("close", "sub/f"), ("from", "sub/f"), ("to", "g"), ("delete", "g")):
+            assert got.count(e) == 1, (e, got)
+        w.close()
+    a.stop()
+    b.stop()
+
+
+def test():
+    command_line()
+    refused()
+    broken()
+    two_mounts()
+    m, tree = mounted("ops")
+    os.rmdir(tree + "/sub")
+    standin.fileops(m, tree)
+    m.stop()
+    m, tree = mounted("programs")
+    standin.programs(m, tree)
+    m.stop()
+    m, tree = mounted("events")
+    standin.events(m, tree, T + "/away")
+    standin.fanotify(m, tree)
+    m.stop()
+    m, tree = mounted("storm")
+    standin.storm(m, tree)
+    m.stop()
+
+
+slt.run(test, also_as_user=True)

@@ -1,0 +1,173 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# asan: no
+# No room: if this fails, a native clone whose image, or what that lies on, is full gives wrong bytes, loses what was written, fails
+# otherwise than any filesystem would, or does not recover.
+. "$(dirname "$0")/../tools/native.sh" --self
+. "$(dirname "$0")/lib.sh"
+. "$TOOLS/clone.sh"
+
+o=$T/o c=$T/c
+new() { head -c "$1" /dev/urandom >"$2"; }
+avail() { echo $(($(stat -f -c '%a * %S' "$1"))); }
+
+# right_or RE FILE...: each reads right, or fails with an error that matches; what came before the error is right.
+right_or() {
+	local re=$1 f bad=
+	shift
+	for f; do
+		if cat "$c/$f" >"$T/got" 2>"$T/err"; then
+			cmp -s "$T/got" "$o/$f" || bad+=" $f"
+		else
+			refused=$((refused + 1))
+			grep -qE "$re" "$T/err" || bad+=" $f: $(<"$T/err")"
+			cmp -s -n "$(stat -c %s "$T/got")" "$T/got" "$o/$f" || bad+=" $f (a part)"
+		fi
+	done
+	[ -z "$bad" ] || { echo "$bad"; return 1; }
+}
+all_right() { right_or 'nothing is expected' "$@"; }
+
+# until_full FILE: write until there is no room; what was written is beside it, in $T. Says how that ended.
+until_full() {
+	python3 - "$1" "$T/${1##*/}" <<'EOP'
+import errno, os, sys
+try:
+    b, a = (os.open(p, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) for p in sys.argv[:0:-1])
+except OSError as e:
+    sys.exit(print(errno.errorcode[e.errno]))
+piece = os.urandom(1 << 20)
+how, left = None, 4 << 30
+while not how:
+    if left <= 0:
+        how = "no end"
+        break
+    try:
+        n = os.write(a, piece)
+        assert os.write(b, piece[:n]) == n
+        left -= n
+    except OSError as e:
+        if len(piece) == 4096 or e.errno != errno.ENOSPC:
+            how = errno.errorcode[e.errno]
+        piece = piece[:len(piece) // 2]
+try:
+    os.fsync(a)
+except OSError as e:
+    how += ", and fsync " + errno.errorcode[e.errno]
+print(how)
+EOP
+}
+
+# ---- the image is full; what it lies on has room ----
+
+mkdir "$o"
+for i in {1..8}; do new 20000000 "$o/$i"; done
+new 3000 "$o/small"
+nok "a capacity that is all reserve is refused" "$SLUICE" clone --gate fanotify --capacity 32M --reserve 32M "$o" "$c"
+like "$(<"$T/.out")" "capacity" "and says why"
+clone --capacity 128M --reserve 32M "$o" "$c"
+room=$(avail "$c")
+ok "--capacity 128M leaves room for that much ($room)" test "$room" -le 135300000 -a "$room" -gt 120000000
+ok "160 MB go through it, all right" all_right {1..8} small {1..8}
+is "$(until_full "$c/mine")" ENOSPC "who writes is told that there is no room"
+ok "what was written until then is there" cmp "$T/mine" "$c/mine"
+ok "reads evict what was read before, and are right" all_right {1..8}
+evict_and_fill() { "$SLUICE" evict "$c" && until_full "$c/mine"; }
+for i in 1 2 3; do evict_and_fill >"$T/.out"; done
+is "$(tail -n 1 "$T/.out")" ENOSPC "full of what was written here"
+ok "and all of it is there" cmp "$T/mine" "$c/mine"
+refused=0
+ok "with nothing left to evict reads are right, or say that there is no room" right_or "No space left" {1..8}
+ok "and some do ($refused)" test "$refused" -gt 0
+nok "a cold file that cannot be filled cannot be written to either" sh -c 'echo more >>"$1"' sh "$c/8"
+# Past the gate: what was armoured when there was no room must not read as zeros.
+kill_service "$c"
+bad=
+for i in {1..8} small; do
+	dd if="$c/$i" iflag=direct bs=1M status=none >"$T/got" 2>"$T/err" || grep -q "Input/output error" "$T/err" || bad+=" $i: $(<"$T/err")"
+	cmp -s -n "$(stat -c %s "$T/got")" "$T/got" "$o/$i" || bad+=" $i"
+done
+is "$bad" "" "service and keeper killed: right bytes, or EIO"
+ok "it starts again" "$SLUICE" start "$c"
+ok "what was written is there" cmp "$T/mine" "$c/mine"
+ok "there is no more room than before" test "$(avail "$c")" -lt 33000000
+rm "$c/mine"
+ok "after room was made everything is right" wait_for 60 all_right {1..8} small
+ok "and can be written to" sh -c 'echo more >>"$1"' sh "$c/8"
+ok "nothing is wrong here" "$SLUICE" verify "$c"
+
+# ---- as many files as there is room for ----
+
+is "$(python3 - "$c" <<'EOP'
+import errno, os, sys
+os.mkdir(sys.argv[1] + "/many")
+n = 0
+try:
+    while True:
+        os.close(os.open(f"{sys.argv[1]}/many/{n}", os.O_CREAT | os.O_WRONLY))
+        n += 1
+except OSError as e:
+    print(errno.errorcode[e.errno] if n > 5000 else n)
+EOP
+)" ENOSPC "files without content are made until there is no room for one more"
+ok "reads are right, or say that there is no room" right_or "No space left" {1..7}
+rm -r "$c/many"
+ok "and it goes on when they are gone" wait_for 60 touch "$c/one"
+ok "all is right" wait_for 60 all_right {1..7}
+"$SLUICE" remove --force --discard "$c"
+
+# ---- names that there is no room for ----
+
+mkdir "$T/many"
+(cd "$T/many" && seq 40000 | xargs touch)
+nok "a clone whose names do not fit is not made" "$SLUICE" clone --gate fanotify --capacity 24M --reserve 16M "$T/many" "$c"
+like "$(<"$T/.out")" "No space left.*--capacity" "which says why, and what helps"
+nok "nothing is shown" mounted "$c"
+is "$("$SLUICE" list) $(losetup -n -O BACK-FILE -l | grep -c "^$T")" " 0" "and nothing is left"
+truncate -s 400M "$T/ext4.img"
+mkfs.ext4 -q -N 2000 "$T/ext4.img"
+mkdir "$T/ext4"
+mount -o loop "$T/ext4.img" "$T/ext4" || bail "mount"
+rmdir "$T/ext4/lost+found"
+nok "nor on a filesystem that has too few inodes" "$SLUICE" clone --gate fanotify --reserve 16M --store "$T/ext4" "$T/many" "$c"
+like "$(<"$T/.out")" "No space left" "which says why"
+nok "nothing is shown" mounted "$c"
+umount "$T/ext4"
+
+# ---- what the image lies on is full ----
+
+truncate -s 400M "$T/host.img"
+mkfs.ext4 -q -m 0 "$T/host.img"
+mkdir "$T/host" "$T/large"
+mount -o loop "$T/host.img" "$T/host" || bail "mount"
+for i in {9..20}; do new 20000000 "$o/$i"; done
+clone --reserve 16M --store "$T/host/store" --capacity 2G "$o" "$c"
+ok "there is no more room than there" test "$(avail "$c")" -lt "$(avail "$T/host")"
+echo mine >"$c/mine"
+sync -f "$c"
+ok "400 MB go through an image on a host with 300 MB, all right" all_right {1..20} {1..5}
+"$SLUICE" evict "$c" >"$T/.out"
+enough() { [ "$(avail "$c")" -gt 200000000 ]; }
+ok "after all was evicted there is room" wait_for 60 enough
+is "$(until_full "$c/written")" ENOSPC "who writes is told that there is no room, before the host is full"
+ok "where the reserve is left ($(avail "$T/host"))" test "$(avail "$T/host")" -gt 8000000
+ok "and what was written until then is there" cmp "$T/written" "$c/written"
+ok "stop" wait_for 30 "$SLUICE" stop "$c"
+ok "start" "$SLUICE" start "$c"
+ok "also after a restart" cmp "$T/written" "$c/written"
+rm "$c/written"
+roomy() { [ "$(avail "$c")" -gt 100000000 ]; }
+ok "what is deleted makes room, on the host as well" wait_for 60 roomy
+ok "all is right" all_right {1..20}
+fallocate -l "$(avail "$T/host")" "$T/host/filler" 2>"$T/.out"
+small() { [ "$(avail "$c")" -lt 1000000 ]; }
+ok "when others take it the clone has no more either" wait_for 60 small
+like "$(until_full "$c/more")" ^ENOSPC "who writes is told"
+ok "what is here or not here is right, or there is no room" right_or "No space left|Input/output error" {6..20}
+rm "$T/host/filler"
+ok "with room again all is right" wait_for 60 all_right {1..20}
+is "$(cat "$c/mine")" "mine" "and what was written is there"
+ok "verify finds nothing wrong" "$SLUICE" verify "$c"
+"$SLUICE" remove --force --discard "$c"
+umount "$T/host"
+done_testing

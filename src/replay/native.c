@@ -698,8 +698,10 @@ static int update_file(struct sl_native_acts *a, struct sl_object *o, int fd, co
 	bool stays = same_content(&had, &v) && how & SL_UPDATE_KEEP;
 	if (local)
 		return -EEXIST;
-	if (same)
+	/* A fill that met this version first has left the mode to us. */
+	if (same && at->mode == was)
 		return 0;
+	stays |= same;
 	if (changed)
 		return stays ? 0 : conflict(o);
 	int r = stays ? 0 : renew(a, o, at, mask, raised);
@@ -757,10 +759,14 @@ static int update_other(struct sl_object *o, int fd, const struct sl_attr *at, u
 	int r = follow_mode(fd, at, was, raised);
 	if (r == 0)
 		r = keep(o, at);
-	if (r == 0 && utimensat(fd, "", ts, AT_EMPTY_PATH) < 0)
-		r = -errno;
+	struct stat st;
+	if (r < 0 || fstat(fd, &st) < 0)
+		return r < 0 ? r : -errno;
+	/* Without need it would be an event. */
+	if (sl_time_eq(st.st_mtim, at->mtime))
+		return 0;
 	*raised |= FAN_ATTRIB;
-	return r;
+	return utimensat(fd, "", ts, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
 /* Opened and closed where users see it. */

@@ -27,7 +27,7 @@ struct sl_command {
 
 extern const struct sl_command sl_cmd_clone, sl_cmd_serve, sl_cmd_share, sl_cmd_mount, sl_cmd_start,
     sl_cmd_stop, sl_cmd_remove, sl_cmd_list, sl_cmd_status, sl_cmd_hydrate, sl_cmd_evict, sl_cmd_pin,
-    sl_cmd_unpin, sl_cmd_verify, sl_cmd_doctor, sl_cmd_upgrade, sl_cmd_keeper;
+    sl_cmd_unpin, sl_cmd_verify, sl_cmd_doctor, sl_cmd_upgrade, sl_cmd_watch, sl_cmd_keeper;
 
 /** Print the help of @cmd to standard output; returns SL_EXIT_OK. Every command offers -h and --help. */
 int sl_cli_help(const struct sl_command *cmd);

@@ -236,6 +236,20 @@ static int start_command(struct sl_dial *d, char **why)
 	return sv[0];
 }
 
+int sl_dial_local(const char *program, const char *path, struct sl_dial **ret)
+{
+	struct sl_dial *d = calloc(1, sizeof(*d));
+	const char *const argv[] = {program, "serve", "--stdio", "--", path, NULL};
+	if (d)
+		d->spec = strdup(path);
+	if (!d || !d->spec || set_argv(d, argv) < 0) {
+		sl_dial_free(d);
+		return -ENOMEM;
+	}
+	*ret = d;
+	return 0;
+}
+
 int sl_dial_connect(struct sl_dial *d, struct sl_transport **ret, char **why)
 {
 	int fd;

@@ -9,6 +9,8 @@ struct sl_dial;
 
 /** Parse "unix:PATH", "ssh://…", "HOST:path", "exec:COMMAND", "tcp:HOST:PORT". -EINVAL with a sentence. */
 int sl_dial_parse(const char *spec, bool insecure_plain, struct sl_dial **ret, char **why);
+/** The export of the local directory @path by a process of our own, '@program serve'. -ENOMEM. */
+int sl_dial_local(const char *program, const char *path, struct sl_dial **ret);
 void sl_dial_free(struct sl_dial *d);
 /** Connect, or start the command. A command ends when its transport is freed. Not for two threads at a time.
  */

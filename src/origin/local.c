@@ -13,6 +13,7 @@
 #include "base/beneath.h"
 #include "base/fd.h"
 #include "base/pool.h"
+#include "origin/dial.h"
 #include "origin/origin.h"
 
 #define THREADS		 4
@@ -28,6 +29,7 @@ struct local {
 	dev_t dev;
 	bool no_handles; /* FUSE: they do not outlive a mount */
 	struct sl_pool *pool;
+	struct sl_origin *events; /* tells of changes, or NULL */
 };
 
 struct job {
@@ -258,9 +260,8 @@ static void job_run(struct sl_work *w)
 	r->done(r);
 }
 
-static void local_submit(struct sl_origin *o, struct sl_oreq *r)
+static void push(struct local *l, struct sl_oreq *r)
 {
-	struct local *l = sl_container_of(o, struct local, o);
 	struct job *j = malloc(sizeof(*j));
 	if (!j) {
 		r->err = -ENOMEM;
@@ -271,9 +272,53 @@ static void local_submit(struct sl_origin *o, struct sl_oreq *r)
 	sl_pool_push(l->pool, &j->work);
 }
 
+/* A request that waits for its mark. */
+struct marking {
+	struct sl_oreq q;
+	struct local *l;
+	struct sl_oreq *r;
+};
+
+static void marked(struct sl_oreq *q)
+{
+	struct marking *m = sl_container_of(q, struct marking, q);
+	struct sl_oreq *r = m->r;
+	struct local *l = m->l;
+	int err = q->err;
+	r->marked = q->marked;
+	r->seq = q->seq;
+	free(m);
+	if (err) {
+		r->err = err;
+		r->done(r);
+	} else {
+		push(l, r);
+	}
+}
+
+static void local_submit(struct sl_origin *o, struct sl_oreq *r)
+{
+	struct local *l = sl_container_of(o, struct local, o);
+	bool mark = r->op == SL_OREQ_MARK || (r->op == SL_OREQ_LIST && r->mark);
+	if (!l->events || !mark) {
+		push(l, r);
+		return;
+	}
+	struct marking *m = malloc(sizeof(*m));
+	if (!m) {
+		r->err = -ENOMEM;
+		r->done(r);
+		return;
+	}
+	*m = (struct marking){
+	    .q = {.op = SL_OREQ_MARK, .place = r->place, .mark = r->mark, .done = marked}, .l = l, .r = r};
+	sl_origin_submit(l->events, &m->q);
+}
+
 static void local_free(struct sl_origin *o)
 {
 	struct local *l = sl_container_of(o, struct local, o);
+	sl_origin_free(l->events);
 	sl_pool_free(l->pool);
 	if (l->root >= 0)
 		close(l->root);
@@ -289,13 +334,26 @@ static bool local_connected(struct sl_origin *o)
 	return need_root(l) == 0 && fstat(l->root, &st) == 0 && st.st_nlink > 0;
 }
 
-/* Requests never wait here. */
+/* Requests never wait here, but for marks. */
 static void local_stop(struct sl_origin *o)
 {
-	(void)o;
+	struct local *l = sl_container_of(o, struct local, o);
+	if (l->events)
+		sl_origin_stop(l->events);
 }
 
 static const struct sl_origin_ops local_ops = {local_submit, local_stop, local_free, local_connected};
+
+static int open_events(struct local *l, const struct sl_origin_config *cfg)
+{
+	struct sl_origin_config ec = *cfg;
+	struct sl_dial *d;
+	if (!cfg->event || !cfg->program)
+		return 0;
+	int r = sl_dial_local(cfg->program, l->path, &d);
+	ec.connect_later = ec.may_be_down = true;
+	return r < 0 ? r : sl_origin_export_open(d, &ec, &l->events, NULL);
+}
 
 int sl_origin_local_open(const char *path, const struct sl_origin_config *cfg, struct sl_origin **ret,
 			 char **why)
@@ -311,7 +369,10 @@ int sl_origin_local_open(const char *path, const struct sl_origin_config *cfg, s
 	int r = l->path ? open_root(l, why) : -ENOMEM;
 	if (r == 0 || (cfg->may_be_down && r != -ENOMEM))
 		r = sl_pool_new(THREADS, "origin", &l->pool);
+	if (r == 0)
+		r = open_events(l, cfg);
 	if (r < 0) {
+		sl_pool_free(l->pool);
 		if (l->root >= 0)
 			close(l->root);
 		free(l->path);

@@ -129,6 +129,9 @@ struct sl_origin_config {
 	 * NULL: none are wanted. */
 	void (*event)(void *arg, const struct sl_oevent *e);
 	void *arg;
+	/* Of a local directory changes are told by a process of its own, as they are of a remote one: this
+	 * program, as 'PROGRAM serve --stdio PATH'. NULL: of local directories none are told. */
+	const char *program;
 	uint64_t root_ino; /* what is reached must have this inode number at its root; 0: whatever it has */
 };
 

@@ -177,13 +177,20 @@ static void tell_ignored(struct telling *t, const struct sl_noderef *node)
 
 /* ---- one change, for one session ---- */
 
-/* Whether the object of the node @id cannot be found any more. */
+/* Something was renamed to where the directory @id was: is it gone? */
 static bool gone_from_tree(struct telling *t, uint64_t id)
 {
-	_cleanup_place_ struct sl_place p;
+	_cleanup_place_ struct sl_place p = {0};
+	const struct sl_change *c = t->c;
 	struct sl_found o;
 	if (sl_nodes_place(sl_session_nodes(t->s), id, &p) < 0)
 		return true;
+	/* They may have changed places. */
+	const struct sl_state *st =
+	    sl_states_get(t->ev->states, sl_session_nodes(t->s), t->dir.id, &c->dir, c->name);
+	if (st && st->known && st->present && st->found.generation == p.generation &&
+	    st->found.attr.ino == p.ino)
+		return false;
 	return sl_tree_stat(t->ev->tree, &p, false, &o) == -ESTALE;
 }
 
@@ -208,8 +215,10 @@ static void tell_rename(struct telling *t)
 			tell(t, FAN_MOVED_TO, true, cookie);
 	}
 	/* A directory that was there is gone, unless it has only changed places with this one. */
-	if (there.id && there.id != t->child.id && there.mask && gone_from_tree(t, there.id))
+	if (there.id && there.id != t->child.id && gone_from_tree(t, there.id)) {
 		tell_ignored(t, &there);
+		sl_nodes_moved(nodes, there.id, t->newdir.id, c->newname, 0, NULL);
+	}
 }
 
 static void tell_name(struct telling *t)
@@ -238,8 +247,11 @@ static void tell_name(struct telling *t)
 		tell(t, use, false, 0);
 	if (gone && !there)
 		tell(t, gone & -gone, false, 0);
-	if ((c->mask & FAN_DELETE) && (c->mask & FAN_ONDIR) && !there)
+	if ((c->mask & FAN_DELETE) && (c->mask & FAN_ONDIR) && !there) {
 		tell_ignored(t, &t->child);
+		/* The next one of that name is another. */
+		sl_nodes_moved(nodes, t->child.id, t->dir.id, c->name, 0, NULL);
+	}
 }
 
 /*

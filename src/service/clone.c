@@ -60,6 +60,8 @@ static void on_event(void *arg, const struct sl_oevent *e)
 {
 	struct sl_clone *c = arg;
 	struct sl_replay *p = c->replay;
+	if (c->watchers)
+		sl_watchers_event(c->watchers, e);
 	if (p)
 		sl_replay_event(p, e);
 	else
@@ -303,9 +305,13 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 				      /* What is here is wanted now, whether the origin answers or not. */
 				      .connect_later = sl_keeper_successor(c->keeper),
 				      .event = on_event,
+				      .program = "/proc/self/exe",
 				      .arg = c,
 				      .root_ino = cfg->root_ino};
 	_cleanup_free_ char *reason = NULL;
+	r = sl_watchers_new(&c->watchers);
+	if (r < 0)
+		return r;
 	r = sl_origin_open(cfg->origin, &oc, &c->origin, &reason);
 	if (r < 0)
 		return sl_fail(why, r, "%s", reason ? reason : strerror(-r));
@@ -421,6 +427,7 @@ static void close_parts(struct sl_clone *c, bool clean)
 	}
 	sl_fan_free(c->fan);
 	sl_origin_free(c->origin);
+	sl_watchers_free(c->watchers);
 	sl_replay_free(c->replay);
 	sl_helper_stop(c->helper);
 	if (clean) {

@@ -9,11 +9,13 @@
 #include "replay/echo.h"
 #include "replay/native.h"
 #include "replay/replay.h"
+#include "service/watch.h"
 
 struct sl_clone {
 	struct sl_keeper *keeper; /* or NULL */
 	struct sl_store *store;
 	struct sl_origin *origin;
+	struct sl_watchers *watchers; /* who is told of its events */
 	struct sl_fill *fill;
 	struct sl_gate *gate;	  /* the fuse gate, or NULL */
 	struct sl_fan *fan;	  /* the fanotify gate, or NULL */

@@ -439,6 +439,8 @@ json_t *sl_command_run(struct sl_command_call *c)
 		return cmd_pin(c, true);
 	if (!strcmp(cmd, "unpin"))
 		return cmd_pin(c, false);
+	if (!strcmp(cmd, "watch"))
+		return sl_command_watch(c);
 	if (!strcmp(cmd, "verify"))
 		return sl_command_verify(c);
 	if (!strcmp(cmd, "stop"))

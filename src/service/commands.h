@@ -15,3 +15,4 @@ int sl_command_find(struct sl_command_call *c, const char *path, bool populate, 
 
 json_t *sl_command_hydrate(struct sl_command_call *c);
 json_t *sl_command_verify(struct sl_command_call *c);
+json_t *sl_command_watch(struct sl_command_call *c);

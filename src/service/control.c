@@ -42,6 +42,18 @@ out:
 	free(s);
 }
 
+bool sl_control_item(struct sl_command_call *c, const char *json)
+{
+	struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
+	struct iovec iov[3] = {
+	    {(char *)"{\"item\":", 8}, {(char *)json, json ? strlen(json) : 0}, {(char *)"}\n", 2}};
+	if (json && !c->gone && sl_writev_full(c->fd, iov, 3) < 0)
+		c->gone = true;
+	if (poll(&p, 1, 0) > 0 && p.revents)
+		c->gone = true;
+	return !c->gone && !c->clone->ending;
+}
+
 bool sl_control_progress(struct sl_command_call *c, uint64_t *last, json_t *what)
 {
 	uint64_t now = sl_now();

@@ -26,6 +26,9 @@ struct sl_command_call {
 };
 /** Send a line. Takes over @line. */
 void sl_control_send(struct sl_command_call *c, json_t *line);
+/** Send {"item": @json}, at once; NULL sends nothing. False when nobody listens any more, or the service
+ * ends. */
+bool sl_control_item(struct sl_command_call *c, const char *json);
 /** Send {"progress": …} at most every 100 ms; takes over @what. Returns false when nobody listens any more,
  * or the service ends. */
 bool sl_control_progress(struct sl_command_call *c, uint64_t *last, json_t *what);

@@ -17,7 +17,10 @@
 static bool is_version(struct sl_object *o, const struct sl_version *v)
 {
 	pthread_mutex_lock(&o->lock);
-	bool same = o->has_record && sl_object_is_reg(o) && sl_version_same_object(&o->rec.origin, v) &&
+	const struct sl_version *h = &o->rec.origin;
+	/* An inode number may not be known yet. */
+	bool same = o->has_record && sl_object_is_reg(o) &&
+		    (sl_version_same_object(h, v) || (!h->ino && h->generation == v->generation)) &&
 		    !(o->rec.flags & (SL_LOCAL | SL_MODIFIED | SL_MOVED));
 	pthread_mutex_unlock(&o->lock);
 	return same;
@@ -80,6 +83,7 @@ static void index_sibling(struct sl_object *dir, const struct sl_attr *a)
 	pthread_mutex_lock(&o->lock);
 	o->rec.flags |= SL_LINKED;
 	o->rec.nlink = a->nlink;
+	o->rec.origin.ino = v.ino;
 	if (sl_object_save(o) < 0) {
 		o->rec.flags &= (uint16_t)~SL_LINKED;
 		unlinkat(s->links_fd, key, 0);

@@ -121,22 +121,31 @@ static int perform(struct sl_raise *r, struct act *x, struct sl_helper_call *c)
 	pthread_mutex_lock(&r->lock);
 	r->act = x;
 	pthread_mutex_unlock(&r->lock);
-	/* Somebody may have asked in between, and been told the true owner. */
-	for (int i = 0; i < 8; i++) {
-		if (err == 0)
-			err = sl_helper_call(r->helper, c);
-		if (err != -EACCES && err != -EPERM)
+	for (int i = 0; err == 0 && i < 8; i++) {
+		err = sl_helper_call(r->helper, c);
+		if (err == -ESTALE && c->op == SL_HELPER_RENAME) {
+			/* The kernel has that directory elsewhere still, and cannot move it while it renames:
+			 * a lookup alone does. (Directories cannot be opened for writing.) */
+			if (!S_ISDIR(x->a.entry.attr.mode))
+				break;
+			(void)sl_helper_call(
+			    r->helper,
+			    &(struct sl_helper_call){.op = SL_HELPER_CLOSE, .dir = c->dir, .name = c->name});
+		} else if (err != -EACCES && err != -EPERM) {
 			break;
+		} else if (x->a.dir != STAGING_NODE) {
+			/* Somebody may have asked in between, and been told the true owner. */
+			expire(r, x->a.dir, x->a.name, EXPIRE_ONLY);
+		}
 		if (i < 7)
 			err = 0;
-		if (x->a.dir != STAGING_NODE)
-			expire(r, x->a.dir, x->a.name, EXPIRE_ONLY);
 	}
 	pthread_mutex_lock(&r->lock);
 	r->act = NULL;
 	pthread_mutex_unlock(&r->lock);
 	if (err < 0)
-		sl_debug("'%s': no event for a change: %s", c->name, strerror(-err));
+		sl_debug("'%s': no event for a change (%d, node %llx): %s", c->name, (int)c->op,
+			 (unsigned long long)x->a.entry.nodeid, strerror(-err));
 	give_back(r, &x->a);
 	give_back(r, &x->b);
 	return err;

@@ -92,7 +92,9 @@ int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
 	uint64_t size = o->map.size;
-	bool same = sl_version_eq(&o->rec.origin, &v) && !(how & SL_UPDATE_CONTENT);
+	/* A listing of a directory tells its times, and not its mode. */
+	bool same = sl_version_eq(&o->rec.origin, &v) && !(how & SL_UPDATE_CONTENT) &&
+		    (reg || o->rec.mode == a->mode || o->rec.flags & SL_META);
 	bool keep = same_content(&o->rec.origin, &v) && how & SL_UPDATE_KEEP;
 	int r = 0;
 	if (o->damaged || o->rec.flags & SL_LOCAL) {

@@ -225,8 +225,9 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 	free(v);
 	sl_names_free(names, nnames);
 	struct sl_ostate own = {.known = true, .present = true, .attr = q->attr};
-	(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
-				 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
+	if (!replay_is_later(dir, &own))
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
+					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
 	pthread_mutex_lock(&p->lock);
 	p->stats.compared++;
 	p->stats.differences += differ;

@@ -10,6 +10,8 @@
 #include "store/remote.h"
 #include "store/walk.h"
 
+#define CACHE_TRIES 40000 /* of 50 us */
+
 struct sl_echo_acts {
 	struct sl_echo_acts_config cfg;
 	struct sl_object *staging;
@@ -236,6 +238,20 @@ static int echo_rename(void *arg, struct sl_object *dir, const char *name, struc
 
 /* ---- content and attributes ---- */
 
+/* Until the kernel knows that what it has of @o is out of date; a reader of a page that is to go may hold
+ * that up. */
+static void wait_for_cache(struct sl_object *o)
+{
+	for (unsigned i = 0; i < CACHE_TRIES; i++) {
+		pthread_mutex_lock(&o->lock);
+		bool busy = o->invalidating;
+		pthread_mutex_unlock(&o->lock);
+		if (!busy)
+			return;
+		usleep(50);
+	}
+}
+
 static int echo_update(void *arg, struct sl_object *dir, const char *name, struct sl_object *o,
 		       const struct sl_ostate *s, uint64_t mask, unsigned how)
 {
@@ -270,6 +286,7 @@ static int echo_update(void *arg, struct sl_object *dir, const char *name, struc
 		sl_gate_echo_begin(a->cfg.gate, &e);
 		sl_gate_echo_end(a->cfg.gate);
 		r = sl_gate_echo_silently(a->cfg.gate, &e);
+		wait_for_cache(o);
 	}
 	if (r == 0 && mask & FAN_CLOSE_WRITE && sl_object_is_reg(o)) {
 		struct sl_echo close = {.op = SL_ECHO_CLOSE, .o = o};

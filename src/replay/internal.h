@@ -28,12 +28,14 @@ struct sl_replay {
 	pthread_cond_t cond;
 	struct sl_list queue; /* of struct item */
 	size_t nqueue, bytes;
+	uint64_t heard; /* sl_now() of the last event */
 	unsigned asked; /* attributes that are on their way */
 	bool lost, stop, paused, resting;
 	struct sl_replay_stats stats;
 
 	/* the thread's own */
 	struct sl_compare *compare; /* or NULL */
+	struct sl_list unlisted;    /* of struct unlisted: directories that were shown and not listed yet */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
 	struct sl_list doubts; /* of struct item: states without an event, that one may still explain */
@@ -73,6 +75,8 @@ bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o);
 /** @name, which is not in @dir and is as @s says at the origin, was deleted or moved away here. */
 bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s);
+/** The clone has heard of a later change of it than @s. */
+bool replay_is_later(struct sl_object *o, const struct sl_ostate *s);
 bool replay_populated(struct sl_object *dir);
 
 /* compare.c */

@@ -9,18 +9,19 @@
 #include "base/time.h"
 #include "replay/internal.h"
 
-#define QUEUE_MAX  (256u << 10)
-#define BYTES_MAX  (64u << 20)
-#define TOUCH_MAX  256
-#define BUSY_MAX   1024
-#define BUSY_NS	   (250 * SL_NS_PER_MS)
-#define DOUBT_NS   (40 * SL_NS_PER_MS)
-#define DOUBTS_MAX 4096
-#define SWAP_NS	   (20 * SL_NS_PER_MS)
-#define SWAP_LOOK  4 /* renames */
-#define ASKED_MAX  64
-#define STEP_EVERY 1024 /* events, if there are so many */
-#define PAUSE_NS   (5 * SL_NS_PER_SEC)
+#define QUEUE_MAX    (256u << 10)
+#define BYTES_MAX    (64u << 20)
+#define TOUCH_MAX    256
+#define BUSY_MAX     1024
+#define BUSY_NS	     (250 * SL_NS_PER_MS)
+#define DOUBT_NS     (60 * SL_NS_PER_MS)
+#define DOUBT_MAX_NS (10 * SL_NS_PER_SEC)
+#define DOUBTS_MAX   4096
+#define SWAP_NS	     (20 * SL_NS_PER_MS)
+#define SWAP_LOOK    4 /* renames */
+#define ASKED_MAX    64
+#define STEP_EVERY   1024 /* events, if there are so many */
+#define PAUSE_NS     (5 * SL_NS_PER_SEC)
 
 /* ---- the queue ---- */
 
@@ -77,6 +78,7 @@ void sl_replay_event(struct sl_replay *p, const struct sl_oevent *e)
 	size_t max = p->cfg.queue ? p->cfg.queue : QUEUE_MAX;
 	pthread_mutex_lock(&p->lock);
 	p->stats.events += !e->lost && !e->ignored;
+	p->heard = sl_now();
 	if (e->lost && !p->stop) {
 		p->stats.lost++;
 		drop_queue(p);
@@ -123,6 +125,8 @@ bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o
 	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged || (native && !o->has_record);
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
+	if (!f && !native && !o->has_record)
+		return sl_object_whiteout(dir, name); /* see sl_object_adopt() */
 	if (f || !native || linked)
 		return f;
 	/* Nobody tells of names that users change there, but a record says where its object belongs. */
@@ -233,37 +237,91 @@ static int acted(struct sl_replay *p, int r, struct sl_object *dir, const char *
 	return r < 0 && r != -EEXIST && r != -ENOENT ? r : r == 0 ? 1 : 0;
 }
 
-/* Where directories are not lazy: what a new one has by now comes into it at once, and it is marked. */
+/* ---- directories that were shown before they could be listed ---- */
+
+struct unlisted {
+	struct sl_list link;
+	struct sl_object *dir;
+};
+
+static void unlisted_free(struct unlisted *u)
+{
+	sl_list_del(&u->link);
+	sl_object_put(u->dir);
+	free(u);
+}
+
+/*
+ * What @dir, which is shown and is marked by this, has by now comes into it. -ESTALE where it is elsewhere by
+ * now; -ENOENT where it is gone here, or the user's.
+ */
+static int list_dir(struct sl_replay *p, struct sl_object *dir)
+{
+	_cleanup_object_ struct sl_object *here = NULL;
+	_cleanup_free_ char *place = NULL;
+	int r = sl_object_place(dir, &place);
+	if (r == 0)
+		r = p->cfg.find(p->cfg.store, place, &here);
+	if (r < 0 || here != dir)
+		return -ENOENT;
+	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
+	r = sl_origin_call(p->cfg.origin, &q);
+	if (r == 0 && !replay_is(dir, q.attr.ino, q.attr.generation))
+		r = -ESTALE;
+	for (size_t i = 0; r == 0 && i < q.nentries; i++) {
+		const struct sl_oentry *e = &q.entries[i];
+		_cleanup_object_ struct sl_object *o = NULL;
+		struct sl_ostate s = {.known = true, .present = true, .attr = e->attr, .target = e->target};
+		if (sl_object_lookup(dir, e->name, &o) == -ENOENT)
+			(void)replay_appear(p, dir, e->name, &s, false);
+		else
+			(void)replay_settle(p, dir, e->name, &s, false);
+	}
+	struct sl_ostate own = {.known = true, .present = true, .attr = q.attr};
+	if (r == 0)
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
+					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
+	sl_oreq_fini(&q);
+	return r == 0 ? 0 : -ESTALE;
+}
+
+/* Where directories are not lazy. One that has moved on is listed when we have moved it on as well. */
 static int list_new(struct sl_replay *p, struct sl_object *up, const char *name)
 {
 	_cleanup_object_ struct sl_object *dir = NULL;
-	_cleanup_free_ char *place = NULL;
 	int r = sl_object_lookup(up, name, &dir);
-	if (r == 0)
-		r = sl_object_place(dir, &place);
-	if (r < 0)
-		return r;
-	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
-	r = sl_origin_call(p->cfg.origin, &q);
-	if (r == 0 && replay_is(dir, q.attr.ino, q.attr.generation)) {
-		for (size_t i = 0; i < q.nentries; i++) {
-			struct sl_ostate s = {.known = true,
-					      .present = true,
-					      .attr = q.entries[i].attr,
-					      .target = q.entries[i].target};
-			(void)replay_appear(p, dir, q.entries[i].name, &s, false);
-		}
-		struct sl_ostate own = {.known = true, .present = true, .attr = q.attr};
-		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
-					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
-	} else if (r == -ETIMEDOUT) {
-		/* It will be compared when the origin is back. */
+	if (r < 0 || list_dir(p, dir) != -ESTALE)
+		return SL_MIN(r, 0);
+	struct unlisted *u = malloc(sizeof(*u));
+	if (!u) { /* the comparison will find it */
 		pthread_mutex_lock(&p->lock);
 		p->lost = true;
 		pthread_mutex_unlock(&p->lock);
+		return 0;
 	}
-	sl_oreq_fini(&q);
-	return 0; /* gone again, or moved: its events come */
+	u->dir = sl_object_ref(dir);
+	sl_list_add_tail(&p->unlisted, &u->link);
+	return 0;
+}
+
+/* Names have changed, or nothing is left to do. */
+static void list_again(struct sl_replay *p)
+{
+	struct sl_list todo; /* without what is found meanwhile */
+	sl_list_init(&todo);
+	sl_list_for_each_safe (l, &p->unlisted) {
+		sl_list_del(l);
+		sl_list_add_tail(&todo, l);
+	}
+	sl_list_for_each_safe (l, &todo) {
+		struct unlisted *u = sl_list_entry(l, struct unlisted, link);
+		if (list_dir(p, u->dir) == -ESTALE) {
+			sl_list_del(l);
+			sl_list_add_tail(&p->unlisted, l);
+		} else {
+			unlisted_free(u);
+		}
+	}
 }
 
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
@@ -271,7 +329,7 @@ int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, 
 {
 	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
 	replay_touch(p, dir);
-	if (r == 0 && S_ISDIR(s->attr.mode) && !moved && sl_store_native(p->cfg.store))
+	if (r > 0)
 		r = list_new(p, dir, name);
 	return acted(p, r, dir, name);
 }
@@ -287,6 +345,8 @@ int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		  const char *newname, bool exchange)
 {
 	int r = p->cfg.acts.rename(p->cfg.acts.arg, dir, name, newdir, newname, exchange);
+	if (r == 0)
+		list_again(p);
 	replay_touch(p, dir);
 	if (newdir != dir)
 		replay_touch(p, newdir);
@@ -517,6 +577,14 @@ static void ask_touched(struct sl_replay *p)
 
 /* ---- events ---- */
 
+bool replay_is_later(struct sl_object *o, const struct sl_ostate *s)
+{
+	pthread_mutex_lock(&o->lock);
+	struct timespec have = o->rec.origin.ctime, said = s->attr.ctime;
+	pthread_mutex_unlock(&o->lock);
+	return have.tv_sec > said.tv_sec || (have.tv_sec == said.tv_sec && have.tv_nsec > said.tv_nsec);
+}
+
 /* Which of the kernel's events tell what differs. */
 static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool doubted)
 {
@@ -551,6 +619,8 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		r = replay_vanish(p, dir, name, false);
 		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
 	}
+	if (doubted && o->has_record && replay_is_later(o, s))
+		return 0;
 	uint64_t mask = mask_of(o, s, doubted);
 	if (mask || sl_object_is_dir(o) || doubted)
 		r = replay_update(p, dir, name, o, s, mask);
@@ -572,12 +642,14 @@ static struct sl_ostate husk(const struct sl_oevent *e, struct sl_object *dir, u
 	s.attr = (struct sl_attr){.ino = ino,
 				  .generation = generation,
 				  .mode = e->mask & FAN_ONDIR ? S_IFDIR | 0755 : S_IFREG | 0644,
+				  /* Who reads it must ask, and not find it empty. */
+				  .size = e->mask & FAN_ONDIR ? 0 : 1,
 				  .nlink = 1,
 				  .uid = d.uid,
 				  .gid = d.gid,
 				  .atime = now,
 				  .mtime = now,
-				  .ctime = now,
+				  .ctime = {0}, /* anything that is said of it is later */
 				  .no_xattrs = true};
 	return s;
 }
@@ -608,8 +680,14 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 	int r = sl_object_lookup(dir, name, &o);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	if (!names_child(s, e)) {
+	bool file = s->known && s->present && S_ISREG(s->attr.mode) && !(e->mask & FAN_ONDIR);
+	/* What is renamed to a name is read by it at once: it is what is there now. */
+	if (!names_child(s, e) && !(moved && file)) {
 		h = husk(e, dir, e->child_ino, e->child_generation);
+		if (file) {
+			h.attr.size = s->attr.size;
+			h.attr.mtime = s->attr.mtime;
+		}
 		s = &h;
 	}
 	if (o && !replay_foreign(dir, name, o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
@@ -644,7 +722,7 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 }
 
 /* The other half of an exchange is told next, with the names swapped. */
-static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e)
+static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e, bool wait)
 {
 	uint64_t until = sl_now() + SWAP_NS;
 	struct timespec ts = sl_ns_to_timespec(until);
@@ -663,7 +741,7 @@ static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e)
 			if (found || !strcmp(x->place, e->newplace) || !strcmp(x->newplace, e->place))
 				break;
 		}
-	} while (!found && sl_list_empty(&p->queue) && !p->stop &&
+	} while (wait && !found && sl_list_empty(&p->queue) && !p->stop &&
 		 pthread_cond_timedwait(&p->cond, &p->lock, &ts) == 0);
 	pthread_mutex_unlock(&p->lock);
 	return found;
@@ -674,11 +752,13 @@ static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e)
 static bool is_exchange(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *o,
 			struct sl_object *target)
 {
-	if (!e->state.known || !e->state.present)
-		return e->state.known ? false : swapped_next(p, e);
 	if (sl_object_is_dir(o) != sl_object_is_dir(target))
-		return true;
-	return is_state(target, &e->state) ? target->has_record : swapped_next(p, e);
+		return true; /* nothing else is possible */
+	/* Usually what took another's place was all there was. */
+	if (e->state.known && !e->state.present)
+		return swapped_next(p, e, false);
+	return e->state.known && target->has_record && is_state(target, &e->state) ? true
+										   : swapped_next(p, e, true);
 }
 
 static int renamed(struct sl_replay *p, const struct sl_oevent *e)
@@ -705,7 +785,7 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 		/* What was renamed is not here, or the first half of an exchange brought it there. */
 		return there ? 0 : made(p, e, newdir, newname, &e->newstate, true);
 	}
-	if (there) /* the listing of that directory was later than that of this one */
+	if (there && sl_object_is_dir(o)) /* the listing of that directory was later than that of this one */
 		return replay_vanish(p, dir, name, true);
 	bool exchange = target && !replay_foreign(newdir, newname, target) && is_exchange(p, e, o, target);
 	if (!target && sl_object_whiteout(newdir, newname))
@@ -714,19 +794,41 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 		conflict(p, newdir, newname);
 		return replay_vanish(p, dir, name, true);
 	}
-	int r = replay_rename(p, dir, name, newdir, newname, exchange);
-	if (r <= 0)
-		return r;
-	/* To be renamed changes the time of change and nothing else; what came later says so itself. */
-	struct sl_version v = sl_attr_version(&e->newstate.attr);
+	/*
+	 * First what it is now, so that no reader finds it by its new name with what it was before. A file of
+	 * that name may be another one already, whose event is still to come: its content is what a reader of
+	 * that name gets at the origin.
+	 */
+	const struct sl_ostate *n = &e->newstate;
 	pthread_mutex_lock(&o->lock);
-	bool follow = names_child(&e->newstate, e) && o->has_record &&
-		      (sl_object_is_dir(o) ||
-		       (o->rec.origin.size == v.size && sl_time_eq(o->rec.origin.mtime, v.mtime)));
+	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
-	if (follow && is_state(o, &e->newstate))
-		(void)replay_update(p, newdir, newname, o, &e->newstate, 0);
-	return r;
+	if (!exchange && n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
+	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)))
+		(void)replay_update(p, dir, name, o, n, 0);
+	return replay_rename(p, dir, name, newdir, newname, exchange);
+}
+
+/*
+ * The content of @o changed, and nobody says into what: its place is not its any more. Until more is known a
+ * reader has to ask the origin; what is here must not be taken for its content, nor must an empty file.
+ */
+static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
+		      const struct sl_ostate *now)
+{
+	struct sl_ostate s = {.known = true, .present = true};
+	if (!sl_object_is_reg(o) || sl_object_attr(o, &s.attr) < 0)
+		return;
+	pthread_mutex_lock(&o->lock);
+	s.attr.ino = o->rec.origin.ino;
+	s.attr.generation = o->rec.origin.generation;
+	s.attr.mtime = o->rec.origin.mtime;
+	s.attr.mode = o->rec.mode;
+	pthread_mutex_unlock(&o->lock);
+	s.attr.ctime = (struct timespec){0};
+	s.attr.size =
+	    SL_MAX(now->present && S_ISREG(now->attr.mode) ? now->attr.size : s.attr.size, (uint64_t)1);
+	(void)p->cfg.acts.update(p->cfg.acts.arg, dir, name, o, &s, 0, SL_UPDATE_CONTENT);
 }
 
 static int changed(struct sl_replay *p, const struct sl_oevent *e)
@@ -750,6 +852,8 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		return 0;
 	if (!s.present || !is_state(o, &s))
 		s.known = false; /* of what comes next */
+	if (!s.known && mask & (FAN_MODIFY | FAN_CLOSE_WRITE))
+		uncertain(p, dir, name, o, &e->state);
 	return replay_update(p, dir, name, o, &s, mask);
 }
 
@@ -784,14 +888,16 @@ static bool as_said(struct sl_replay *p, const char *place, const struct sl_osta
 		return true;
 	int r = sl_object_lookup(dir, name, &o);
 	if (r == -ENOENT)
-		return !s->present || sl_object_whiteout(dir, name);
+		/* Native: nobody knows what was deleted here, and a later change there does not undo it. */
+		return !s->present || sl_store_native(dir->store) || replay_deleted(dir, name, s);
 	if (r < 0 || replay_foreign(dir, name, o))
 		return true;
 	if (!s->present || !is_state(o, s))
 		return false;
 	struct sl_version v = sl_attr_version(&s->attr);
+	bool later = replay_is_later(o, s);
 	pthread_mutex_lock(&o->lock);
-	bool same = !sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) ||
+	bool same = !sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) || later ||
 		    o->rec.flags & (SL_MODIFIED | SL_WRITTEN) || o->follows;
 	pthread_mutex_unlock(&o->lock);
 	return same && (!S_ISLNK(o->type) || same_target(o, s));
@@ -859,7 +965,7 @@ static void end_doubt(struct sl_replay *p, struct item *i, bool explained)
 
 static void doubt(struct sl_replay *p, struct item *i)
 {
-	i->due = sl_now() + DOUBT_NS;
+	i->due = sl_now() + DOUBT_MAX_NS;
 	sl_list_add_tail(&p->doubts, &i->link);
 	pthread_mutex_lock(&p->lock);
 	bool full = ++p->ndoubts > DOUBTS_MAX;
@@ -872,7 +978,11 @@ static void end_due(struct sl_replay *p)
 {
 	while (!sl_list_empty(&p->doubts)) {
 		struct item *i = sl_list_entry(p->doubts.next, struct item, link);
-		if (i->due > sl_now())
+		pthread_mutex_lock(&p->lock);
+		uint64_t quiet = p->heard + DOUBT_NS;
+		pthread_mutex_unlock(&p->lock);
+		/* While events come, the one that explains it may be among those on their way. */
+		if (SL_MIN(quiet, i->due) > sl_now())
 			break;
 		end_doubt(p, i, false);
 	}
@@ -902,7 +1012,11 @@ static void run_item(struct sl_replay *p, struct item *i)
 {
 	if (i->dir) {
 		/* No event: names changed it, and they had theirs. */
-		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0, SL_UPDATE_KEEP);
+		const struct sl_attr *a = &i->e.state.attr;
+		/* Another one may have taken its place since it was asked for. */
+		if (replay_is(i->dir, a->ino, a->generation) && !replay_is_later(i->dir, &i->e.state))
+			(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0,
+						 SL_UPDATE_KEEP);
 	} else if (!i->e.mask) {
 		doubt(p, i);
 		return;
@@ -932,20 +1046,21 @@ static struct item *take(struct sl_replay *p) /* lock held */
 /* With the lock held: sleep until there is something to do. */
 static void rest(struct sl_replay *p)
 {
-	bool work = !sl_list_empty(&p->touched);
+	bool work = !sl_list_empty(&p->touched) || !sl_list_empty(&p->unlisted);
 	if (p->cfg.acts.rest || work) {
 		p->resting = false;
 		pthread_mutex_unlock(&p->lock);
 		if (p->cfg.acts.rest)
 			p->cfg.acts.rest(p->cfg.acts.arg);
 		ask_touched(p);
+		list_again(p);
 		pthread_mutex_lock(&p->lock);
 	}
 	p->resting = true;
 	pthread_cond_broadcast(&p->cond);
 	if (p->stop || (!p->paused && (!sl_list_empty(&p->queue) || p->lost)))
 		return;
-	if ((p->nbusy || p->ndoubts) && !p->paused) {
+	if ((p->nbusy || p->ndoubts || !sl_list_empty(&p->unlisted)) && !p->paused) {
 		struct timespec ts = sl_ns_to_timespec(sl_now() + (p->ndoubts ? DOUBT_NS / 4 : BUSY_NS));
 		if (pthread_cond_timedwait(&p->cond, &p->lock, &ts) == ETIMEDOUT) {
 			p->resting = false;
@@ -1013,6 +1128,7 @@ int sl_replay_new(const struct sl_replay_config *cfg, struct sl_replay **ret)
 	sl_list_init(&p->queue);
 	sl_list_init(&p->touched);
 	sl_list_init(&p->busy);
+	sl_list_init(&p->unlisted);
 	sl_list_init(&p->doubts);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_condattr_t ca;
@@ -1052,6 +1168,8 @@ void sl_replay_stop(struct sl_replay *p)
 		touch_free(sl_list_entry(l, struct touch, link));
 	sl_list_for_each_safe (l, &p->busy)
 		busy_free(sl_list_entry(l, struct busy, link));
+	sl_list_for_each_safe (l, &p->unlisted)
+		unlisted_free(sl_list_entry(l, struct unlisted, link));
 	for (unsigned i = 0; i < CARRIED_MAX; i++)
 		sl_object_put(p->carried[i]);
 }

@@ -259,6 +259,8 @@ static int rename_name(struct sl_object *dir, const char *name, struct sl_object
 		r = hold(target, newdir, newname, nfd, &pinned);
 	if (r == 0 && !remote && !o->local)
 		r = sl_whiteout_add(s, sl_object_ino(dir), name);
+	if (r == 0 && !remote && !o->has_record)
+		r = sl_whiteout_add(s, sl_object_ino(newdir), newname);
 	if (r == 0 && !remote && target && !target->local)
 		r = sl_whiteout_add(s, sl_object_ino(newdir), newname);
 	if (r == 0 && renameat2(dfd, name, nfd, newname, flags) < 0)
@@ -390,8 +392,10 @@ int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_
 	at.name = name;
 	r = sl_record_save_at(dir->store, at.fd, name, &rec, NULL, 0);
 	sl_at_end(&at);
+	/* A symlink or special file in an unprivileged store: that it is not the origin's the whiteout says.
+	 */
 	if (r == -EPERM || r == -EOPNOTSUPP)
-		r = 0; /* a symlink or special file in an unprivileged store */
+		r = sl_whiteout_add(dir->store, sl_object_ino(dir), name);
 	if (r < 0)
 		return r;
 	r = sl_object_lookup(dir, name, ret);

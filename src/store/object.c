@@ -496,6 +496,35 @@ int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret)
 	return *ret ? 0 : object_new(s, NULL, NULL, &at, &st, ret);
 }
 
+static bool lost_name(struct sl_object *o)
+{
+	pthread_rwlock_rdlock(&o->store->tree);
+	bool lost = !o->parent && o->fd >= 0;
+	pthread_rwlock_unlock(&o->store->tree);
+	return lost;
+}
+
+/* The name by which an object was known is gone; it has this one. */
+static void find_name(struct sl_object *dir, const char *name, struct sl_object *o)
+{
+	struct sl_store *s = dir->store;
+	char *copy = strdup(name);
+	struct stat st;
+	pthread_rwlock_wrlock(&s->tree);
+	int dfd = copy && !o->parent && o->fd >= 0 ? sl_dirfd_pin(dir) : -EBADF;
+	if (dfd >= 0) {
+		if (fstatat(dfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_ino == sl_object_ino(o)) {
+			o->parent = sl_object_ref(dir);
+			o->name = sl_steal_ptr(&copy);
+			close(sl_steal_fd(&o->fd));
+			free(sl_steal_ptr(&o->orphan_place));
+		}
+		sl_dirfd_unpin(dir);
+	}
+	pthread_rwlock_unlock(&s->tree);
+	free(copy);
+}
+
 struct sl_object *sl_object_known_fd(struct sl_store *s, int fd)
 {
 	struct sl_handle h;
@@ -545,6 +574,8 @@ int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_obj
 			(*ret)->names = (uint32_t)st.st_nlink;
 	}
 	sl_at_end(&at);
+	if (r == 0 && !s->native && lost_name(*ret))
+		find_name(dir, name, *ret);
 	if (r == 0 && a)
 		attr_of(*ret, &st, a);
 	return r;

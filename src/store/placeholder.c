@@ -299,6 +299,7 @@ int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, con
 	uint8_t b[SL_PLACED_MAX];
 	struct sl_handle h;
 	rec.state = SL_FULL;
+	rec.origin.ctime = (struct timespec){0}; /* what is in it is not known yet */
 	int r = at_below(dir, name, &at);
 	if (r == 0)
 		r = sl_handle_get(dirfd, name, &h);
@@ -380,6 +381,11 @@ int sl_placeholder_populated(struct sl_object *dir, const struct sl_attr *a, str
 	struct sl_record old = dir->rec;
 	dir->rec.state = SL_FULL;
 	dir->rec.origin = sl_attr_version(a);
+	/* Another directory may be at its place by now; that it came there is another change. */
+	if (old.origin.ino) {
+		dir->rec.origin.ino = old.origin.ino;
+		dir->rec.origin.generation = old.origin.generation;
+	}
 	int r = 0;
 	r = sl_object_restore_mtime(dir, &mtime);
 	if (r == 0)

@@ -17,7 +17,10 @@
 static bool is_version(struct sl_object *o, const struct sl_version *v)
 {
 	pthread_mutex_lock(&o->lock);
-	bool same = o->has_record && sl_object_is_reg(o) && sl_version_same_object(&o->rec.origin, v) &&
+	const struct sl_version *h = &o->rec.origin;
+	/* An inode number may not be known yet. */
+	bool same = o->has_record && sl_object_is_reg(o) &&
+		    (sl_version_same_object(h, v) || (!h->ino && h->generation == v->generation)) &&
 		    !(o->rec.flags & (SL_LOCAL | SL_MODIFIED | SL_MOVED));
 	pthread_mutex_unlock(&o->lock);
 	return same;
@@ -80,6 +83,7 @@ static void index_sibling(struct sl_object *dir, const struct sl_attr *a)
 	pthread_mutex_lock(&o->lock);
 	o->rec.flags |= SL_LINKED;
 	o->rec.nlink = a->nlink;
+	o->rec.origin.ino = v.ino;
 	if (sl_object_save(o) < 0) {
 		o->rec.flags &= (uint16_t)~SL_LINKED;
 		unlinkat(s->links_fd, key, 0);
@@ -133,6 +137,16 @@ int sl_remote_clear(struct sl_object *dir, void (*gone)(void *arg, struct sl_obj
 	return r;
 }
 
+/* Of what has no record the whiteout of its name says so: see sl_object_adopt(). */
+static bool made_here(struct sl_object *o)
+{
+	_cleanup_object_ struct sl_object *dir = sl_object_parent(o);
+	pthread_rwlock_rdlock(&o->store->tree);
+	_cleanup_free_ char *name = o->name ? strdup(o->name) : NULL;
+	pthread_rwlock_unlock(&o->store->tree);
+	return dir && name && sl_object_whiteout(dir, name);
+}
+
 static int kept(void *arg, const char *path, struct sl_object *o, int err)
 {
 	(void)arg;
@@ -143,7 +157,9 @@ static int kept(void *arg, const char *path, struct sl_object *o, int err)
 	pthread_mutex_lock(&o->lock);
 	unsigned flags = o->rec.flags;
 	pthread_mutex_unlock(&o->lock);
-	return flags & (SL_LOCAL | SL_MODIFIED | SL_WRITTEN | SL_MOVED) ? -EEXIST : 0;
+	if (flags & (SL_LOCAL | SL_MODIFIED | SL_WRITTEN | SL_MOVED))
+		return -EEXIST;
+	return !o->has_record && made_here(o) ? -EEXIST : 0;
 }
 
 bool sl_remote_kept(struct sl_object *o)

@@ -20,14 +20,22 @@ void sl_gate_echo_from(struct sl_gate *g, uint32_t pid, struct sl_object *stagin
 
 void sl_gate_echo_begin(struct sl_gate *g, struct sl_echo *e)
 {
-	e->done = false;
+	e->done = e->told = false;
 	e->err = 0;
 	g->echo = e;
 }
 
 void sl_gate_echo_end(struct sl_gate *g)
 {
+	struct sl_echo *e = g->echo;
 	g->echo = NULL;
+	/* Only now: a READ that was sent before the kernel had the answer is not for the new size. */
+	if (!e || e->op != SL_ECHO_UPDATE || !e->told)
+		return;
+	pthread_mutex_lock(&e->o->lock);
+	if (!e->o->invalidating && e->o->map.size == e->size)
+		e->o->told_size = 0;
+	pthread_mutex_unlock(&e->o->lock);
 }
 
 void sl_gate_echo_gone(struct sl_gate *g, struct sl_object *o)
@@ -177,10 +185,17 @@ static void echo_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object 
 		return;
 	}
 	int r = do_update(g, e);
+	struct fuse_attr_out out = {.attr_valid = VALID_SECONDS};
+	if (r == 0 && gate_hold(g, rq, o)) /* until the pages of the version before are gone */
+		return;
+	if (r == 0)
+		r = gate_attr(g, o, &out.attr);
+	e->told = r == 0;
+	e->size = out.attr.size;
 	if (r < 0)
 		sl_reply_err(rq, r);
-	else if (!gate_hold(g, rq, o)) /* until the pages of the version before are gone */
-		gate_getattr(g, rq, o);
+	else
+		sl_reply(rq, &out, sizeof(out));
 }
 
 static void echo_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, struct sl_echo *e)

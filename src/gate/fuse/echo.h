@@ -34,7 +34,9 @@ struct sl_echo {
 	bool exchange;
 
 	bool done; /* the store was changed */
-	int err;   /* if it could not be */
+	bool told; /* UPDATE: the kernel has the new attributes, with this size */
+	uint64_t size;
+	int err; /* if it could not be */
 };
 
 /** The helper is process @pid. @staging: the directory it finds as SL_ECHO_STAGING; a reference is taken. */

@@ -115,6 +115,24 @@ bool gate_open_again(struct sl_gate *g, struct sl_req *rq, struct fuse_open_out 
 	return true;
 }
 
+/*
+ * The name by which we knew @o is gone, and it has others: where it is at the origin is not known until it is
+ * looked up by one of them.
+ */
+static bool needs_name(struct sl_object *o)
+{
+	_cleanup_object_ struct sl_object *parent = sl_object_parent(o);
+	struct stat st;
+	if (parent)
+		return false;
+	pthread_mutex_lock(&o->lock);
+	bool here = sl_chunkmap_full(&o->map) || o->rec.flags & (SL_LOCAL | SL_MODIFIED);
+	unsigned index = !!(o->rec.flags & SL_LINKED);
+	pthread_mutex_unlock(&o->lock);
+	_cleanup_close_ int fd = here ? -EBADF : sl_object_pin(o);
+	return fd >= 0 && fstat(fd, &st) == 0 && st.st_nlink > index;
+}
+
 void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
 	struct fuse_open_out out;
@@ -128,6 +146,10 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 		return;
 	if (gate_open_again(g, rq, &out, NULL)) {
 		sl_reply(rq, &out, sizeof(out));
+		return;
+	}
+	if (needs_name(o)) {
+		sl_reply_err(rq, -ESTALE); /* the kernel looks its name up again, and opens that */
 		return;
 	}
 	if ((flags & O_ACCMODE) != O_RDONLY) {

@@ -145,6 +145,10 @@ int sl_mounting_begin(struct sl_mounting *m, const char *avoid, int *status, cha
 		r = check_dir(m, avoid, why);
 	if (r == 0 && m->background)
 		r = go_background(m, status);
+	if (r == 1) {
+		free(m->path);
+		m->path = NULL;
+	}
 	if (r != 0)
 		return r;
 	sigemptyset(&set);

@@ -15,6 +15,7 @@ struct options {
 	const char *unix_path, *listen;
 	bool stdio, insecure, json, rw, owners;
 	unsigned threads, grace;
+	bool no_events;
 	const char *tree;
 };
 
@@ -27,6 +28,7 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 		OPT_INSECURE,
 		OPT_THREADS,
 		OPT_GRACE,
+		OPT_NO_EVENTS,
 		OPT_JSON,
 		OPT_RW,
 		OPT_OWNERS
@@ -37,6 +39,7 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 					      {"insecure-plain", no_argument, NULL, OPT_INSECURE},
 					      {"threads", required_argument, NULL, OPT_THREADS},
 					      {"grace", required_argument, NULL, OPT_GRACE},
+					      {"no-events", no_argument, NULL, OPT_NO_EVENTS},
 					      {"json", no_argument, NULL, OPT_JSON},
 					      {"rw", no_argument, NULL, OPT_RW},
 					      {"owners", no_argument, NULL, OPT_OWNERS},
@@ -62,6 +65,9 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 			if (*end || end == optarg || *optarg == '-' || o->threads < 1 || o->threads > 64)
 				return sl_cli_usage(cmd, "--threads %s: expected a number from 1 to 64",
 						    optarg);
+			break;
+		case OPT_NO_EVENTS:
+			o->no_events = true;
 			break;
 		case OPT_GRACE:
 			o->grace = (unsigned)strtoul(optarg, &end, 10);
@@ -209,8 +215,11 @@ static int run(const struct sl_command *cmd, int argc, char **argv)
 		return sl_cli_fail("signals: %s", strerror(-stop_fd));
 	(void)sl_raise_nofile();
 	/* A command at the end of a pipe ends with it: the next one knows nothing of this one. */
-	const struct sl_export_config cfg = {
-	    .threads = o.threads, .grace = o.stdio ? 0 : o.grace, .writable = o.rw, .owners = o.owners};
+	const struct sl_export_config cfg = {.threads = o.threads,
+					     .no_events = o.no_events,
+					     .grace = o.stdio ? 0 : o.grace,
+					     .writable = o.rw,
+					     .owners = o.owners};
 	if (o.rw) {
 		umask(0);
 		signal(SIGXFSZ, SIG_IGN); /* a write beyond the limit is an error */
@@ -253,6 +262,7 @@ const struct sl_command sl_cmd_serve = {
 	"  --grace SECONDS      how long a clone whose connection broke can go on where it was, without "
 	"comparing\n"
 	"                       its tree (default 300; not with --stdio)\n"
+	"  --no-events          do not tell clones what changes\n"
 	"  --json               print {\"ready\":true,\"listen\":…,\"tree\":…} when ready\n"
 	"  -h, --help           print this\n"
 	"\n"

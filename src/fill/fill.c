@@ -38,14 +38,16 @@ int sl_fill_map_error(int err)
 void sl_wants_done(struct sl_fill *f, struct sl_list *wants, int err)
 {
 	uint64_t n = 0;
+	sl_list_for_each (l, wants)
+		n++;
+	/* First: who is told that it is done does not find it waiting. */
+	if (n)
+		sl_fill_add_stat(f, &f->stats.waiting, -n);
 	while (!sl_list_empty(wants)) {
 		struct sl_want *w = sl_list_entry(wants->next, struct sl_want, link);
 		sl_list_del(&w->link);
 		w->done(w, err);
-		n++;
 	}
-	if (n)
-		sl_fill_add_stat(f, &f->stats.waiting, -n);
 }
 
 struct sl_flight *sl_flight_get(struct sl_object *o)
@@ -594,6 +596,10 @@ static bool take_up(struct sl_fill *f, struct sl_object *o, int fd, const struct
 {
 	struct sl_version v = sl_attr_version(a);
 	uint64_t old_size = o->map.size;
+	/* Nobody may read past the gate what is about to go: with the lock, which who lets readers past
+	 * takes. */
+	if (f->cfg.guard)
+		f->cfg.guard(f->cfg.arg, o);
 	sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
 	/* In a native store nobody tells whether the user has changed these. */
 	bool follow = !(o->rec.flags & SL_META) && !sl_store_native(o->store);
@@ -622,9 +628,6 @@ int sl_fill_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct s
 	int r = f->cfg.settle ? f->cfg.settle(f->cfg.arg) : 0;
 	if (r < 0)
 		return r;
-	/* Nobody may read past the gate what is about to go. */
-	if (f->cfg.guard)
-		f->cfg.guard(f->cfg.arg, o);
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
 	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL) || changed_here(o, fd))
@@ -799,9 +802,12 @@ static void fetch_run(struct sl_work *work)
 				take(w, &lost);
 		}
 	sl_flight_trim(o);
+	bool complete = r == 0 && !again && sl_chunkmap_full(&o->map);
 	pthread_mutex_unlock(&o->lock);
 	sl_wants_done(f, &lost, sl_fill_map_error(r));
 	sl_fill_kick(f, o);
+	if (complete && f->cfg.complete)
+		f->cfg.complete(f->cfg.arg, o);
 	uint64_t len = x->len;
 	if (x->err == 0)
 		sl_fill_add_stat(f, &f->stats.fetched_bytes, x->req.nread);

@@ -26,9 +26,10 @@ struct sl_fill_config {
 	/*
 	 * Of the native gate; NULL without. guard(): opens of @o, which is about to be evicted, must be asked
 	 * about again. settle(): returns 0 when every change made to a file before the call was told by
-	 * sl_fill_written().
+	 * sl_fill_written(). complete(): the last missing bytes of @o have arrived; no lock is held.
 	 */
 	void (*guard)(void *arg, struct sl_object *o);
+	void (*complete)(void *arg, struct sl_object *o);
 	int (*settle)(void *arg);
 	/** The same is about to happen to a file of @old_size; changed() follows. Its locks are held. May be
 	 * NULL. */

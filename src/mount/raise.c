@@ -4,272 +4,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/fanotify.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <xxhash.h>
 
 #include "base/log.h"
 #include "base/macros.h"
+#include "mount/internal.h"
 #include "notify/backend.h"
-#include "replay/helper.h"
-
-/* Numbers that no server gives out: it counts from 1. */
-#define MADE_NODES   (1ull << 62)
-#define STAGING_NODE MADE_NODES
-#define HANDLE	     (1ull << 62)
-#define STAGING_NAME ".sluice-staging-"
-#define EXPIRE_ONLY  1u /* of struct fuse_notify_inval_entry_out.flags: a mount on it stays */
-
-/* A name as the helper is shown it. */
-struct shown {
-	uint64_t dir;
-	const char *name;
-	bool there;
-	struct fuse_entry_out entry;
-	unsigned counts; /* lookups that were counted and not given to the kernel yet */
-};
-
-/* What the helper is about to do. */
-struct act {
-	struct shown a, b; /* b: a rename's other name */
-	uint32_t opcode;   /* what shall be answered with success */
-};
-
-/* What watchers were last told to be at a name. Of some thousand names: it is asked soon or not at all. */
-struct told {
-	uint64_t key; /* of directory and name */
-	uint64_t nodeid;
-};
-#define TOLD 4096u
-
-struct sl_raise {
-	struct sl_raise_config cfg;
-	struct told told[TOLD];
-	struct sl_helper *helper;
-	uint32_t pid, uid;
-	bool attached;
-	uint64_t made;	      /* nodes that were made up */
-	uint64_t staged;      /* names in the staging directory */
-	atomic_bool begun;    /* cfg is set */
-	pthread_mutex_t lock; /* protects act, which server threads look at */
-	struct act *act;      /* the current one, or NULL */
-	char staging[64];
-};
-
-/* ---- what the helper is shown ---- */
-
-/* To an unprivileged helper everything belongs: what it does is done in name only. Nobody else keeps that. */
-static void entitle(struct sl_raise *r, struct fuse_attr *a)
-{
-	if (r->uid == 0)
-		return;
-	a->uid = r->uid;
-	a->mode |= S_ISDIR(a->mode) ? 0700 : 0600;
-}
-
-static bool made_up(uint64_t nodeid)
-{
-	return nodeid >= MADE_NODES;
-}
-
-/*
- * The kernel takes what it is told for newer than the request. What a notification says is older, and others
- * may have written through the mount since: the attributes are those of now. Not even those are to be kept:
- * who uses the object asks anew.
- */
-static void reply_entry(struct sl_raise *r, struct sl_req *rq, const struct fuse_entry_out *e)
-{
-	struct fuse_entry_out out = *e;
-	struct fuse_attr now;
-	out.entry_valid = out.attr_valid = 0;
-	if (!made_up(e->nodeid) && r->cfg.getattr(r->cfg.arg, e->nodeid, &now) == 0 &&
-	    (now.mode & S_IFMT) == (e->attr.mode & S_IFMT))
-		out.attr = now;
-	if (rq->m.h.opcode == FUSE_LOOKUP)
-		entitle(r, &out.attr);
-	sl_reply(rq, &out, sizeof(out));
-}
-
-static struct fuse_attr made_attr(struct sl_raise *r, uint64_t ino, uint32_t type)
-{
-	return (struct fuse_attr){.ino = ino,
-				  .mode = type | (type == S_IFDIR ? 0700 : 0600),
-				  .nlink = 1,
-				  .uid = r->uid,
-				  .blksize = 4096};
-}
-
-/* With the lock held. */
-static struct shown *find_shown(struct sl_raise *r, uint64_t dir, const char *name)
-{
-	struct act *x = r->act;
-	if (x && x->a.name && x->a.dir == dir && !strcmp(x->a.name, name))
-		return &x->a;
-	if (x && x->b.name && x->b.dir == dir && !strcmp(x->b.name, name))
-		return &x->b;
-	return NULL;
-}
-
-static void take_lookup(struct sl_raise *r, struct sl_req *rq)
-{
-	uint64_t dir = rq->m.h.nodeid;
-	struct fuse_entry_out e = {0};
-	if (dir == FUSE_ROOT_ID && !strcmp(rq->m.name, r->staging)) {
-		e.nodeid = STAGING_NODE;
-		e.attr = made_attr(r, 1, S_IFDIR);
-		reply_entry(r, rq, &e);
-		return;
-	}
-	pthread_mutex_lock(&r->lock);
-	struct shown *s = find_shown(r, dir, rq->m.name);
-	bool there = s && s->there;
-	if (there) {
-		e = s->entry;
-		if (s->counts)
-			s->counts--;
-	}
-	pthread_mutex_unlock(&r->lock);
-	int err = there ? 0 : -ENOENT;
-	if (!s && dir != STAGING_NODE) { /* on the way there */
-		err = r->cfg.lookup(r->cfg.arg, dir, rq->m.name, &e);
-		if (err == 0 && r->uid == 0) {
-			sl_reply(rq, &e, sizeof(e));
-			return;
-		}
-	}
-	if (err < 0)
-		sl_reply_err(rq, err);
-	else
-		reply_entry(r, rq, &e);
-}
-
-/* The attributes of a node as they are; of what is gone, as the act has them. */
-static int attr_of(struct sl_raise *r, uint64_t nodeid, struct fuse_attr *a)
-{
-	bool found = true;
-	int err = made_up(nodeid) ? -ESTALE : r->cfg.getattr(r->cfg.arg, nodeid, a);
-	if (err != -ESTALE)
-		return err;
-	pthread_mutex_lock(&r->lock);
-	struct act *x = r->act;
-	if (x && x->a.there && x->a.entry.nodeid == nodeid)
-		*a = x->a.entry.attr;
-	else if (x && x->b.there && x->b.entry.nodeid == nodeid)
-		*a = x->b.entry.attr;
-	else
-		found = false;
-	pthread_mutex_unlock(&r->lock);
-	if (!found && nodeid == STAGING_NODE) {
-		*a = made_attr(r, 1, S_IFDIR);
-		return 0;
-	}
-	return found ? 0 : -ESTALE;
-}
-
-static void take_getattr(struct sl_raise *r, struct sl_req *rq)
-{
-	struct fuse_attr_out out = {.attr_valid = 0};
-	int err = attr_of(r, rq->m.h.nodeid, &out.attr);
-	if (err < 0) {
-		sl_reply_err(rq, err);
-		return;
-	}
-	if (rq->m.h.opcode == FUSE_GETATTR)
-		entitle(r, &out.attr);
-	sl_reply(rq, &out, sizeof(out));
-}
-
-static void take_make(struct sl_raise *r, struct sl_req *rq)
-{
-	struct fuse_entry_out e = {0};
-	pthread_mutex_lock(&r->lock);
-	struct act *x = r->act;
-	bool good =
-	    x && x->opcode == rq->m.h.opcode && x->a.dir == rq->m.h.nodeid && !strcmp(x->a.name, rq->m.name);
-	if (good) {
-		e = x->a.entry;
-		if (x->a.counts)
-			x->a.counts--;
-	}
-	pthread_mutex_unlock(&r->lock);
-	if (good)
-		reply_entry(r, rq, &e);
-	else
-		sl_reply_err(rq, -EIO);
-}
-
-static void take_names(struct sl_raise *r, struct sl_req *rq)
-{
-	uint32_t op = rq->m.h.opcode;
-	uint64_t newdir = op == FUSE_RENAME2 ? rq->m.in.rename2.newdir : rq->m.in.rename.newdir;
-	pthread_mutex_lock(&r->lock);
-	struct act *x = r->act;
-	bool rename = op == FUSE_RENAME || op == FUSE_RENAME2;
-	bool good = x && x->opcode == (rename ? (uint32_t)FUSE_RENAME : op) && x->a.dir == rq->m.h.nodeid &&
-		    !strcmp(x->a.name, rq->m.name);
-	if (good && rename)
-		good = x->b.dir == newdir && !strcmp(x->b.name, rq->m.name2);
-	pthread_mutex_unlock(&r->lock);
-	sl_reply_err(rq, good ? 0 : -EIO);
-}
-
-static void take_open(struct sl_req *rq)
-{
-	const struct fuse_open_out out = {.fh = HANDLE,
-					  .open_flags = FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH};
-	sl_reply(rq, &out, sizeof(out));
-}
-
-bool sl_raise_take(struct sl_raise *r, struct sl_req *rq)
-{
-	/* The kernel releases by itself, in nobody's name. */
-	if ((rq->m.h.opcode == FUSE_RELEASE && rq->m.in.release.fh == HANDLE) ||
-	    (rq->m.h.opcode == FUSE_FLUSH && rq->m.in.flush.fh == HANDLE)) {
-		sl_reply_err(rq, 0);
-		return true;
-	}
-	if (rq->m.h.pid != r->pid || !r->begun)
-		return false;
-	switch (rq->m.h.opcode) {
-	case FUSE_LOOKUP:
-		take_lookup(r, rq);
-		return true;
-	case FUSE_GETATTR:
-	case FUSE_SETATTR:
-		take_getattr(r, rq);
-		return true;
-	case FUSE_MKNOD:
-	case FUSE_MKDIR:
-	case FUSE_SYMLINK:
-		take_make(r, rq);
-		return true;
-	case FUSE_UNLINK:
-	case FUSE_RMDIR:
-	case FUSE_RENAME:
-	case FUSE_RENAME2:
-		take_names(r, rq);
-		return true;
-	case FUSE_OPEN:
-		take_open(rq);
-		return true;
-	case FUSE_CREATE:
-	case FUSE_LINK:
-	case FUSE_WRITE:
-	case FUSE_SETXATTR:
-	case FUSE_REMOVEXATTR:
-	case FUSE_FALLOCATE:
-		sl_reply_err(rq, -EIO); /* it does nothing of the kind */
-		return true;
-	default:
-		return false;
-	}
-}
 
 /* ---- what the kernel has cached ---- */
 
@@ -296,37 +41,13 @@ static void drop_pages(struct sl_raise *r, uint64_t nodeid)
 	notify(r, FUSE_NOTIFY_INVAL_INODE, &v, 1);
 }
 
-/* ---- what was told ---- */
-
-static struct told *told_slot(struct sl_raise *r, uint64_t dir, const char *name, uint64_t *key)
-{
-	*key = XXH64(name, strlen(name), dir) | 1;
-	return &r->told[*key / 2 % TOLD];
-}
-
-static void tell(struct sl_raise *r, uint64_t dir, const char *name, uint64_t nodeid)
-{
-	uint64_t key;
-	struct told *t = told_slot(r, dir, name, &key);
-	*t = (struct told){key, nodeid};
-}
-
-/* False: not known any more. */
-static bool was_told(struct sl_raise *r, uint64_t dir, const char *name, uint64_t *nodeid)
-{
-	uint64_t key;
-	const struct told *t = told_slot(r, dir, name, &key);
-	*nodeid = t->nodeid;
-	return t->key == key;
-}
-
 /* ---- acts ---- */
 
 static void show_made(struct sl_raise *r, struct shown *s, uint32_t type)
 {
 	s->there = true;
 	s->entry = (struct fuse_entry_out){.nodeid = MADE_NODES + ++r->made};
-	s->entry.attr = made_attr(r, s->entry.nodeid, type);
+	s->entry.attr = raise_made_attr(r, s->entry.nodeid, type);
 }
 
 /* Show what @p says is at its name now; false: nothing is, or something else than the event is about. */
@@ -363,7 +84,7 @@ static void show_child(struct sl_raise *r, const struct sl_fsnotify_part *p, str
 		return;
 	struct fuse_attr a;
 	if (r->cfg.getattr(r->cfg.arg, p->child, &a) < 0)
-		a = made_attr(r, p->child, type);
+		a = raise_made_attr(r, p->child, type);
 	s->entry.nodeid = p->child;
 	s->entry.generation = p->child_generation;
 	s->entry.attr = a;
@@ -400,22 +121,31 @@ static int perform(struct sl_raise *r, struct act *x, struct sl_helper_call *c)
 	pthread_mutex_lock(&r->lock);
 	r->act = x;
 	pthread_mutex_unlock(&r->lock);
-	/* Somebody may have asked in between, and been told the true owner. */
-	for (int i = 0; i < 8; i++) {
-		if (err == 0)
-			err = sl_helper_call(r->helper, c);
-		if (err != -EACCES && err != -EPERM)
+	for (int i = 0; err == 0 && i < 8; i++) {
+		err = sl_helper_call(r->helper, c);
+		if (err == -ESTALE && c->op == SL_HELPER_RENAME) {
+			/* The kernel has that directory elsewhere still, and cannot move it while it renames:
+			 * a lookup alone does. (Directories cannot be opened for writing.) */
+			if (!S_ISDIR(x->a.entry.attr.mode))
+				break;
+			(void)sl_helper_call(
+			    r->helper,
+			    &(struct sl_helper_call){.op = SL_HELPER_CLOSE, .dir = c->dir, .name = c->name});
+		} else if (err != -EACCES && err != -EPERM) {
 			break;
+		} else if (x->a.dir != STAGING_NODE) {
+			/* Somebody may have asked in between, and been told the true owner. */
+			expire(r, x->a.dir, x->a.name, EXPIRE_ONLY);
+		}
 		if (i < 7)
 			err = 0;
-		if (x->a.dir != STAGING_NODE)
-			expire(r, x->a.dir, x->a.name, EXPIRE_ONLY);
 	}
 	pthread_mutex_lock(&r->lock);
 	r->act = NULL;
 	pthread_mutex_unlock(&r->lock);
 	if (err < 0)
-		sl_debug("'%s': no event for a change: %s", c->name, strerror(-err));
+		sl_debug("'%s': no event for a change (%d, node %llx): %s", c->name, (int)c->op,
+			 (unsigned long long)x->a.entry.nodeid, strerror(-err));
 	give_back(r, &x->a);
 	give_back(r, &x->b);
 	return err;
@@ -485,7 +215,7 @@ static void raise_create(struct sl_raise *r, const struct sl_fsnotify_part *p, c
 				    (x.a.entry.attr.rdev & 0xff) | ((x.a.entry.attr.rdev >> 12) & 0xfff00));
 		}
 	}
-	tell(r, p->nodeid, at->name, x.a.entry.nodeid);
+	sl_told_set(&r->told, p->nodeid, at->name, x.a.entry.nodeid, S_ISDIR(mode));
 	perform_name(r, &x, &c);
 }
 
@@ -498,7 +228,7 @@ static void raise_delete(struct sl_raise *r, const struct sl_fsnotify_part *p, c
 	    .op = dir ? SL_HELPER_RMDIR : SL_HELPER_UNLINK, .dir = at->path, .name = at->name};
 	show_child(r, p, &x.a, mask);
 	expire(r, p->nodeid, at->name, EXPIRE_ONLY);
-	tell(r, p->nodeid, at->name, 0);
+	sl_told_set(&r->told, p->nodeid, at->name, 0, false);
 	perform_name(r, &x, &c);
 }
 
@@ -526,7 +256,7 @@ static void raise_moved(struct sl_raise *r, const struct sl_fsnotify_part *p, co
 		c.dir2 = at->path;
 		c.name2 = at->name;
 	}
-	tell(r, p->nodeid, at->name, away ? 0 : x.a.entry.nodeid);
+	sl_told_set(&r->told, p->nodeid, at->name, away ? 0 : x.a.entry.nodeid, S_ISDIR(x.a.entry.attr.mode));
 	perform_name(r, &x, &c);
 	if (away && r->cfg.moved)
 		r->cfg.moved(r->cfg.arg, p->nodeid, at->name, 0, NULL, false);
@@ -555,8 +285,9 @@ static void raise_rename(struct sl_raise *r, const struct sl_fsnotify_msg *m, bo
 			x.b.counts = 1;
 			expire(r, to->nodeid, b.name, EXPIRE_ONLY);
 		}
-		tell(r, from->nodeid, a.name, exchange ? x.b.entry.nodeid : 0);
-		tell(r, to->nodeid, b.name, x.a.entry.nodeid);
+		sl_told_set(&r->told, from->nodeid, a.name, exchange ? x.b.entry.nodeid : 0,
+			    S_ISDIR(x.b.entry.attr.mode));
+		sl_told_set(&r->told, to->nodeid, b.name, x.a.entry.nodeid, S_ISDIR(x.a.entry.attr.mode));
 		if (perform(r, &x, &c) < 0 && !exchange) {
 			/* What the kernel believes to be there may be in the way. */
 			expire(r, to->nodeid, b.name, 0);
@@ -583,7 +314,7 @@ static void raise_use(struct sl_raise *r, const struct sl_fsnotify_part *p, cons
 	const struct fuse_attr *a = &x.a.entry.attr;
 	const struct timespec mtime = {(time_t)a->mtime, a->mtimensec},
 			      atime = {(time_t)a->atime, a->atimensec};
-	bool reg = S_ISREG(a->mode) && !made_up(x.a.entry.nodeid);
+	bool reg = S_ISREG(a->mode) && !raise_made_up(x.a.entry.nodeid);
 	if (reg && mask & FAN_MODIFY)
 		drop_pages(r, x.a.entry.nodeid);
 	if (r->uid != 0 && *at->name)
@@ -607,49 +338,84 @@ static void raise_use(struct sl_raise *r, const struct sl_fsnotify_part *p, cons
 /* Nothing happened that anybody told of, but this is what is there. */
 static void raise_state(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at)
 {
-	uint64_t was, now = p->entry.nodeid;
-	bool known = was_told(r, p->nodeid, at->name, &was);
-	if (!known || was == now) {
+	struct sl_told *was = sl_told_get(&r->told, p->nodeid, at->name);
+	uint64_t now = p->entry.nodeid;
+	if (!was || was->nodeid == now) {
 		/* Of names that nobody was told of, or that are as they were told, the kernel finds out
 		 * itself. */
-		if (!known)
+		if (!was)
 			expire(r, p->nodeid, at->name, EXPIRE_ONLY);
 		unused(r, p);
 		return;
 	}
-	if (was) {
-		/* Of what kind it was nobody knows; who lists the directory sees that it is gone. */
+	if (was->nodeid) {
 		struct sl_fsnotify_part gone = *p;
 		gone.has_state = false;
-		gone.child = 0;
-		raise_delete(r, &gone, at, 0);
+		gone.child = raise_made_up(was->nodeid) ? 0 : was->nodeid;
+		raise_delete(r, &gone, at, was->dir ? FAN_ONDIR : 0);
 	}
 	if (now)
 		raise_create(r, p, at, S_ISDIR(p->entry.attr.mode) ? FAN_ONDIR : 0);
+	was = sl_told_get(&r->told, p->nodeid, at->name);
+	if (was)
+		was->early = true;
 }
 
-static void raise_one(struct sl_raise *r, const struct sl_fsnotify_msg *m)
+static void raise_name(struct sl_raise *r, const struct sl_fsnotify_part *p, const struct place *at,
+		       uint64_t mask)
 {
-	const struct sl_fsnotify_part *p = &m->part[0];
-	struct place at;
-	uint64_t mask = m->mask;
-	if (place_of(r, p, &at)) {
-		if (!p->namelen)
-			raise_use(r, p, &at, mask);
-		else if (!mask)
-			raise_state(r, p, &at);
-		else if (mask & FAN_CREATE)
-			raise_create(r, p, &at, mask);
-		else if (mask & FAN_DELETE)
-			raise_delete(r, p, &at, mask);
-		else if (mask & (FAN_MOVED_FROM | FAN_MOVED_TO))
-			raise_moved(r, p, &at, mask, mask & FAN_MOVED_FROM);
-		else
-			raise_use(r, p, &at, mask);
-	} else {
+	bool come = mask & (FAN_CREATE | FAN_MOVED_TO), gone = mask & (FAN_DELETE | FAN_MOVED_FROM);
+	if ((come || gone) &&
+	    sl_told_early(&r->told, p->nodeid, at->name, come && p->has_state ? p->entry.nodeid : 0)) {
 		unused(r, p);
+		return;
 	}
+	if (mask & FAN_CREATE)
+		raise_create(r, p, at, mask);
+	else if (mask & FAN_DELETE)
+		raise_delete(r, p, at, mask);
+	else if (come || gone)
+		raise_moved(r, p, at, mask, gone);
+	else
+		raise_use(r, p, at, mask);
+}
+
+static void raise_one(struct sl_raise *r, const struct sl_fsnotify_part *p, uint64_t mask)
+{
+	struct place at;
+	if (!place_of(r, p, &at))
+		unused(r, p);
+	else if (!p->namelen)
+		raise_use(r, p, &at, mask);
+	else if (!mask)
+		raise_state(r, p, &at);
+	else
+		raise_name(r, p, &at, mask);
 	free(at.path);
+}
+
+/* What of a rename was not told already; false where that is not both halves: then it was raised. */
+static bool both_are_news(struct sl_raise *r, const struct sl_fsnotify_msg *m)
+{
+	const struct sl_fsnotify_part *from = &m->part[0], *to = &m->part[1];
+	char a[256], b[256];
+	snprintf(a, sizeof(a), "%.*s", (int)from->namelen, from->name);
+	snprintf(b, sizeof(b), "%.*s", (int)to->namelen, to->name);
+	bool from_told = sl_told_early(&r->told, from->nodeid, a, 0);
+	bool to_told =
+	    to->has_state && to->entry.nodeid && sl_told_early(&r->told, to->nodeid, b, to->entry.nodeid);
+	uint64_t kind = m->mask & FAN_ONDIR;
+	if (!from_told && !to_told)
+		return true;
+	if (from_told)
+		unused(r, from);
+	else
+		raise_one(r, from, kind | FAN_MOVED_FROM);
+	if (to_told)
+		unused(r, to);
+	else
+		raise_one(r, to, kind | FAN_MOVED_TO);
+	return false;
 }
 
 bool sl_raise_needs_next(const struct sl_fsnotify_msg *m)
@@ -673,11 +439,13 @@ int sl_raise_notify(struct sl_raise *r, const struct sl_fsnotify_msg *m, const s
 	if (m->ignored)
 		return 0;
 	if (m->nparts < 2) {
-		raise_one(r, m);
+		raise_one(r, &m->part[0], m->mask);
 		return 0;
 	}
 	bool exchange = sl_raise_needs_next(m) && next && next->nparts == 2 &&
 			same_place(&m->part[0], &next->part[1]) && same_place(&m->part[1], &next->part[0]);
+	if (!exchange && !both_are_news(r, m))
+		return 0;
 	raise_rename(r, m, exchange);
 	if (!exchange)
 		unused(r, &m->part[0]);

@@ -31,8 +31,8 @@
 /* A read of more than this wakes relief: some 180 events. */
 #define RELIEF_FROM (16u << 10)
 /* How long an event that wants to be seen with the next one is kept back at most. */
-#define MORE_NS	       (5 * SL_NS_PER_MS)
-#define MORE_ROOM      4096u /* in a chunk, for what comes after it */
+#define MORE_NS	       (20 * SL_NS_PER_MS)
+#define MORE_ROOM      (32u << 10) /* behind a chunk, for what comes until then */
 #define COMPLAIN_NS    (60 * SL_NS_PER_SEC)
 #define AFTER_ERROR_MS 1000
 
@@ -40,7 +40,7 @@ struct chunk {
 	struct sl_list link;
 	size_t len; /* 0: there was an error: an unknown number of changes was lost */
 	uint64_t units, when;
-	_Alignas(8) char data[SL_NOTIFY_CHUNK];
+	_Alignas(8) char data[SL_NOTIFY_CHUNK + MORE_ROOM];
 };
 
 struct sl_backend {
@@ -144,7 +144,7 @@ static ssize_t read_some(struct sl_backend *b, struct chunk *c, size_t max)
 static int fill(struct sl_backend *b, struct chunk *c, bool *drained)
 {
 	const struct sl_source_ops *ops = b->src->ops;
-	size_t max = sizeof(c->data) - MORE_ROOM;
+	size_t max = SL_NOTIFY_CHUNK;
 	c->len = 0;
 	c->units = 0;
 	ssize_t n = read_some(b, c, max);

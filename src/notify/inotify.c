@@ -31,8 +31,9 @@ _Static_assert(IN_MODIFY == FAN_MODIFY && IN_ATTRIB == FAN_ATTRIB && IN_CLOSE_WR
 
 #define SELF_MASK  (IN_ATTRIB | IN_MOVE_SELF)
 #define CHILD_MASK (SL_CHANGE_MASK & ~(FAN_RENAME | FAN_DELETE_SELF | FAN_MOVE_SELF))
-/* How many events a rename's second half may come after its first. */
-#define PAIR_WITHIN 64
+/* How many events a rename's second half may come after its first: others go on while its thread is put
+ * aside. */
+#define PAIR_WITHIN 1024
 #define ROOM	    (sizeof(struct inotify_event) + NAME_MAX + 1)
 
 struct watch {

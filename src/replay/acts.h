@@ -23,6 +23,7 @@ struct sl_acts {
 	 * @name appears in @dir, as FAN_CREATE or (with @moved) FAN_MOVED_TO: @s says what. A directory that
 	 * appears is unpopulated where directories are lazy; where they are not, and @moved, it appears with
 	 * all that is in it. Where the clone has another name of that very object (hard links), it is a link.
+	 * 1: a directory, where they are not lazy, that was shown empty and has to be listed.
 	 */
 	int (*appear)(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		      bool moved);

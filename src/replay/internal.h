@@ -35,6 +35,7 @@ struct sl_replay {
 
 	/* the thread's own */
 	struct sl_compare *compare; /* or NULL */
+	struct sl_list unlisted;    /* of struct unlisted: directories that were shown and not listed yet */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
 	struct sl_list doubts; /* of struct item: states without an event, that one may still explain */

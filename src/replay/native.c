@@ -10,6 +10,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "gate/fanotify/silent.h"
+#include "replay/peers.h"
 #include "store/pending.h"
 #include "store/walk.h"
 #include "store/xattr.h"
@@ -19,8 +20,9 @@
 struct sl_native_acts {
 	struct sl_native_acts_config cfg;
 	struct sl_silent *silent; /* or NULL */
-	int stage;		  /* where nobody sees it */
-	uint64_t next;		  /* names there */
+	struct sl_peers *peers;
+	int stage;     /* where nobody sees it */
+	uint64_t next; /* names there */
 	int tid;
 };
 
@@ -59,7 +61,12 @@ static enum standing standing(struct sl_native_acts *a, struct sl_object *o, con
 	bool foreign = o->damaged || !o->has_record || o->rec.flags & SL_LOCAL;
 	bool linked = o->rec.flags & SL_LINKED; /* its place is one of several */
 	pthread_mutex_unlock(&o->lock);
-	if (foreign || sl_object_place(o, &own) < 0 || (!linked && strcmp(own, place) != 0))
+	if (foreign)
+		return FOREIGN;
+	int r = sl_object_place(o, &own);
+	if (linked && r == -ESTALE)
+		r = sl_object_set_place(o, place); /* the one that was known is gone, this one is not */
+	if (r < 0 || (!linked && strcmp(own, place) != 0))
 		return FOREIGN;
 	return content_changed(a, o) ? CHANGED : OURS;
 }
@@ -121,6 +128,60 @@ static int staged_object(struct sl_native_acts *a, const char *name, struct sl_o
 	return fd < 0 ? -errno : sl_object_of_fd(a->cfg.store, fd, ret);
 }
 
+static int link_at(struct sl_object *o, int dirfd, const char *name)
+{
+	char p[SL_PROC_FD_MAX];
+	pthread_mutex_lock(&o->lock);
+	o->rec.flags |= SL_LINKED;
+	int r = sl_object_save(o);
+	pthread_mutex_unlock(&o->lock);
+	_cleanup_close_ int fd = r == 0 ? sl_object_pin(o) : r;
+	if (fd < 0)
+		return fd;
+	return linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), dirfd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno
+												  : 0;
+}
+
+struct join {
+	struct sl_native_acts *a;
+	const char *name;
+	size_t above; /* of each path */
+};
+
+/* A file that comes with a directory may be one that is here under another name. */
+static int join_one(void *arg, const char *path, struct sl_object *o, int err)
+{
+	struct join *j = arg;
+	if (!o || !sl_object_is_reg(o))
+		return err;
+	pthread_mutex_lock(&o->lock);
+	struct sl_version v = o->rec.origin;
+	bool linked = o->rec.flags & SL_LINKED;
+	pthread_mutex_unlock(&o->lock);
+	_cleanup_object_ struct sl_object *other = linked ? sl_peers_find(j->a->peers, &v) : NULL;
+	const char *rest = strlen(path) > j->above ? path + j->above + 1 : NULL;
+	if (!other || other == o || !rest) {
+		sl_peers_note(j->a->peers, o);
+		return 0;
+	}
+	const char *slash = strrchr(rest, '/');
+	_cleanup_free_ char *below = slash ? strndup(rest, (size_t)(slash - rest)) : strdup("");
+	_cleanup_free_ char *up = below ? (*below ? sl_path_join(j->name, below) : strdup(j->name)) : NULL;
+	_cleanup_close_ int fd = up ? sl_open_beneath(j->a->stage, up, O_PATH | O_DIRECTORY) : -ENOMEM;
+	if (fd < 0)
+		return fd;
+	rest = slash ? slash + 1 : rest;
+	return unlinkat(fd, rest, 0) < 0 ? -errno : link_at(other, fd, rest);
+}
+
+static int join_all(struct sl_native_acts *a, const char *name, struct sl_object *o)
+{
+	_cleanup_free_ char *place = NULL;
+	int r = sl_object_place(o, &place);
+	struct join j = {.a = a, .name = name, .above = r == 0 ? strlen(place) : 0};
+	return r < 0 ? r : sl_walk(o, join_one, &j);
+}
+
 /* Everything that a name in the stage needs before it is shown: attributes of ours, and of a directory all
  * that is in it. */
 static int complete(struct sl_native_acts *a, const char *name, const struct sl_attr *at, bool whole)
@@ -132,8 +193,11 @@ static int complete(struct sl_native_acts *a, const char *name, const struct sl_
 	if (S_ISDIR(at->mode) && whole) {
 		r = sl_fill_tree(a->cfg.fill, o, NULL, NULL);
 		int q = sl_store_drop_links(a->cfg.store);
+		if (r == 0 && q == 0)
+			q = join_all(a, name, o);
 		return r < 0 ? r : q;
 	}
+	sl_peers_note(a->peers, o);
 	return at->no_xattrs ? 0 : sl_fill_wait(a->cfg.fill, SL_WANT_XATTRS, o, 0, 0);
 }
 
@@ -311,18 +375,17 @@ static int native_vanish(void *arg, struct sl_object *dir, const char *name, boo
 
 /* ---- appear ---- */
 
-static int link_here(struct sl_object *o, int dirfd, const char *name)
+static int link_here(struct sl_native_acts *a, struct sl_object *o, int dirfd, const char *name, bool moved)
 {
-	char p[SL_PROC_FD_MAX];
-	pthread_mutex_lock(&o->lock);
-	o->rec.flags |= SL_LINKED;
-	int r = sl_object_save(o);
-	pthread_mutex_unlock(&o->lock);
-	_cleanup_close_ int fd = r == 0 ? sl_object_pin(o) : r;
-	if (fd < 0)
-		return fd;
-	return linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), dirfd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno
-												  : 0;
+	char tmp[32];
+	if (!moved)
+		return link_at(o, dirfd, name);
+	int r = link_at(o, a->stage, staged(a, "in", tmp));
+	if (r == 0 && renameat2(a->stage, tmp, dirfd, name, 0) < 0)
+		r = -errno;
+	/* Where that was a name of the same file already, nothing has happened. */
+	(void)unlinkat(a->stage, tmp, 0);
+	return r;
 }
 
 /* A new directory is made where it is seen, or the kernel would say that it was moved there. */
@@ -363,11 +426,28 @@ static int make_file(struct sl_native_acts *a, struct sl_object *dir, int dirfd,
 	_cleanup_close_ int fd = sl_placeholder_tmpfile(dir, name, at, a->stage);
 	if (fd < 0)
 		return fd;
-	int r = at->no_xattrs ? 0 : sl_object_of_fd(a->cfg.store, fd, &o);
-	if (r == 0 && o)
+	int r = sl_object_of_fd(a->cfg.store, fd, &o);
+	if (r == 0)
+		sl_peers_note(a->peers, o);
+	if (r == 0 && !at->no_xattrs)
 		r = sl_fill_wait(a->cfg.fill, SL_WANT_XATTRS, o, 0, 0);
 	if (r == 0 && linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), dirfd, name, AT_SYMLINK_FOLLOW) < 0)
 		r = -errno;
+	return r;
+}
+
+/* A staged directory counts as listed, and is empty. */
+static int show_empty(struct sl_native_acts *a, const char *tmp)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	int r = staged_object(a, tmp, &o);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&o->lock);
+	o->rec.state = SL_FULL;
+	o->rec.origin.ctime = (struct timespec){0}; /* what is in it is not known yet */
+	r = sl_object_save(o);
+	pthread_mutex_unlock(&o->lock);
 	return r;
 }
 
@@ -390,22 +470,30 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	_cleanup_close_ int dirfd = sl_object_pin(dir);
 	if (dirfd < 0)
 		return dirfd;
-	_cleanup_free_ char *sib = S_ISREG(at->mode) && at->nlink > 1 && !moved ? sibling(dir, &v) : NULL;
-	_cleanup_object_ struct sl_object *other = NULL;
-	if (sib && sl_object_lookup(dir, sib, &other) == 0)
-		return link_here(other, dirfd, name);
+	_cleanup_object_ struct sl_object *other =
+	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v) : NULL;
+	if (other)
+		return link_here(a, other, dirfd, name, moved);
 	if (S_ISREG(at->mode) && !moved)
 		return make_file(a, dir, dirfd, name, at);
 	if (S_ISDIR(at->mode) && !moved)
 		return make_dir(a, dir, dirfd, name, at);
-	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, "in", tmp));
+	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, "in", tmp)), empty = 0;
 	if (r == 0)
 		r = complete(a, tmp, at, moved);
+	if (S_ISDIR(at->mode) && (r == -ESTALE || r == -EIO)) {
+		/* It has moved on, or something below it has: what is in it comes later. */
+		(void)sl_remove_tree(a->stage, tmp);
+		r = sl_placeholder_stage(dir, name, at, NULL, a->stage, staged(a, "in", tmp));
+		if (r == 0)
+			r = show_empty(a, tmp);
+		empty = 1;
+	}
 	if (r == 0)
 		r = show(a, tmp, dirfd, name, moved);
 	if (r < 0)
 		(void)sl_remove_tree(a->stage, tmp);
-	return r;
+	return r < 0 ? r : empty;
 }
 
 static int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
@@ -434,9 +522,9 @@ static int native_appear(void *arg, struct sl_object *dir, const char *name, con
 			return r;
 	}
 	r = make(a, dir, name, s, moved);
-	if (r == 0 && o && sl_object_is_reg(o))
+	if (r >= 0 && o && sl_object_is_reg(o))
 		lose_place(o, dir, name);
-	return r;
+	return r < 0 ? r : S_ISDIR(s->attr.mode) && (r || !moved);
 }
 
 /* ---- rename ---- */
@@ -610,11 +698,15 @@ static int update_file(struct sl_native_acts *a, struct sl_object *o, int fd, co
 	bool stays = same_content(&had, &v) && how & SL_UPDATE_KEEP;
 	if (local)
 		return -EEXIST;
-	if (same)
+	/* A fill that met this version first has left the mode to us. */
+	if (same && at->mode == was)
 		return 0;
+	stays |= same;
 	if (changed)
 		return stays ? 0 : conflict(o);
 	int r = stays ? 0 : renew(a, o, at, mask, raised);
+	if (r == 0 && !sl_version_same_object(&had, &v))
+		sl_peers_note(a->peers, o);
 	if (r == 0)
 		r = follow_mode(fd, at, was, raised);
 	if (r == 0 && (stays || at->mode != was))
@@ -667,10 +759,14 @@ static int update_other(struct sl_object *o, int fd, const struct sl_attr *at, u
 	int r = follow_mode(fd, at, was, raised);
 	if (r == 0)
 		r = keep(o, at);
-	if (r == 0 && utimensat(fd, "", ts, AT_EMPTY_PATH) < 0)
-		r = -errno;
+	struct stat st;
+	if (r < 0 || fstat(fd, &st) < 0)
+		return r < 0 ? r : -errno;
+	/* Without need it would be an event. */
+	if (sl_time_eq(st.st_mtim, at->mtime))
+		return 0;
 	*raised |= FAN_ATTRIB;
-	return r;
+	return utimensat(fd, "", ts, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
 /* Opened and closed where users see it. */
@@ -821,6 +917,8 @@ int sl_native_acts_new(const struct sl_native_acts_config *cfg, struct sl_native
 	a->cfg = *cfg;
 	a->stage = sl_store_stage(cfg->store);
 	int r = SL_MIN(a->stage, 0);
+	if (r == 0)
+		r = sl_peers_new(cfg->store, &a->peers);
 	if (r == 0) {
 		finish(a);
 		r = purge(a);
@@ -849,6 +947,7 @@ void sl_native_acts_free(struct sl_native_acts *a)
 	if (a->tid)
 		sl_fan_set_replay(a->cfg.fan, 0);
 	sl_silent_free(a->silent);
+	sl_peers_free(a->peers);
 	if (a->stage >= 0)
 		close(a->stage);
 	free(a);

@@ -237,37 +237,91 @@ static int acted(struct sl_replay *p, int r, struct sl_object *dir, const char *
 	return r < 0 && r != -EEXIST && r != -ENOENT ? r : r == 0 ? 1 : 0;
 }
 
-/* Where directories are not lazy: what a new one has by now comes into it at once, and it is marked. */
+/* ---- directories that were shown before they could be listed ---- */
+
+struct unlisted {
+	struct sl_list link;
+	struct sl_object *dir;
+};
+
+static void unlisted_free(struct unlisted *u)
+{
+	sl_list_del(&u->link);
+	sl_object_put(u->dir);
+	free(u);
+}
+
+/*
+ * What @dir, which is shown and is marked by this, has by now comes into it. -ESTALE where it is elsewhere by
+ * now; -ENOENT where it is gone here, or the user's.
+ */
+static int list_dir(struct sl_replay *p, struct sl_object *dir)
+{
+	_cleanup_object_ struct sl_object *here = NULL;
+	_cleanup_free_ char *place = NULL;
+	int r = sl_object_place(dir, &place);
+	if (r == 0)
+		r = p->cfg.find(p->cfg.store, place, &here);
+	if (r < 0 || here != dir)
+		return -ENOENT;
+	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
+	r = sl_origin_call(p->cfg.origin, &q);
+	if (r == 0 && !replay_is(dir, q.attr.ino, q.attr.generation))
+		r = -ESTALE;
+	for (size_t i = 0; r == 0 && i < q.nentries; i++) {
+		const struct sl_oentry *e = &q.entries[i];
+		_cleanup_object_ struct sl_object *o = NULL;
+		struct sl_ostate s = {.known = true, .present = true, .attr = e->attr, .target = e->target};
+		if (sl_object_lookup(dir, e->name, &o) == -ENOENT)
+			(void)replay_appear(p, dir, e->name, &s, false);
+		else
+			(void)replay_settle(p, dir, e->name, &s, false);
+	}
+	struct sl_ostate own = {.known = true, .present = true, .attr = q.attr};
+	if (r == 0)
+		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
+					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
+	sl_oreq_fini(&q);
+	return r == 0 ? 0 : -ESTALE;
+}
+
+/* Where directories are not lazy. One that has moved on is listed when we have moved it on as well. */
 static int list_new(struct sl_replay *p, struct sl_object *up, const char *name)
 {
 	_cleanup_object_ struct sl_object *dir = NULL;
-	_cleanup_free_ char *place = NULL;
 	int r = sl_object_lookup(up, name, &dir);
-	if (r == 0)
-		r = sl_object_place(dir, &place);
-	if (r < 0)
-		return r;
-	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
-	r = sl_origin_call(p->cfg.origin, &q);
-	if (r == 0 && replay_is(dir, q.attr.ino, q.attr.generation)) {
-		for (size_t i = 0; i < q.nentries; i++) {
-			struct sl_ostate s = {.known = true,
-					      .present = true,
-					      .attr = q.entries[i].attr,
-					      .target = q.entries[i].target};
-			(void)replay_appear(p, dir, q.entries[i].name, &s, false);
-		}
-		struct sl_ostate own = {.known = true, .present = true, .attr = q.attr};
-		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
-					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
-	} else if (r == -ETIMEDOUT) {
-		/* It will be compared when the origin is back. */
+	if (r < 0 || list_dir(p, dir) != -ESTALE)
+		return SL_MIN(r, 0);
+	struct unlisted *u = malloc(sizeof(*u));
+	if (!u) { /* the comparison will find it */
 		pthread_mutex_lock(&p->lock);
 		p->lost = true;
 		pthread_mutex_unlock(&p->lock);
+		return 0;
 	}
-	sl_oreq_fini(&q);
-	return 0; /* gone again, or moved: its events come */
+	u->dir = sl_object_ref(dir);
+	sl_list_add_tail(&p->unlisted, &u->link);
+	return 0;
+}
+
+/* Names have changed, or nothing is left to do. */
+static void list_again(struct sl_replay *p)
+{
+	struct sl_list todo; /* without what is found meanwhile */
+	sl_list_init(&todo);
+	sl_list_for_each_safe (l, &p->unlisted) {
+		sl_list_del(l);
+		sl_list_add_tail(&todo, l);
+	}
+	sl_list_for_each_safe (l, &todo) {
+		struct unlisted *u = sl_list_entry(l, struct unlisted, link);
+		if (list_dir(p, u->dir) == -ESTALE) {
+			sl_list_del(l);
+			sl_list_add_tail(&p->unlisted, l);
+		} else {
+			unlisted_free(u);
+		}
+	}
 }
 
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
@@ -275,7 +329,7 @@ int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, 
 {
 	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
 	replay_touch(p, dir);
-	if (r == 0 && S_ISDIR(s->attr.mode) && !moved && sl_store_native(p->cfg.store))
+	if (r > 0)
 		r = list_new(p, dir, name);
 	return acted(p, r, dir, name);
 }
@@ -291,6 +345,8 @@ int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		  const char *newname, bool exchange)
 {
 	int r = p->cfg.acts.rename(p->cfg.acts.arg, dir, name, newdir, newname, exchange);
+	if (r == 0)
+		list_again(p);
 	replay_touch(p, dir);
 	if (newdir != dir)
 		replay_touch(p, newdir);
@@ -832,7 +888,8 @@ static bool as_said(struct sl_replay *p, const char *place, const struct sl_osta
 		return true;
 	int r = sl_object_lookup(dir, name, &o);
 	if (r == -ENOENT)
-		return !s->present || replay_deleted(dir, name, s);
+		/* Native: nobody knows what was deleted here, and a later change there does not undo it. */
+		return !s->present || sl_store_native(dir->store) || replay_deleted(dir, name, s);
 	if (r < 0 || replay_foreign(dir, name, o))
 		return true;
 	if (!s->present || !is_state(o, s))
@@ -989,20 +1046,21 @@ static struct item *take(struct sl_replay *p) /* lock held */
 /* With the lock held: sleep until there is something to do. */
 static void rest(struct sl_replay *p)
 {
-	bool work = !sl_list_empty(&p->touched);
+	bool work = !sl_list_empty(&p->touched) || !sl_list_empty(&p->unlisted);
 	if (p->cfg.acts.rest || work) {
 		p->resting = false;
 		pthread_mutex_unlock(&p->lock);
 		if (p->cfg.acts.rest)
 			p->cfg.acts.rest(p->cfg.acts.arg);
 		ask_touched(p);
+		list_again(p);
 		pthread_mutex_lock(&p->lock);
 	}
 	p->resting = true;
 	pthread_cond_broadcast(&p->cond);
 	if (p->stop || (!p->paused && (!sl_list_empty(&p->queue) || p->lost)))
 		return;
-	if ((p->nbusy || p->ndoubts) && !p->paused) {
+	if ((p->nbusy || p->ndoubts || !sl_list_empty(&p->unlisted)) && !p->paused) {
 		struct timespec ts = sl_ns_to_timespec(sl_now() + (p->ndoubts ? DOUBT_NS / 4 : BUSY_NS));
 		if (pthread_cond_timedwait(&p->cond, &p->lock, &ts) == ETIMEDOUT) {
 			p->resting = false;
@@ -1070,6 +1128,7 @@ int sl_replay_new(const struct sl_replay_config *cfg, struct sl_replay **ret)
 	sl_list_init(&p->queue);
 	sl_list_init(&p->touched);
 	sl_list_init(&p->busy);
+	sl_list_init(&p->unlisted);
 	sl_list_init(&p->doubts);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_condattr_t ca;
@@ -1109,6 +1168,8 @@ void sl_replay_stop(struct sl_replay *p)
 		touch_free(sl_list_entry(l, struct touch, link));
 	sl_list_for_each_safe (l, &p->busy)
 		busy_free(sl_list_entry(l, struct busy, link));
+	sl_list_for_each_safe (l, &p->unlisted)
+		unlisted_free(sl_list_entry(l, struct unlisted, link));
 	for (unsigned i = 0; i < CARRIED_MAX; i++)
 		sl_object_put(p->carried[i]);
 }

@@ -12,9 +12,9 @@
 #define WANT_FLAGS                                                                                           \
 	(FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_AUTO_INVAL_DATA | FUSE_DO_READDIRPLUS |                    \
 	 FUSE_READDIRPLUS_AUTO | FUSE_NO_OPEN_SUPPORT | FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES |              \
-	 FUSE_CACHE_SYMLINKS | SL_FUSE_XATTR_HINT | SL_FUSE_READ_ATTR | FUSE_FSNOTIFY_SUPPORT |              \
-	 SL_FUSE_EVENT_STATE)
-#define WANT_WRITABLE (FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK | FUSE_POSIX_ACL | FUSE_SETXATTR_EXT)
+	 FUSE_CACHE_SYMLINKS | SL_FUSE_XATTR_HINT | SL_FUSE_READ_ATTR | FUSE_POSIX_ACL |                     \
+	 FUSE_FSNOTIFY_SUPPORT | SL_FUSE_EVENT_STATE)
+#define WANT_WRITABLE (FUSE_ATOMIC_O_TRUNC | FUSE_DONT_MASK | FUSE_SETXATTR_EXT)
 
 void *sl_conn_buf_get(struct sl_conn *c)
 {
@@ -347,15 +347,16 @@ int sl_serve_mount(struct sl_export *e, struct sl_transport *t, const struct sl_
 	/* A kernel that was told that there is no OPEN does not send one for writing either. */
 	if (sl_transport_is_dev(t) && (e->cfg.writable || hooks))
 		flags &= ~FUSE_NO_OPEN_SUPPORT;
-	const struct sl_server_config cfg = {.threads = e->cfg.threads,
-					     .want_flags = flags,
-					     .max_data = e->cfg.max_data,
-					     .max_background = 64,
-					     .init = init,
-					     .resume = resume,
-					     .started = started,
-					     .handle = handle,
-					     .arg = &c};
+	const struct sl_server_config cfg = {
+	    .threads = e->cfg.threads,
+	    .want_flags = e->cfg.no_events ? (flags) & ~(FUSE_FSNOTIFY_SUPPORT | SL_FUSE_EVENT_STATE) : flags,
+	    .max_data = e->cfg.max_data,
+	    .max_background = 64,
+	    .init = init,
+	    .resume = resume,
+	    .started = started,
+	    .handle = handle,
+	    .arg = &c};
 	int r = conn_init(&c, e, t);
 	if (r == 0)
 		r = sl_server_new(t, &cfg, &s);

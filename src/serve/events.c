@@ -28,6 +28,7 @@ struct sl_events {
 	struct sl_list sessions;
 	struct sl_states *states; /* of the batch under way */
 	struct sl_htab doubts;
+	bool forgot; /* there was no memory for one more */
 	uint32_t cookie;
 };
 
@@ -67,10 +68,8 @@ static bool explained(const struct sl_state *st, bool present, uint64_t child_ge
 	       st->found.generation == child_generation;
 }
 
-static void settle(struct sl_events *ev);
-static void overflowed(struct sl_events *ev);
-
-/* After the last change of @name in what was told, it is (@present) there; @st was seen. */
+/* After the last change of @name in what was told, it is (@present) there; @st was seen. Called for one
+ * session of several, so nothing is told to any here. */
 static void weigh(struct sl_events *ev, const struct sl_evid *dir, const char *name, bool present,
 		  uint64_t child_generation, const struct sl_state *st)
 {
@@ -82,8 +81,6 @@ static void weigh(struct sl_events *ev, const struct sl_evid *dir, const char *n
 	}
 	if (!d) {
 		size_t n = strlen(name) + 1;
-		if (ev->doubts.n >= DOUBTS_MAX)
-			settle(ev);
 		d = malloc(sizeof(*d) + n);
 		if (d) {
 			*d = (struct doubt){.dir = *dir};
@@ -91,7 +88,7 @@ static void weigh(struct sl_events *ev, const struct sl_evid *dir, const char *n
 		}
 		if (!d || sl_htab_add(&ev->doubts, &d->node, sl_states_key(dir, name)) < 0) {
 			free(d);
-			overflowed(ev); /* nothing may be lost silently */
+			ev->forgot = true; /* nothing may be lost silently */
 			return;
 		}
 	}
@@ -177,13 +174,20 @@ static void tell_ignored(struct telling *t, const struct sl_noderef *node)
 
 /* ---- one change, for one session ---- */
 
-/* Whether the object of the node @id cannot be found any more. */
+/* Something was renamed to where the directory @id was: is it gone? */
 static bool gone_from_tree(struct telling *t, uint64_t id)
 {
-	_cleanup_place_ struct sl_place p;
+	_cleanup_place_ struct sl_place p = {0};
+	const struct sl_change *c = t->c;
 	struct sl_found o;
 	if (sl_nodes_place(sl_session_nodes(t->s), id, &p) < 0)
 		return true;
+	/* They may have changed places. */
+	const struct sl_state *st =
+	    sl_states_get(t->ev->states, sl_session_nodes(t->s), t->dir.id, &c->dir, c->name);
+	if (st && st->known && st->present && st->found.generation == p.generation &&
+	    st->found.attr.ino == p.ino)
+		return false;
 	return sl_tree_stat(t->ev->tree, &p, false, &o) == -ESTALE;
 }
 
@@ -208,8 +212,10 @@ static void tell_rename(struct telling *t)
 			tell(t, FAN_MOVED_TO, true, cookie);
 	}
 	/* A directory that was there is gone, unless it has only changed places with this one. */
-	if (there.id && there.id != t->child.id && there.mask && gone_from_tree(t, there.id))
+	if (there.id && there.id != t->child.id && gone_from_tree(t, there.id)) {
 		tell_ignored(t, &there);
+		sl_nodes_moved(nodes, there.id, t->newdir.id, c->newname, 0, NULL);
+	}
 }
 
 static void tell_name(struct telling *t)
@@ -238,8 +244,11 @@ static void tell_name(struct telling *t)
 		tell(t, use, false, 0);
 	if (gone && !there)
 		tell(t, gone & -gone, false, 0);
-	if ((c->mask & FAN_DELETE) && (c->mask & FAN_ONDIR) && !there)
+	if ((c->mask & FAN_DELETE) && (c->mask & FAN_ONDIR) && !there) {
 		tell_ignored(t, &t->child);
+		/* The next one of that name is another. */
+		sl_nodes_moved(nodes, t->child.id, t->dir.id, c->name, 0, NULL);
+	}
 }
 
 /*
@@ -369,14 +378,15 @@ static void one_change(struct sl_events *ev, const struct sl_change *c)
 /* With the lock held: look at the doubts again, and say what is there where no change said so. */
 static void settle(struct sl_events *ev)
 {
+	struct sl_htab doubts = ev->doubts;
 	size_t i;
-	struct sl_hnode *h;
-	if (!ev->doubts.n)
+	if (!doubts.n)
 		return;
+	ev->doubts = (struct sl_htab){0};
 	sl_states_clear(ev->states);
-	while ((h = sl_htab_first(&ev->doubts, &i))) {
+	for (struct sl_hnode *h = sl_htab_first(&doubts, &i), *next; h; h = next) {
 		struct doubt *d = sl_container_of(h, struct doubt, node);
-		sl_htab_del(&ev->doubts, h);
+		next = sl_htab_step(&doubts, &i, h);
 		sl_list_for_each_safe (l, &ev->sessions) {
 			struct sl_session *s = sl_session_of(l);
 			struct sl_noderef dir;
@@ -393,6 +403,7 @@ static void settle(struct sl_events *ev)
 		}
 		free(d);
 	}
+	sl_htab_fini(&doubts);
 }
 
 static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
@@ -405,6 +416,12 @@ static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 			overflowed(ev);
 		else
 			one_change(ev, &v[i]);
+		/* Between two changes: this can end any session. */
+		if (ev->forgot)
+			overflowed(ev);
+		else if (ev->doubts.n >= DOUBTS_MAX)
+			settle(ev);
+		ev->forgot = false;
 	}
 	if (idle)
 		settle(ev);
@@ -427,14 +444,15 @@ static int need_backend(struct sl_events *ev)
 		struct sl_backend *b = NULL;
 		const struct sl_backend_config cfg = {
 		    .kind = ev->kind, .root_fd = sl_tree_fd(ev->tree), .changes = changes, .arg = ev};
-		ev->err = sl_backend_open(&cfg, &b, &why);
-		if (ev->err < 0)
+		int err = sl_backend_open(&cfg, &b, &why);
+		ev->err = err == -EMFILE || err == -ENFILE || err == -ENOMEM ? 0 : err; /* these may pass */
+		if (err < 0)
 			sl_warn("clients are not told of changes of %s: %s", sl_tree_path(ev->tree),
-				why ? why : strerror(-ev->err));
+				why ? why : strerror(-err));
 		else
 			ev->b = b;
 	}
-	int r = ev->err < 0 ? -EOPNOTSUPP : 0;
+	int r = ev->b ? 0 : -EOPNOTSUPP;
 	pthread_mutex_unlock(&ev->open_lock);
 	return r;
 }

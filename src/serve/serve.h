@@ -59,6 +59,7 @@ struct sl_export_config {
 	uint32_t max_data;   /* largest READ and READDIR reply, in bytes: SL_WIRE_MAX_DATA */
 	/* of all together; open directories are bounded together as well, by a quarter of RLIMIT_NOFILE */
 	enum sl_backend_kind backend;
+	bool no_events; /* clients are not told of changes */
 	unsigned grace; /* seconds for which what a client has is kept when its connection breaks; 0: not */
 	unsigned max_files; /* cached open files: 1024, or a quarter of RLIMIT_NOFILE if that is less */
 };

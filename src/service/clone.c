@@ -49,6 +49,13 @@ static void on_guard(void *arg, struct sl_object *o)
 		sl_fan_guard(c->fan, o);
 }
 
+static void on_complete(void *arg, struct sl_object *o)
+{
+	struct sl_clone *c = arg;
+	if (c->fan)
+		sl_fan_complete(c->fan, o);
+}
+
 static int on_settle(void *arg)
 {
 	struct sl_clone *c = arg;
@@ -325,6 +332,7 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 	fc.mark = oc.event != NULL;
 	if (cfg->native) {
 		fc.guard = on_guard;
+		fc.complete = on_complete;
 		fc.settle = on_settle;
 	}
 	return sl_fill_new(&fc, &c->fill);

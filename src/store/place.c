@@ -233,6 +233,7 @@ int sl_object_set_place(struct sl_object *o, const char *place)
 	o->place = copy;
 	o->place_moves = s->moves_base + s->nmoves;
 	o->place_gone = false;
+	o->rec.flags &= (uint16_t)~SL_GONE;
 	pthread_mutex_unlock(&s->places);
 	int r = o->has_record ? sl_object_save(o) : 0;
 	pthread_mutex_unlock(&o->lock);

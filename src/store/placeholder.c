@@ -299,6 +299,7 @@ int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, con
 	uint8_t b[SL_PLACED_MAX];
 	struct sl_handle h;
 	rec.state = SL_FULL;
+	rec.origin.ctime = (struct timespec){0}; /* what is in it is not known yet */
 	int r = at_below(dir, name, &at);
 	if (r == 0)
 		r = sl_handle_get(dirfd, name, &h);

@@ -10,6 +10,8 @@
  *     tree/           the clone: real directories, files and symlinks; each object's record is an xattr of it
  *     links/          for files of which the origin has several names: a hard link per object, named by its
  * identity whiteouts/      per directory (by inode number): the names that were deleted or renamed away here
+ *     moves/          of a native clone: directories that moved at the origin, see place.c
+ *     staging/        what comes into the tree or leaves it whole
  *     cold, tails/    what placeholders are made of, on filesystems with reflinks
  *     image           of a native clone: the filesystem on which the parts from tree/ on are then, instead of
  *                     here

@@ -30,6 +30,8 @@ struct outgoing {
 
 /* Up to here a message goes out in one piece where the transport says that it is writable (PIPE_BUF). */
 #define SEND_AT_ONCE 4096
+/* A server that asks for nothing less than this and does not read it is none. */
+#define QUEUED_MAX ((size_t)64 << 20)
 
 struct sl_client {
 	struct sl_transport *t;
@@ -45,9 +47,10 @@ struct sl_client {
 	 * What does not go at once is queued for the writer.
 	 */
 	pthread_t writer;
-	pthread_mutex_t out_lock; /* protects out, writing, out_stop */
+	pthread_mutex_t out_lock; /* protects out, queued, writing, out_stop */
 	pthread_cond_t out_cond;
 	struct sl_list out;
+	size_t queued; /* bytes in it */
 	bool writing, out_stop;
 
 	pthread_mutex_t lock; /* protects all below */
@@ -69,9 +72,10 @@ uint32_t sl_client_max_data(const struct sl_client *c)
 
 static int enqueue(struct sl_client *c, const struct iovec *iov, int n, size_t len)
 {
-	struct outgoing *o = malloc(sizeof(*o) + len);
+	struct outgoing *o = c->queued < QUEUED_MAX ? malloc(sizeof(*o) + len) : NULL;
 	if (!o)
 		return -ENOMEM;
+	c->queued += len;
 	char *p = o->bytes;
 	for (int i = 0; i < n; i++)
 		p = mempcpy(p, iov[i].iov_base, iov[i].iov_len);
@@ -127,6 +131,7 @@ static void *writer_thread(void *arg)
 		}
 		struct outgoing *o = sl_list_entry(c->out.next, struct outgoing, link);
 		sl_list_del(&o->link);
+		c->queued -= o->len;
 		c->writing = true;
 		pthread_mutex_unlock(&c->out_lock);
 		if (r == 0)

@@ -19,9 +19,15 @@ marked_any() { local f; for f in "$@"; do marked "$f" && return 0; done; return 
 # In the order in which a walker comes to them.
 mapfile -t one < <(ls -U "$c/one") && mapfile -t two < <(ls -U "$c/two")
 
+nok "what is not here is not marked" marked_any "$c/one/${one[3]}" "$c/two/${two[20]}"
 "$SLUICE" hydrate "$c" >"$T/.out" || bail "hydrate"
+ok "what has arrived completely is, before anybody opens it" wait_for 60 marked "$c/one/${one[3]}"
+ok "all of it" wait_for 60 marked "$c/two/${two[199]}"
 "$SLUICE" evict "$c/one/${one[5]}" >"$T/.out" || bail "evict"
-nok "a file that nobody opened is not marked" marked_any "$c/one/${one[3]}" "$c/one/${one[20]}"
+nok "until it is evicted" marked "$c/one/${one[5]}"
+# With the service go the marks, and no more of it is fetched.
+"$SLUICE" stop "$c" >"$T/.out" && "$SLUICE" start "$c" >"$T/.out" || bail "stop and start"
+nok "after a start nothing is marked" marked_any "$c/one/${one[3]}" "$c/one/${one[20]}"
 ok "the first file is read" cmp "$o/one/${one[0]}" "$c/one/${one[0]}"
 nok "which marks no other one" marked_any "$c/one/${one[1]}" "$c/one/${one[3]}"
 ok "and the second" cmp "$o/one/${one[1]}" "$c/one/${one[1]}"

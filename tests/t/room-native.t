@@ -32,13 +32,20 @@ all_right() { right_or 'nothing is expected' "$@"; }
 until_full() {
 	python3 - "$1" "$T/${1##*/}" <<'EOP'
 import errno, os, sys
-a, b = (os.open(p, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) for p in sys.argv[1:])
+try:
+    b, a = (os.open(p, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) for p in sys.argv[:0:-1])
+except OSError as e:
+    sys.exit(print(errno.errorcode[e.errno]))
 piece = os.urandom(1 << 20)
-how = None
+how, left = None, 4 << 30
 while not how:
+    if left <= 0:
+        how = "no end"
+        break
     try:
         n = os.write(a, piece)
         assert os.write(b, piece[:n]) == n
+        left -= n
     except OSError as e:
         if len(piece) == 4096 or e.errno != errno.ENOSPC:
             how = errno.errorcode[e.errno]

@@ -117,10 +117,10 @@ def clone(origin, path, *options):
     return path
 
 
-def serve(name, tree):
+def serve(name, tree, *options):
     """An export on a unix socket: its origin's name, and the process."""
     sock = os.path.join(T, name)
-    p = subprocess.Popen([SLUICE, "serve", "--unix", sock, tree], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    p = subprocess.Popen([SLUICE, "serve", *options, "--unix", sock, tree], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     _at_end.append(p.kill)
     assert p.stdout.readline().startswith(b"serving"), "no export"
     return "unix:" + sock, p

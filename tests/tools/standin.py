@@ -297,9 +297,9 @@ def fanotify(mount, tree):
         _write(tree + "/fan", b"")
         assert until(create) == [(create, "fan")]
         _write(tree + "/fan", b"x")
-        assert until(modify) == [(modify, "fan")]
+        assert set(until(modify)) == {(modify, "fan")}
         os.rename(tree + "/fan", tree + "/sub/fan2")
-        assert until(rename) == [(rename, "fan", "fan2")]
+        assert [e for e in until(rename) if e[0] != modify] == [(rename, "fan", "fan2")]  # it was truncated as well
         os.unlink(tree + "/sub/fan2")
         assert until(delete) == [(delete, "fan2")]
         _write(c + "/through", b"")

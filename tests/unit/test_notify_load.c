@@ -265,11 +265,15 @@ static void test_renames(void **state)
 			last[k] = r->mask;
 		}
 	}
-	assert_int_equal(f->kind == SL_BACKEND_FANOTIFY ? 0 : halves % 2, 0);
-	if (f->kind == SL_BACKEND_INOTIFY)
+	if (f->kind == SL_BACKEND_FANOTIFY) { /* merges those that nobody has read */
+		assert_true(whole >= 2 && whole <= 6000);
+		assert_int_equal(halves, 0);
+	} else {
+		print_message("# %u of 6000 renames in halves\n", halves / 2);
+		assert_int_equal(halves % 2, 0);
 		assert_int_equal(whole + halves / 2, 6000);
-	print_message("# %u renames in halves\n", halves / 2);
-	assert_true(halves < whole / 10);
+		assert_true(halves <= whole);
+	}
 }
 
 static size_t put_half(char *buf, uint32_t mask, uint32_t cookie)
@@ -286,7 +290,7 @@ static void test_halves(void **state)
 {
 	(void)state;
 	bool (*more)(const char *, size_t) = sl_inotify_source.more;
-	char buf[8192];
+	static char buf[65536];
 	assert_false(more(buf, 0));
 	size_t n = put_half(buf, IN_MOVED_FROM, 5);
 	assert_true(more(buf, n));
@@ -297,7 +301,7 @@ static void test_halves(void **state)
 	assert_false(more(buf, n));
 	n += put_half(buf + n, IN_MOVED_FROM, 7);
 	assert_true(more(buf, n));
-	for (int i = 0; i < 100; i++)
+	for (int i = 0; i < 1100; i++)
 		n += put_half(buf + n, IN_CREATE, 0);
 	assert_false(more(buf, n));
 }

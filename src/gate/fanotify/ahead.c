@@ -27,20 +27,33 @@ struct sweep {
 	unsigned window;
 };
 
-/* Mark @name of @dirfd if it is completely here. */
-static void mark(struct sl_fan *g, int dirfd, const char *name)
+static void mark_full(struct sl_fan *g, int fd, struct sl_object *o)
 {
-	_cleanup_close_ int fd = openat(dirfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	_cleanup_object_ struct sl_object *o = NULL;
 	struct stat st;
-	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || sl_object_of_fd(g->store, fd, &o) < 0 ||
-	    o->damaged)
+	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || o->damaged)
 		return;
 	pthread_mutex_lock(&o->lock);
 	/* With the lock: whoever evicts it takes the mark away after this. */
 	if (fan_full(o, &st))
 		fan_ignore(g, fd);
 	pthread_mutex_unlock(&o->lock);
+}
+
+/* Mark @name of @dirfd if it is completely here. */
+static void mark(struct sl_fan *g, int dirfd, const char *name)
+{
+	_cleanup_close_ int fd = openat(dirfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	_cleanup_object_ struct sl_object *o = NULL;
+	if (fd >= 0 && sl_object_of_fd(g->store, fd, &o) == 0)
+		mark_full(g, fd, o);
+}
+
+/* Who comes to a file that was fetched ahead of him need not be asked about it. */
+void sl_fan_complete(struct sl_fan *g, struct sl_object *o)
+{
+	_cleanup_close_ int fd = sl_object_open(o, O_PATH);
+	if (fd >= 0)
+		mark_full(g, fd, o);
 }
 
 static void sweep_run(struct sl_work *work)

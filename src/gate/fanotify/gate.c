@@ -75,15 +75,20 @@ static int mark_all(struct sl_fan *g, char **why)
 static int make_groups(struct sl_fan *g, char **why)
 {
 	unsigned common = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS;
-	g->group = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_REPORT_FD_ERROR | FAN_REPORT_TID | common,
-				 O_RDONLY | O_LARGEFILE | O_CLOEXEC);
-	if (g->group < 0)
-		return sl_fail(why, -errno, "no fanotify group: %s%s", strerror(errno),
-			       errno == EPERM ? " (the fanotify gate needs root)" : "");
+	/*
+	 * The one that asks comes last, and so has the higher number. When the service and its keeper are
+	 * killed the kernel closes that first: an access that waits for it may also hold a mark of the other,
+	 * whose end would wait for the access, for ever.
+	 */
 	g->notify =
 	    fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | common, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
-	if (g->notify < 0)
-		return sl_fail(why, -errno, "no fanotify group: %s", strerror(errno));
+	if (g->notify >= 0)
+		g->group =
+		    fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_REPORT_FD_ERROR | FAN_REPORT_TID | common,
+				  O_RDONLY | O_LARGEFILE | O_CLOEXEC);
+	if (g->notify < 0 || g->group < 0)
+		return sl_fail(why, -errno, "no fanotify group: %s%s", strerror(errno),
+			       errno == EPERM ? " (the fanotify gate needs root)" : "");
 	return mark_all(g, why);
 }
 
@@ -124,9 +129,13 @@ int sl_fan_set_mount(struct sl_fan *g, int mount_fd)
 	if (!id)
 		return -EOPNOTSUPP;
 	know(g, id);
-	/* It tells nothing that the filesystem's own mark does not. But it is there as long as the mount is,
-	 * and who unmounts it lazily leaves it to those who have something open. */
-	if (fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_CLOSE_WRITE, AT_FDCWD,
+	/*
+	 * It asks nothing that the filesystem's own mark does not. But it is there as long as the mount is,
+	 * and who unmounts it lazily leaves it to those who have something open. Not in the other group: who
+	 * waits for this one would keep that one from being closed, which comes first when both of us are
+	 * killed.
+	 */
+	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_OPEN_PERM, AT_FDCWD,
 			  sl_proc_fd_path(p, mount_fd, NULL)) < 0)
 		return -errno;
 	pthread_mutex_lock(&g->lock);
@@ -140,7 +149,7 @@ bool sl_fan_mount_gone(struct sl_fan *g)
 	char path[64], *line = NULL;
 	size_t cap = 0;
 	unsigned id;
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", g->notify);
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", g->group);
 	FILE *f = fopen(path, "re");
 	bool gone = f;
 	pthread_mutex_lock(&g->lock);

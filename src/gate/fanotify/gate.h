@@ -56,6 +56,7 @@ int sl_fan_exempt(struct sl_fan *g, int fd);
 /* For struct sl_fill_config. */
 void sl_fan_changed(struct sl_fan *g, struct sl_object *o);
 void sl_fan_guard(struct sl_fan *g, struct sl_object *o);
+void sl_fan_complete(struct sl_fan *g, struct sl_object *o);
 int sl_fan_settle(struct sl_fan *g);
 
 /** Accesses that wait. */

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "replay/peers.h"
+
+#include <fcntl.h>
+
+#include "base/log.h"
+#include "base/time.h"
+#include "store/walk.h"
+
+struct peer {
+	struct sl_hnode node; /* key: inode number at the origin */
+	struct sl_handle h;
+};
+
+struct sl_peers {
+	struct sl_store *store;
+	struct sl_htab table;
+	bool made;
+};
+
+int sl_peers_new(struct sl_store *s, struct sl_peers **ret)
+{
+	*ret = calloc(1, sizeof(**ret));
+	if (!*ret)
+		return -ENOMEM;
+	(*ret)->store = s;
+	return 0;
+}
+
+void sl_peers_free(struct sl_peers *p)
+{
+	struct sl_hnode *h;
+	size_t i;
+	if (!p)
+		return;
+	while ((h = sl_htab_first(&p->table, &i))) {
+		sl_htab_del(&p->table, h);
+		free(sl_container_of(h, struct peer, node));
+	}
+	sl_htab_fini(&p->table);
+	free(p);
+}
+
+static int note(struct sl_peers *p, struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	uint64_t ino = sl_object_is_reg(o) && o->has_record ? o->rec.origin.ino : 0;
+	pthread_mutex_unlock(&o->lock);
+	struct sl_hnode *h = ino ? sl_htab_find(&p->table, ino) : NULL;
+	struct peer *x = h ? sl_container_of(h, struct peer, node) : ino ? calloc(1, sizeof(*x)) : NULL;
+	if (!x)
+		return ino ? -ENOMEM : 0;
+	x->h = o->handle;
+	int r = h ? 0 : sl_htab_add(&p->table, &x->node, ino);
+	if (r < 0)
+		free(x);
+	return r;
+}
+
+static int note_one(void *arg, const char *path, struct sl_object *o, int err)
+{
+	(void)path;
+	(void)err;
+	return o ? note(arg, o) : 0;
+}
+
+void sl_peers_note(struct sl_peers *p, struct sl_object *o)
+{
+	if (p->made && note(p, o) < 0)
+		p->made = false; /* and is made anew */
+}
+
+struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
+{
+	struct sl_object *o = NULL;
+	if (!p->made) {
+		uint64_t began = sl_now();
+		int r = sl_walk(sl_object_root(p->store), note_one, p);
+		if (r < 0) {
+			sl_warn("other names of files cannot be told: %s", strerror(-r));
+			return NULL;
+		}
+		p->made = true;
+		sl_info("read %zu records for hard links, in %llu ms", p->table.n,
+			(unsigned long long)(sl_now() - began) / SL_NS_PER_MS);
+	}
+	struct sl_hnode *h = sl_htab_find(&p->table, v->ino);
+	if (!h)
+		return NULL;
+	_cleanup_close_ int fd =
+	    sl_handle_open(sl_store_tree_fd(p->store), &sl_container_of(h, struct peer, node)->h, O_PATH);
+	struct stat st;
+	if (fd < 0 || fstat(fd, &st) < 0 || st.st_nlink == 0 || sl_object_of_fd(p->store, fd, &o) < 0)
+		return NULL;
+	pthread_mutex_lock(&o->lock);
+	bool same = o->has_record && !o->damaged && sl_version_same_object(&o->rec.origin, v);
+	pthread_mutex_unlock(&o->lock);
+	if (same)
+		return o;
+	sl_object_put(o);
+	return NULL;
+}

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Native: which object stands for an object of the origin, so that another name of a file there becomes
+ * another name of the same file here. Made by reading the records of the whole tree once, when it is first
+ * asked for: a few microseconds for each file. What it says is checked when it is used. For one thread.
+ */
+#pragma once
+
+#include "store/object.h"
+
+struct sl_peers;
+
+int sl_peers_new(struct sl_store *s, struct sl_peers **ret);
+void sl_peers_free(struct sl_peers *p); /* NULL is fine */
+/** The file that is a version of the same object as @v, as a new reference; NULL where there is none. */
+struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v);
+/** @o was made, or stands for another object now. */
+void sl_peers_note(struct sl_peers *p, struct sl_object *o);

@@ -312,6 +312,47 @@ def after_an_outage(what, down, up):
     quiet()
 
 
+def killed_in_a_storm():
+    """The service dies, again and again, while the origin changes: the helper may be in any of its calls."""
+    os.mkdir(f"{O}/storm")
+    for d in "abc":
+        os.mkdir(f"{O}/storm/{d}")
+    quiet()
+    for d in "abc":
+        os.listdir(f"{C}/storm/{d}")
+    stop = threading.Event()
+
+    def storm():
+        i = 0
+        while not stop.is_set():
+            a, b = f"{O}/storm/{'abc'[i % 3]}/{i % 50}", f"{O}/storm/{'abc'[i // 3 % 3]}/{(i + 7) % 50}"
+            try:
+                if i % 11 == 0:
+                    os.mkdir(a + "d")
+                elif i % 11 == 5:
+                    os.rmdir(b + "d")
+                elif i % 2:
+                    write(a, f"version {i}")
+                else:
+                    os.rename(a, b)
+            except OSError:
+                pass
+            i += 1
+            if i % 20 == 0:
+                time.sleep(0.001)
+    t = threading.Thread(target=storm)
+    t.start()
+    for _ in range(4):
+        before = status(C, "--brief")["service_pid"]
+        os.kill(before, 9)
+        with point("another service takes over"):
+            wait_for(60, "the next service", lambda b=before: status(C, "--brief")["service_pid"] != b)
+            wait_for(60, "it is at work", lambda: "events" in status(C, "--brief"))
+    stop.set()
+    t.join()
+    same_trees("after four deaths in a storm")
+
+
 def test():
     make_origin()
     sock = T + "/s"
@@ -345,6 +386,7 @@ def test():
     after_an_outage("the service is stopped and started", None, lambda _: (stop(), start()))
     after_an_outage("the service is killed",
                     lambda: os.kill(status(C, "--brief")["service_pid"], 9), lambda _: None)
+    killed_in_a_storm()
 
 
 slt.run(test, also_as_user=True)

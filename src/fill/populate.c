@@ -181,6 +181,8 @@ static void populate_run(struct sl_work *work)
 		r = want_all_xattrs(f, dir, &j->req);
 	if (r == 0)
 		r = sl_placeholder_populated(dir, &j->req.attr, before.st_mtim);
+	if (r == 0 && sl_store_native(f->store))
+		r = sl_object_listed(dir, sl_oreq_latest(&j->req));
 	if (fd >= 0 && (r == -ENOSPC || r == -EDQUOT)) {
 		/* What was made is seen by nobody, and takes the room that others need. */
 		const struct sl_oreq nothing = {0};

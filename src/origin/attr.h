@@ -41,6 +41,11 @@ static inline bool sl_time_eq(struct timespec a, struct timespec b)
 	return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
 }
 
+static inline bool sl_time_after(struct timespec a, struct timespec b)
+{
+	return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
+}
+
 static inline struct sl_version sl_attr_version(const struct sl_attr *a)
 {
 	return (struct sl_version){.ino = a->ino,

@@ -194,3 +194,12 @@ bool sl_oreq_xattr_wanted(const char *name)
 		return strncmp(name, "user.sluice", 11) != 0;
 	return !strcmp(name, "system.posix_acl_access") || !strcmp(name, "system.posix_acl_default");
 }
+
+struct timespec sl_oreq_latest(const struct sl_oreq *r)
+{
+	struct timespec t = r->attr.ctime;
+	for (size_t i = 0; i < r->nentries; i++)
+		if (sl_time_after(r->entries[i].attr.ctime, t))
+			t = r->entries[i].attr.ctime;
+	return t;
+}

@@ -165,6 +165,8 @@ int sl_origin_export_open(struct sl_dial *d, const struct sl_origin_config *cfg,
 #define SL_LIST_MAX (4u << 20) /* entries */
 int sl_oreq_add_entry(struct sl_oreq *r, size_t *cap, const char *name, size_t len, const struct sl_attr *a);
 int sl_oreq_add_xattr(struct sl_oreq *r, const char *name, const void *value, size_t len);
+/** Of a LIST: when what it shows changed last, the directory itself included. */
+struct timespec sl_oreq_latest(const struct sl_oreq *r);
 /** Order the listing by name and refuse it (-EPROTO) if a name comes twice. */
 int sl_oreq_check_entries(struct sl_oreq *r);
 /** The xattrs that travel: user.* without the store's own, and the two ACLs. */

@@ -141,13 +141,8 @@ bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ost
 {
 	if (!sl_store_native(dir->store))
 		return sl_object_whiteout(dir, name);
-	/* There are no whiteouts: but what was there when the directory was listed last, and is not here, was
-	 * taken away here. */
-	pthread_mutex_lock(&dir->lock);
-	struct timespec at = dir->rec.origin.ctime;
-	pthread_mutex_unlock(&dir->lock);
-	const struct timespec *c = &s->attr.ctime;
-	return c->tv_sec != at.tv_sec ? c->tv_sec < at.tv_sec : c->tv_nsec <= at.tv_nsec;
+	/* There are no whiteouts: but what had come here, and is not here, was taken away here. */
+	return sl_object_had(dir, s->attr.ctime);
 }
 
 /* Not every backend knows both halves of an identity. */
@@ -281,6 +276,8 @@ static int list_dir(struct sl_replay *p, struct sl_object *dir)
 	if (r == 0)
 		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
 					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
+	if (r == 0)
+		(void)sl_object_listed(dir, sl_oreq_latest(&q));
 	sl_oreq_fini(&q);
 	return r == 0 ? 0 : -ESTALE;
 }
@@ -324,11 +321,14 @@ static void list_again(struct sl_replay *p)
 	}
 }
 
+static void seen(struct sl_replay *p, struct sl_object *dir, const struct sl_ostate *s);
+
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  bool moved)
 {
 	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
 	replay_touch(p, dir);
+	seen(p, dir, s);
 	if (r > 0)
 		r = list_new(p, dir, name);
 	return acted(p, r, dir, name);
@@ -446,6 +446,7 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	had = o->rec.origin;
 	pthread_mutex_unlock(&o->lock);
 	int r = a->update(a->arg, dir, name, o, s, mask, how);
+	seen(p, dir, s);
 	if (r == -EBUSY && dir) {
 		/* Its readers do not ask us: they must find all of the new content, or go on with the old. */
 		r = replay_refresh(p, o, &s->attr);
@@ -501,6 +502,7 @@ struct touch {
 	struct sl_list link;
 	struct sl_replay *p;
 	struct sl_object *dir;
+	struct timespec upto; /* the latest change of what is in it that came here */
 	char *place;
 	struct sl_oreq req;
 };
@@ -513,18 +515,35 @@ static void touch_free(struct touch *t)
 	free(t);
 }
 
-void replay_touch(struct sl_replay *p, struct sl_object *dir)
+static void touch_upto(struct sl_replay *p, struct sl_object *dir, struct timespec upto)
 {
+	struct touch *t = NULL;
 	sl_list_for_each (l, &p->touched)
 		if (sl_list_entry(l, struct touch, link)->dir == dir)
+			t = sl_list_entry(l, struct touch, link);
+	if (!t) {
+		t = calloc(1, sizeof(*t));
+		if (!t)
 			return;
-	struct touch *t = calloc(1, sizeof(*t));
-	if (!t)
-		return;
-	t->p = p;
-	t->dir = sl_object_ref(dir);
-	sl_list_add_tail(&p->touched, &t->link);
-	p->ntouched++;
+		t->p = p;
+		t->dir = sl_object_ref(dir);
+		sl_list_add_tail(&p->touched, &t->link);
+		p->ntouched++;
+	}
+	if (sl_time_after(upto, t->upto))
+		t->upto = upto;
+}
+
+void replay_touch(struct sl_replay *p, struct sl_object *dir)
+{
+	touch_upto(p, dir, (struct timespec){0});
+}
+
+/* What is at a name of @dir was brought here. Native: if it is not here later, it was deleted here. */
+static void seen(struct sl_replay *p, struct sl_object *dir, const struct sl_ostate *s)
+{
+	if (dir && s->known && s->present && sl_store_native(p->cfg.store))
+		touch_upto(p, dir, s->attr.ctime);
 }
 
 /* On a thread of the origin's. */
@@ -536,6 +555,7 @@ static void touch_done(struct sl_oreq *r)
 	if (i) {
 		i->e.state = (struct sl_ostate){.known = true, .present = true, .attr = r->attr};
 		i->dir = sl_object_ref(t->dir);
+		i->upto = t->upto;
 	}
 	sl_oreq_fini(r);
 	touch_free(t);
@@ -1013,6 +1033,8 @@ static void run_item(struct sl_replay *p, struct item *i)
 	if (i->dir) {
 		/* No event: names changed it, and they had theirs. */
 		const struct sl_attr *a = &i->e.state.attr;
+		if (sl_store_native(p->cfg.store))
+			(void)sl_object_listed(i->dir, i->upto);
 		/* Another one may have taken its place since it was asked for. */
 		if (replay_is(i->dir, a->ino, a->generation) && !replay_is_later(i->dir, &i->e.state))
 			(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0,

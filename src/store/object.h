@@ -203,6 +203,14 @@ int sl_object_set_meta(struct sl_object *o);
 
 /* Names. All check nothing about rights; the gate's kernel did. Each marks the directory as changed here. */
 
+/**
+ * Native: what was in @dir at the origin and had not changed since @upto (the origin's clock) has come here.
+ * What of that is not here any more was deleted or taken away here: nobody tells of that when it happens.
+ */
+int sl_object_listed(struct sl_object *dir, struct timespec upto);
+/** Is @dir known to have had what changed last at @ctime? */
+bool sl_object_had(struct sl_object *dir, struct timespec ctime);
+
 /** The new object @name was made in @dir's directory by the caller: give it its record and return it. */
 int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_t rdev,
 		    struct sl_object **ret);

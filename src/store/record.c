@@ -30,7 +30,9 @@ void sl_record_encode(const struct sl_record *r, uint8_t out[SL_RECORD_SIZE])
 			 .flags = r->flags,
 			 .nlink = r->nlink,
 			 .ino = r->origin.ino,
-			 .size = S_ISCHR(r->mode) || S_ISBLK(r->mode) ? r->rdev : r->origin.size,
+			 .size = S_ISCHR(r->mode) || S_ISBLK(r->mode) ? r->rdev
+				 : S_ISDIR(r->mode)		      ? r->listed
+								      : r->origin.size,
 			 .mtime = r->origin.mtime.tv_sec,
 			 .ctime = r->origin.ctime.tv_sec,
 			 .mtime_ns = (uint32_t)r->origin.mtime.tv_nsec,
@@ -56,7 +58,7 @@ int sl_record_decode(const void *buf, size_t len, struct sl_record *r)
 	if (d.format != SL_RECORD_FORMAT || d.sum != XXH3_64bits(&d, offsetof(struct disk, sum)) ||
 	    d.state > SL_FULL || d.mtime_ns >= 1000000000u || d.ctime_ns >= 1000000000u)
 		return -EBADMSG;
-	bool dev = S_ISCHR(d.mode) || S_ISBLK(d.mode);
+	bool dev = S_ISCHR(d.mode) || S_ISBLK(d.mode), dir = S_ISDIR(d.mode);
 	*r = (struct sl_record){
 	    .state = d.state,
 	    .flags = d.flags,
@@ -64,9 +66,10 @@ int sl_record_decode(const void *buf, size_t len, struct sl_record *r)
 	    .mode = d.mode,
 	    .nlink = d.nlink,
 	    .rdev = dev ? d.size : 0,
+	    .listed = dir ? d.size : 0,
 	    .origin = {.ino = d.ino,
 		       .generation = d.generation,
-		       .size = dev ? 0 : d.size,
+		       .size = dev || dir ? 0 : d.size,
 		       .mtime = {.tv_sec = d.mtime, .tv_nsec = d.mtime_ns},
 		       .ctime = {.tv_sec = d.ctime, .tv_nsec = d.ctime_ns}},
 	};

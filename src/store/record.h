@@ -34,8 +34,8 @@ enum sl_record_flag {
 	SL_SPARSE = 1 << 7,   /* has holes at the origin */
 	SL_MOVED = 1 << 8,    /* its place at the origin is in an attribute of its own */
 	SL_WRITTEN =
-	    1 << 9, /* native stores: content was changed here while parts of it are still missing: as
-		     * SL_MODIFIED, but what is missing is fetched, as long as the origin has this version */
+	    1 << 9,	   /* native stores: content was changed here while parts of it are still missing: as
+			    * SL_MODIFIED, but what is missing is fetched, as long as the origin has this version */
 	SL_GONE = 1 << 10, /* native stores: deleted at the origin: what lies at its place now is another */
 };
 
@@ -44,8 +44,9 @@ struct sl_record {
 	uint16_t flags;	     /* enum sl_record_flag */
 	uint8_t chunk_shift; /* of the chunk map on disk, when state is SL_PARTIAL */
 	uint32_t mode;
-	uint32_t nlink; /* with SL_LINKED: how many names the object has, here and not yet here */
-	dev_t rdev;	/* of devices */
+	uint32_t nlink;	 /* with SL_LINKED: how many names the object has, here and not yet here */
+	dev_t rdev;	 /* of devices */
+	uint64_t listed; /* native directories: ns since the epoch, see sl_object_listed() */
 	struct sl_version origin;
 };
 

@@ -37,7 +37,7 @@ static struct sl_record random_record(void)
 	if (S_ISCHR(r.mode) || S_ISBLK(r.mode))
 		r.rdev = makedev(rnd() & 0xfff, rnd() & 0xfffff);
 	else
-		r.origin.size = rnd() >> (rnd() % 64);
+		*(S_ISDIR(r.mode) ? &r.listed : &r.origin.size) = rnd() >> (rnd() % 64);
 	r.origin.ino = rnd();
 	r.origin.generation = (uint32_t)rnd();
 	r.origin.mtime = (struct timespec){(time_t)(rnd() >> (rnd() % 64)), (long)(rnd() % 1000000000)};
@@ -54,6 +54,7 @@ static void assert_same(const struct sl_record *a, const struct sl_record *b)
 	assert_int_equal(a->nlink, b->nlink);
 	assert_int_equal(a->rdev, b->rdev);
 	assert_int_equal(a->origin.size, b->origin.size);
+	assert_int_equal(a->listed, b->listed);
 	assert_true(sl_version_eq(&a->origin, &b->origin));
 }
 

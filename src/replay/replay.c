@@ -18,6 +18,7 @@
 #define DOUBT_MAX_NS (10 * SL_NS_PER_SEC)
 #define DOUBTS_MAX   4096
 #define SWAP_NS	     (20 * SL_NS_PER_MS)
+#define SWAP_SEEN_NS (1 * SL_NS_PER_SEC)
 #define SWAP_LOOK    4 /* renames */
 #define ASKED_MAX    64
 #define STEP_EVERY   1024 /* events, if there are so many */
@@ -741,33 +742,51 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 	return replay_vanish(p, dir, name, moved);
 }
 
-/* The other half of an exchange is told next, with the names swapped. */
-static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e, bool wait)
+/* With the lock held. 1: the other half of the exchange that @e is a half of is in the queue; 0: something
+ * else is there instead; -ENOENT: no event at all. */
+static int find_swapped(struct sl_replay *p, const struct sl_oevent *e)
 {
-	uint64_t until = sl_now() + SWAP_NS;
-	struct timespec ts = sl_ns_to_timespec(until);
-	bool found = false;
-	pthread_mutex_lock(&p->lock);
-	do {
-		unsigned n = 0;
-		sl_list_for_each (l, &p->queue) {
-			const struct sl_oevent *x = &sl_list_entry(l, struct item, link)->e;
-			if (!x->newplace)
-				continue;
-			if (++n > SWAP_LOOK)
-				break;
-			found = !strcmp(x->place, e->newplace) && !strcmp(x->newplace, e->place) &&
-				(!child_known(e) || x->child_generation != e->child_generation);
-			if (found || !strcmp(x->place, e->newplace) || !strcmp(x->newplace, e->place))
-				break;
-		}
-	} while (wait && !found && sl_list_empty(&p->queue) && !p->stop &&
-		 pthread_cond_timedwait(&p->cond, &p->lock, &ts) == 0);
-	pthread_mutex_unlock(&p->lock);
-	return found;
+	unsigned n = 0;
+	int r = -ENOENT;
+	sl_list_for_each (l, &p->queue) {
+		const struct item *i = sl_list_entry(l, struct item, link);
+		const struct sl_oevent *x = &i->e;
+		if (i->dir || !x->mask)
+			continue;
+		r = 0;
+		if (!x->newplace)
+			continue;
+		if (++n > SWAP_LOOK)
+			break;
+		if (!strcmp(x->place, e->newplace) && !strcmp(x->newplace, e->place) &&
+		    (!child_known(e) || x->child_generation != e->child_generation))
+			return 1;
+		if (!strcmp(x->place, e->newplace) || !strcmp(x->newplace, e->place))
+			break;
+	}
+	return r;
 }
 
-/* Both names are there, and one is said to have taken the other's place: is that gone, or where the one was?
+/* The other half of an exchange is told next, with the names swapped: is it? Waits for up to @ns where
+ * nothing is told yet. */
+static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e, uint64_t ns)
+{
+	uint64_t until = sl_now() + ns;
+	struct timespec ts = sl_ns_to_timespec(until);
+	int r;
+	pthread_mutex_lock(&p->lock);
+	while ((r = find_swapped(p, e)) == -ENOENT && ns && !p->stop &&
+	       pthread_cond_timedwait(&p->cond, &p->lock, &ts) == 0)
+		;
+	pthread_mutex_unlock(&p->lock);
+	return r == 1;
+}
+
+/*
+ * Both names are there, and one is said to have taken the other's place: is that gone, or where the one was?
+ * That it is seen where the one was does not prove it: a fill may have been faster than the events, and then
+ * what was renamed next is here already under the name that it has now. Who reads that must not find himself
+ * with a file of another name. But one of the two is told then, and soon.
  */
 static bool is_exchange(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *o,
 			struct sl_object *target)
@@ -776,9 +795,11 @@ static bool is_exchange(struct sl_replay *p, const struct sl_oevent *e, struct s
 		return true; /* nothing else is possible */
 	/* Usually what took another's place was all there was. */
 	if (e->state.known && !e->state.present)
-		return swapped_next(p, e, false);
-	return e->state.known && target->has_record && is_state(target, &e->state) ? true
-										   : swapped_next(p, e, true);
+		return swapped_next(p, e, 0);
+	bool seen = e->state.known && target->has_record && is_state(target, &e->state);
+	if (seen && sl_object_is_dir(o))
+		return true; /* no fill makes one directory another */
+	return swapped_next(p, e, seen ? SWAP_SEEN_NS : SWAP_NS);
 }
 
 static int renamed(struct sl_replay *p, const struct sl_oevent *e)

@@ -1099,8 +1099,10 @@ static void *replay_thread(void *arg)
 		}
 		if (i) {
 			run_item(p, i);
+			sl_fill_retry(p->cfg.fill);
 		} else if (p->compare && !lost && !p->paused) {
 			more = compare_step(p);
+			sl_fill_retry(p->cfg.fill);
 			if (!more)
 				compare_end(p);
 		}

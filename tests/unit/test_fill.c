@@ -983,6 +983,18 @@ static void test_stranger(void **state)
 	pthread_join(t, NULL);
 	assert_true(s.done);
 	quiet(x);
+	/* Names of another directory are not its own either. */
+	struct fnode *d = add(x->k, "b/d", S_IFDIR | 0755, 0);
+	struct sl_version v = sl_attr_version(&d->a);
+	struct sl_object *sub;
+	assert_int_equal(sl_remote_make(dir, "d", &d->a, NULL, &sub), 0);
+	assert_int_equal(sub->rec.origin.ino, v.ino);
+	d->a.ino += 100000;
+	assert_int_equal(sl_fill_wait(x->f, SL_WANT_NAMES, sub, 0, 0), -ESTALE);
+	assert_int_equal(sub->rec.state, SL_COLD);
+	d->a.ino -= 100000;
+	assert_int_equal(sl_fill_wait(x->f, SL_WANT_NAMES, sub, 0, 0), 0);
+	sl_object_put(sub);
 	/* Of a directory of which nothing is told, the place is all there is. */
 	pthread_mutex_lock(&x->k->lock);
 	strcpy(a->place, "c");

@@ -175,6 +175,7 @@ static void *committer(void *arg)
 	while (!f->stop) {
 		pthread_mutex_unlock(&f->lock);
 		sl_store_fit(f->store);
+		sl_fill_retry(f);
 		pthread_mutex_lock(&f->lock);
 		if (f->stop)
 			break;

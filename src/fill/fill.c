@@ -760,7 +760,7 @@ static void fetch_run(struct sl_work *work)
 	struct sl_fill *f = x->f;
 	struct sl_object *o = x->o;
 	int r = x->err;
-	bool again = false;
+	bool again = false, wait = false;
 
 	if (r == 0 && !x->admitted) {
 		r = sl_space_admit(f, x->len);
@@ -780,7 +780,12 @@ static void fetch_run(struct sl_work *work)
 		again = r == STALE || r == CUT_OFF;
 		if (r == CUT_OFF)
 			sl_fill_written(f, o);
-		r = r == OTHER_VERSION ? moved_on(x) : SL_MIN(r, 0);
+		if (r == OTHER_VERSION && sl_stranger_ask(x))
+			return;
+		if (r == OTHER_VERSION && (r = sl_stranger_judge(x)) == 0)
+			r = moved_on(x);
+		wait = r == -EAGAIN;
+		r = SL_MIN(r, 0);
 	} else if ((r == -ENOENT || r == -ESTALE || r == -ENOTDIR) && moved_since(x)) {
 		again = true; /* it was renamed at the origin */
 	} else if (r == -ENOENT || r == -ESTALE || r == -ENOTDIR) {
@@ -795,7 +800,7 @@ static void fetch_run(struct sl_work *work)
 	sl_list_init(&lost);
 	pthread_mutex_lock(&o->lock);
 	sl_list_del(&x->link);
-	if (r < 0 && !again)
+	if (r < 0 && !again && !wait)
 		sl_list_for_each_safe (l, &o->flight->ranges) {
 			struct sl_want *w = sl_list_entry(l, struct sl_want, link);
 			if (w->off < x->off + x->len && x->off < w->off + w->len)
@@ -805,14 +810,19 @@ static void fetch_run(struct sl_work *work)
 	bool complete = r == 0 && !again && sl_chunkmap_full(&o->map);
 	pthread_mutex_unlock(&o->lock);
 	sl_wants_done(f, &lost, sl_fill_map_error(r));
-	sl_fill_kick(f, o);
+	if (wait)
+		sl_stranger_wait(x);
+	else
+		sl_fill_kick(f, o);
 	if (complete && f->cfg.complete)
 		f->cfg.complete(f->cfg.arg, o);
 	uint64_t len = x->len;
 	if (x->err == 0)
 		sl_fill_add_stat(f, &f->stats.fetched_bytes, x->req.nread);
 	sl_oreq_fini(&x->req);
+	sl_oreq_fini(&x->ask);
 	free(x->place);
+	free(x->up);
 	free(x);
 	sl_object_put(o);
 	fetch_end(f, len);
@@ -839,6 +849,7 @@ int sl_fill_new(const struct sl_fill_config *cfg, struct sl_fill **ret)
 	pthread_cond_init(&f->commit_cond, &ca);
 	pthread_condattr_destroy(&ca);
 	sl_list_init(&f->queue);
+	sl_list_init(&f->strays);
 	sl_list_init(&f->dirty);
 	int r = sl_pool_new(WORKERS, "fill", &f->workers);
 	if (r == 0)
@@ -862,6 +873,7 @@ void sl_fill_free(struct sl_fill *f)
 	pthread_mutex_unlock(&f->lock);
 	sl_pool_free(f->workers);
 	sl_commit_fini(f);
+	sl_stranger_fini(f);
 	pthread_cond_destroy(&f->cond);
 	pthread_cond_destroy(&f->commit_cond);
 	pthread_mutex_destroy(&f->lock);

@@ -82,6 +82,10 @@ struct sl_fill_progress {
 int sl_fill_tree(struct sl_fill *f, struct sl_object *root,
 		 bool (*progress)(void *arg, const struct sl_fill_progress *p), void *arg);
 
+/** The replay has done something: what was elsewhere at the origin may be where it is by now. Cheap. Any
+ * thread. */
+void sl_fill_retry(struct sl_fill *f);
+
 /** A file or directory was opened: continues or begins a streak by which siblings are fetched ahead. Cheap.
  */
 void sl_fill_note_open(struct sl_fill *f, struct sl_object *o);

@@ -33,6 +33,8 @@ struct sl_fill {
 	uint64_t in_flight;   /* bytes */
 	unsigned requests;    /* to the origin, under way or queued */
 	struct sl_list queue; /* of struct fetch: demanded, but too much is in flight */
+	struct sl_list
+	    strays; /* of struct stray: files that are elsewhere at the origin, and are waited for */
 	struct sl_fill_stats stats;
 
 	struct sl_list dirty; /* of objects by dirty_link: the map in memory says more than the one on disk */
@@ -72,12 +74,22 @@ struct fetch {
 	bool admitted; /* room was made for it already */
 	char *place;
 	int err;
+	struct sl_oreq ask; /* of the directory in which it should be, once up is set */
+	char *up;
 };
 
 struct sl_flight *sl_flight_get(struct sl_object *o); /* lock held; NULL without memory */
 void sl_flight_trim(struct sl_object *o);	      /* lock held: free it if nothing is on its way */
 void sl_wants_done(struct sl_fill *f, struct sl_list *wants, int err);
 void sl_fill_add_stat(struct sl_fill *f, uint64_t *counter, uint64_t n);
+/** Another version than that of the record has answered @x. True: it is of another object, and the work comes
+ * again when it is known whether that has taken its place. */
+bool sl_stranger_ask(struct fetch *x);
+/** It did: 0. -EAGAIN: it did not, see sl_stranger_wait(). -ESTALE: it has not for too long. Or -errno. */
+int sl_stranger_judge(struct fetch *x);
+/** Who waits for the object of @x, which is over, waits for sl_fill_retry(). */
+void sl_stranger_wait(struct fetch *x);
+void sl_stranger_fini(struct sl_fill *f);
 /** What the reader is told for an error of the origin. */
 int sl_fill_map_error(int err);
 

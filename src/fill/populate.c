@@ -146,12 +146,29 @@ static int want_all_xattrs(struct sl_fill *f, struct sl_object *dir, const struc
 	return SL_MIN(r, 0);
 }
 
+/*
+ * Another directory has answered: this one was renamed at the origin, and an event about to be done says so.
+ * Those names are not its own. Where nothing is told its place is all there is.
+ */
+static bool other_directory(struct job *j)
+{
+	struct sl_version v = sl_attr_version(&j->req.attr);
+	pthread_mutex_lock(&j->o->lock);
+	const struct sl_version *h = &j->o->rec.origin;
+	bool other = (h->ino && v.ino && h->ino != v.ino) ||
+		     (h->generation && v.generation && h->generation != v.generation);
+	pthread_mutex_unlock(&j->o->lock);
+	return j->f->cfg.mark && j->req.marked && other;
+}
+
 static void populate_run(struct sl_work *work)
 {
 	struct job *j = sl_container_of(work, struct job, work);
 	struct sl_object *dir = j->o;
 	struct sl_fill *f = j->f;
 	int r = j->err;
+	if (r == 0 && other_directory(j))
+		r = j->err = -ESTALE;
 	if (r == 0)
 		r = sl_space_admit(f, j->req.nentries * 512);
 	bool admitted = r == 0 && j->err == 0;

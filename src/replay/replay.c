@@ -467,9 +467,34 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	return acted(p, r, dir, name);
 }
 
+/*
+ * The content of @o changed, and nobody says into what: its place is not its any more. Until more is known a
+ * reader has to ask the origin; what is here must not be taken for its content, nor must an empty file.
+ */
+static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
+		      const struct sl_ostate *now)
+{
+	struct sl_ostate s = {.known = true, .present = true};
+	if (!sl_object_is_reg(o) || sl_object_attr(o, &s.attr) < 0)
+		return;
+	pthread_mutex_lock(&o->lock);
+	s.attr.ino = o->rec.origin.ino;
+	s.attr.generation = o->rec.origin.generation;
+	s.attr.mtime = o->rec.origin.mtime;
+	s.attr.mode = o->rec.mode;
+	pthread_mutex_unlock(&o->lock);
+	s.attr.ctime = (struct timespec){0};
+	s.attr.size =
+	    SL_MAX(now->present && S_ISREG(now->attr.mode) ? now->attr.size : s.attr.size, (uint64_t)1);
+	/* While it is read past us it stays as it is, and is looked at afterwards. */
+	if (p->cfg.acts.update(p->cfg.acts.arg, dir, name, o, &s, 0, SL_UPDATE_CONTENT) == -EBUSY)
+		put_off(p, dir, name, o);
+}
+
 /* Updates that were put off: is the way free now? */
 static void retry_busy(struct sl_replay *p)
 {
+	const struct sl_ostate nothing = {0};
 	sl_list_for_each_safe (l, &p->busy) {
 		struct busy *b = sl_list_entry(l, struct busy, link);
 		pthread_mutex_lock(&b->o->lock);
@@ -478,6 +503,9 @@ static void retry_busy(struct sl_replay *p)
 		_cleanup_object_ struct sl_object *now = NULL;
 		if (still)
 			continue;
+		/* It may be put off again. */
+		sl_list_del(&b->link);
+		p->nbusy--;
 		_cleanup_free_ char *place = NULL;
 		if (sl_object_lookup(b->dir, b->name, &now) == 0 && now == b->o &&
 		    sl_object_place(now, &place) == 0) {
@@ -486,13 +514,21 @@ static void retry_busy(struct sl_replay *p)
 				struct sl_ostate s = {.known = true, .present = true, .attr = q.attr};
 				if (is_state(now, &s))
 					(void)replay_update(p, b->dir, b->name, now, &s, FAN_MODIFY);
+				else
+					uncertain(p, b->dir, b->name, now, &s);
 			} else if (q.err == -ETIMEDOUT) {
 				sl_oreq_fini(&q);
+				sl_list_add(&p->busy, &b->link);
+				p->nbusy++;
 				continue;
+			} else {
+				uncertain(p, b->dir, b->name, now, &nothing);
 			}
 			sl_oreq_fini(&q);
+		} else {
+			/* That name is gone or another's; it may have others. */
+			uncertain(p, NULL, NULL, b->o, &nothing);
 		}
-		p->nbusy--;
 		busy_free(b);
 	}
 }
@@ -850,28 +886,6 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	return replay_rename(p, dir, name, newdir, newname, exchange);
 }
 
-/*
- * The content of @o changed, and nobody says into what: its place is not its any more. Until more is known a
- * reader has to ask the origin; what is here must not be taken for its content, nor must an empty file.
- */
-static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
-		      const struct sl_ostate *now)
-{
-	struct sl_ostate s = {.known = true, .present = true};
-	if (!sl_object_is_reg(o) || sl_object_attr(o, &s.attr) < 0)
-		return;
-	pthread_mutex_lock(&o->lock);
-	s.attr.ino = o->rec.origin.ino;
-	s.attr.generation = o->rec.origin.generation;
-	s.attr.mtime = o->rec.origin.mtime;
-	s.attr.mode = o->rec.mode;
-	pthread_mutex_unlock(&o->lock);
-	s.attr.ctime = (struct timespec){0};
-	s.attr.size =
-	    SL_MAX(now->present && S_ISREG(now->attr.mode) ? now->attr.size : s.attr.size, (uint64_t)1);
-	(void)p->cfg.acts.update(p->cfg.acts.arg, dir, name, o, &s, 0, SL_UPDATE_CONTENT);
-}
-
 static int changed(struct sl_replay *p, const struct sl_oevent *e)
 {
 	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
@@ -1142,8 +1156,10 @@ static void *replay_thread(void *arg)
 		}
 		if (i) {
 			run_item(p, i);
+			sl_fill_retry(p->cfg.fill);
 		} else if (p->compare && !lost && !p->paused) {
 			more = compare_step(p);
+			sl_fill_retry(p->cfg.fill);
 			if (!more)
 				compare_end(p);
 		}

@@ -66,6 +66,7 @@ struct sl_object {
 	uint64_t
 	    nlookup; /* the gate's: references the kernel holds; the object is referenced once while > 0 */
 	struct sl_flight *flight;
+	uint64_t strange;	   /* sl_now() since when another object is at its place; 0: none is */
 	struct sl_list dirty_link; /* the committer's */
 
 	/* the gate's, for open files */

@@ -6,7 +6,9 @@ state than the event says, or something that was changed here is lost.
 Each kind alone, local changes in the way, and what happens when events were lost."""
 
 import ctypes
+import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -242,6 +244,41 @@ def cold_stays_cold():
     w.close()
 
 
+def not_known(server):
+    """Written by one of its names, which is gone before the exporter could look: the other name must not keep the old content."""
+    def now():
+        try:
+            return read(f"{C}/{n}b")
+        except OSError as e:
+            # Behind the fuse gate the kernel may know it by the name that is gone.
+            if e.errno == errno.ESTALE and not NATIVE:
+                return "cannot be had"
+            raise
+
+    for held in (False, True):
+        n = "held" if held else "closed"
+        write(f"{O}/{n}a", "old content")
+        os.link(f"{O}/{n}a", f"{O}/{n}b")
+        quiet()
+        with point(f"a file that was written by a name that is gone by now, {n}"):
+            assert read(f"{C}/{n}a") == "old content"
+            with open(f"{C}/{n}b", encoding="utf-8") as f:
+                assert f.read() == "old content"
+                if not held:
+                    f.close()
+                server[0].send_signal(signal.SIGSTOP)
+                try:
+                    write(f"{O}/{n}a", "new content")
+                    os.unlink(f"{O}/{n}a")
+                finally:
+                    server[0].send_signal(signal.SIGCONT)
+                quiet()
+                assert not os.path.exists(f"{C}/{n}a"), "the name is still there"
+            wait_for(60, "the new content", lambda: now() in ("new content", "cannot be had"))
+        os.unlink(f"{O}/{n}b")
+        quiet()
+
+
 # ---- changed here ----
 
 def conflicts():
@@ -375,6 +412,7 @@ def test():
     in_step()
     open_files()
     cold_stays_cold()
+    not_known(server)
     conflicts()
     after_an_outage("the exporter is killed and comes again", kill, serve)
 

@@ -25,6 +25,7 @@
 #include "base/time.h"
 #include "fill/fill.h"
 #include "store/internal.h"
+#include "store/remote.h"
 #include "store/walk.h"
 #include "store/xattr.h"
 
@@ -63,7 +64,7 @@ struct fake {
 	pthread_cond_t cond, idle;
 	struct sl_oreq *queue[65536];
 	size_t nqueue, busy;
-	bool stop, hold, in_order;
+	bool stop, hold, in_order, unmarked;
 	unsigned delay_us, nthreads;
 	uint64_t held_bytes; /* READs in the queue */
 	uint64_t seed;
@@ -189,6 +190,7 @@ static void answer(struct fake *k, struct sl_oreq *r)
 		break;
 	}
 	r->attr = a;
+	r->marked = r->mark && !k->unmarked;
 	pthread_mutex_unlock(&k->lock);
 	if (r->op == SL_OREQ_READ && !r->err) {
 		r->data = malloc(r->len + 1);
@@ -305,6 +307,7 @@ struct fx {
 	struct sl_fill *f;
 	struct fake *k;
 	_Atomic unsigned changed;
+	bool mark;
 };
 
 static void on_changed(void *arg, struct sl_object *o)
@@ -322,7 +325,8 @@ static void open_at(struct fx *x, const char *path)
 		print_error("%s\n", why);
 	assert_int_equal(r, 0);
 	assert_int_equal(sl_placeholder_root(x->s, &x->k->nodes[0].a), 0);
-	const struct sl_fill_config fc = {.store = x->s, .origin = &x->k->o, .changed = on_changed, .arg = x};
+	const struct sl_fill_config fc = {.store = x->s, .origin = &x->k->o, .changed = on_changed, .arg = x,
+					  .mark = x->mark};
 	assert_int_equal(sl_fill_new(&fc, &x->f), 0);
 }
 
@@ -914,6 +918,112 @@ static void test_replaced(void **state)
 	n->a.mtime.tv_sec++;
 	assert_int_equal(sl_fill_wait(x->f, SL_WANT_RANGE, o, 0, 10), -ESTALE);
 	sl_object_put(o);
+}
+
+/* A reader, in a thread. */
+struct stranger {
+	struct fx *x;
+	struct sl_object *o;
+	struct fnode *n;
+	_Atomic bool done;
+};
+
+static void *read_stranger(void *arg)
+{
+	struct stranger *s = arg;
+	char got[1000], want[1000];
+	struct sl_version v;
+	must(reads(s->x, s->o, 0, sizeof(got), got, &v) == sizeof(got));
+	content(s->n->a.ino, s->n->version, 0, want, sizeof(want));
+	must(v.ino == s->n->a.ino && !memcmp(got, want, sizeof(got)));
+	s->done = true;
+	return NULL;
+}
+
+/*
+ * "a" becomes "b" at the origin, and another "a" with another "x" is there. Until that has been done here, nobody may take the
+ * other "x" for the one that is here.
+ */
+static void test_stranger(void **state)
+{
+	struct fx *x = *state;
+	x->mark = true;
+	again(x, 0, 0);
+	struct fnode *a = add(x->k, "a", S_IFDIR | 0755, 0), *ax = add(x->k, "a/x", S_IFREG | 0644, 1000);
+	struct fnode *ar = add(x->k, "a/replaced", S_IFREG | 0644, 1000);
+	struct sl_object *o = get(x, "a/x"), *q = get(x, "a/replaced"), *dir = get(x, "a");
+	/* In the same directory that is its content. */
+	ar->a.ino = 77777;
+	change(ar, 1200);
+	check_range(x, q, ar, 0, 1200);
+	quiet(x);
+	pthread_mutex_lock(&x->k->lock);
+	strcpy(a->place, "b");
+	strcpy(ax->place, "b/x");
+	strcpy(ar->place, "b/replaced");
+	pthread_mutex_unlock(&x->k->lock);
+	struct fnode *other = add(x->k, "a", S_IFDIR | 0755, 0), *ox = add(x->k, "a/x", S_IFREG | 0644, 1000);
+	struct stranger s = {.x = x, .o = o, .n = ax};
+	pthread_t t;
+	must(pthread_create(&t, NULL, read_stranger, &s) == 0);
+	for (bool asked = false; !asked && !s.done; usleep(1000)) {
+		pthread_mutex_lock(&o->lock);
+		asked = o->strange;
+		pthread_mutex_unlock(&o->lock);
+	}
+	for (int i = 0; i < 5; i++) {
+		sl_fill_retry(x->f);
+		usleep(1000);
+	}
+	assert_false(s.done);
+	assert_int_equal(here(o), 0);
+	assert_int_equal(o->rec.origin.ino, ax->a.ino);
+	assert_int_equal(sl_remote_rename(sl_object_root(x->s), "a", sl_object_root(x->s), "b", 0), 0);
+	sl_fill_retry(x->f);
+	pthread_join(t, NULL);
+	assert_true(s.done);
+	quiet(x);
+	/* Names of another directory are not its own either. */
+	struct fnode *d = add(x->k, "b/d", S_IFDIR | 0755, 0);
+	struct sl_version v = sl_attr_version(&d->a);
+	struct sl_object *sub;
+	assert_int_equal(sl_remote_make(dir, "d", &d->a, NULL, &sub), 0);
+	assert_int_equal(sub->rec.origin.ino, v.ino);
+	d->a.ino += 100000;
+	assert_int_equal(sl_fill_wait(x->f, SL_WANT_NAMES, sub, 0, 0), -ESTALE);
+	assert_int_equal(sub->rec.state, SL_COLD);
+	d->a.ino -= 100000;
+	assert_int_equal(sl_fill_wait(x->f, SL_WANT_NAMES, sub, 0, 0), 0);
+	sl_object_put(sub);
+	/* Of a directory of which nothing is told, the place is all there is. */
+	pthread_mutex_lock(&x->k->lock);
+	strcpy(a->place, "c");
+	strcpy(ax->place, "c/x");
+	strcpy(ar->place, "c/replaced");
+	strcpy(other->place, "b");
+	strcpy(ox->place, "b/x");
+	struct fnode *br = NULL;
+	pthread_mutex_unlock(&x->k->lock);
+	br = add(x->k, "b/replaced", S_IFREG | 0644, 1000);
+	br->a.ino = 88888;
+	x->k->unmarked = true;
+	check_range(x, q, ar, 0, 1000); /* is here */
+	uint64_t freed = 0;
+	int result;
+	assert_int_equal(sl_fill_commit(x->f), 0);
+	assert_int_equal(sl_fill_evict(x->f, &q, &result, 1, &freed), 0);
+	check_range(x, q, br, 0, 1000);
+	x->k->unmarked = false;
+	assert_int_equal(sl_fill_evict(x->f, &o, &result, 1, &freed), 0);
+	assert_int_equal(result, 0);
+	/* Where nothing is ever told, that is the end of it. */
+	pthread_mutex_lock(&o->lock);
+	o->strange = 1;
+	pthread_mutex_unlock(&o->lock);
+	assert_int_equal(sl_fill_wait(x->f, SL_WANT_RANGE, o, 0, 1000), -ESTALE);
+	sl_object_put(o);
+	sl_object_put(q);
+	sl_object_put(dir);
 }
 
 /* ---- errors ---- */
@@ -1915,7 +2025,7 @@ int main(int argc, char **argv)
 		T(single_flight),   T(random_ranges),	 T(names_once),		  T(xattrs_once),
 		T(readahead),	    T(siblings),	 T(subdirectories),	  T(version_change),
 		T(version_change_midway), T(never_still), T(change_keeps_local_times), T(replaced),
-		T(errors),	    T(short_answer),	 T(cancel),		  T(cancel_race),
+		T(stranger),	    T(errors),	    T(short_answer),	 T(cancel),		  T(cancel_race),
 		T(edges),	    T(huge),		 T(in_flight),		  T(free_waits),
 		T(commit),	    T(crash),		 T(uncommitted),	  T(evict),
 		T(evict_local),	    T(reclaim),		 T(evict_race),		  T(evict_commit),

@@ -109,6 +109,8 @@ static void forget(struct sl_fill *f, struct snapshot *s)
 		sl_chunkmap_fini(&o->map);
 		sl_chunkmap_init(&o->map, o->rec.origin.size, false);
 		o->unclaimed = true;
+		o->rec.flags |= SL_MIXED;
+		(void)sl_object_save(o);
 	}
 	pthread_mutex_unlock(&o->lock);
 	pthread_rwlock_unlock(&o->io);

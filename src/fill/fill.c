@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "fill/internal.h"
+#include "store/zone.h"
 
 /* ---- wants ---- */
 
@@ -470,6 +471,43 @@ static int write_sparse(struct sl_object *o, int fd, const char *data, uint64_t 
 	return 0;
 }
 
+static int write_piece(struct fetch *x, int fd, bool sparse, uint64_t off, uint64_t len)
+{
+	char *data = x->req.data + (off - x->off);
+	return sparse ? write_sparse(x->o, fd, data, len, off, sl_store_native(x->f->store))
+		      : sl_object_write_fill(x->o, fd, data, len, off);
+}
+
+/* The file does not have the time that its version has. */
+static bool looks_changed(const struct sl_object *o, const struct stat *st)
+{
+	return st->st_mtim.tv_sec != o->rec.origin.mtime.tv_sec ||
+	       st->st_mtim.tv_nsec != o->rec.origin.mtime.tv_nsec;
+}
+
+/*
+ * Somebody may have written to the file while neither service nor keeper was there, and nobody had all of it
+ * fetched before. In an image what he has written can be told from what a placeholder is made of, and stays.
+ */
+static int write_around(struct fetch *x, int fd, bool sparse)
+{
+	uint64_t at = x->off, end = x->off + x->len;
+	while (at < end) {
+		uint64_t from = at;
+		int64_t n = sl_zone_cold(fd, &from, end);
+		if (n < 0)
+			return (int)n;
+		x->kept |= n == 0 || from > at;
+		if (n == 0)
+			return 0;
+		int r = write_piece(x, fd, sparse, from, (uint64_t)n);
+		if (r < 0)
+			return r;
+		at = from + (uint64_t)n;
+	}
+	return 0;
+}
+
 /* Write what arrived. The io lock is held shared: nobody resets the file meanwhile. */
 static int fetch_write(struct fetch *x, bool sparse, bool keep_times)
 {
@@ -477,15 +515,16 @@ static int fetch_write(struct fetch *x, bool sparse, bool keep_times)
 	_cleanup_close_ int fd = sl_object_open_fill(x->o, &invisible);
 	if (fd < 0)
 		return fd;
-	struct stat st;
+	struct stat st = {0};
 	keep_times = !invisible && (keep_times || native);
 	if ((keep_times || native) && fstat(fd, &st) < 0)
 		return -errno;
 	if (native && (uint64_t)st.st_size < x->o->map.size)
 		return CUT_OFF;
 	/* A placeholder reads as zeros where nothing was written, unless it was of another version before. */
-	int r = sparse ? write_sparse(x->o, fd, x->req.data, x->len, x->off, native)
-		       : sl_object_write_fill(x->o, fd, x->req.data, x->len, x->off);
+	bool around =
+	    sl_store_sealed(x->f->store) && !(x->o->rec.flags & SL_MIXED) && looks_changed(x->o, &st);
+	int r = around ? write_around(x, fd, sparse) : write_piece(x, fd, sparse, x->off, x->len);
 	if (keep_times) {
 		struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, st.st_mtim};
 		(void)futimens(fd, ts);
@@ -585,9 +624,7 @@ static bool changed_here(struct sl_object *o, int fd)
 		return true;
 	if (!sl_store_native(o->store))
 		return false;
-	return fstat(fd, &st) < 0 || (uint64_t)st.st_size != o->map.size ||
-	       st.st_mtim.tv_sec != o->rec.origin.mtime.tv_sec ||
-	       st.st_mtim.tv_nsec != o->rec.origin.mtime.tv_nsec;
+	return fstat(fd, &st) < 0 || (uint64_t)st.st_size != o->map.size || looks_changed(o, &st);
 }
 
 /* Forget what is here for the version @a. Locks held. True if changed() must be called afterwards. */
@@ -778,7 +815,7 @@ static void fetch_run(struct sl_work *work)
 			r = land(x);
 		}
 		again = r == STALE || r == CUT_OFF;
-		if (r == CUT_OFF)
+		if (r == CUT_OFF || x->kept)
 			sl_fill_written(f, o);
 		if (r == OTHER_VERSION && sl_stranger_ask(x))
 			return;

@@ -72,6 +72,7 @@ struct fetch {
 	uint64_t off, len;
 	uint32_t epoch;
 	bool admitted; /* room was made for it already */
+	bool kept;     /* some of it was not written, because the user had */
 	char *place;
 	int err;
 	struct sl_oreq ask; /* of the directory in which it should be, once up is set */

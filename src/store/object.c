@@ -1038,6 +1038,8 @@ static int disarm(struct sl_object *o, int fd)
 	if (r == -EOPNOTSUPP)
 		r = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)size) < 0 ? -errno
 												  : 0;
+	if (r == 0)
+		o->rec.flags &= (uint16_t)~SL_MIXED; /* saved with what comes next */
 	if (!o->store->invisible)
 		(void)futimens(fd, ts);
 	return r;
@@ -1049,6 +1051,8 @@ int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, con
 	assert(!(o->rec.flags & (SL_MODIFIED | SL_LOCAL)));
 	o->rec.state = SL_COLD;
 	o->rec.origin = *v;
+	if (o->store->native)
+		o->rec.flags |= SL_MIXED;
 	int r = sl_object_save(o);
 	/* Where the record on disk claimed nothing there is nothing to be disclaimed. */
 	if (r == 0 && old.state != SL_COLD && fdatasync(fd) < 0)

@@ -34,9 +34,10 @@ enum sl_record_flag {
 	SL_SPARSE = 1 << 7,   /* has holes at the origin */
 	SL_MOVED = 1 << 8,    /* its place at the origin is in an attribute of its own */
 	SL_WRITTEN =
-	    1 << 9,	   /* native stores: content was changed here while parts of it are still missing: as
-			    * SL_MODIFIED, but what is missing is fetched, as long as the origin has this version */
-	SL_GONE = 1 << 10, /* native stores: deleted at the origin: what lies at its place now is another */
+	    1 << 9,	    /* native stores: content was changed here while parts of it are still missing: as
+			     * SL_MODIFIED, but what is missing is fetched, as long as the origin has this version */
+	SL_GONE = 1 << 10,  /* native stores: deleted at the origin: what lies at its place now is another */
+	SL_MIXED = 1 << 11, /* native stores: it may hold bytes that are not claimed and not of its version */
 };
 
 struct sl_record {

@@ -334,3 +334,39 @@ int sl_zone_seal(const char *path, int store_fd, char **why)
 			       path);
 	return 0;
 }
+
+int64_t sl_zone_cold(int fd, uint64_t *off, uint64_t end)
+{
+	union {
+		struct fiemap m;
+		char room[sizeof(struct fiemap) + 32 * sizeof(struct fiemap_extent)];
+	} u;
+	struct xfs_geometry g;
+	int r = geometry(fd, &g);
+	if (r < 0)
+		return r;
+	uint64_t zone = g.datablocks * g.blocksize - SL_ZONE_SIZE, at = *off;
+	do {
+		memset(&u.m, 0, sizeof(u.m));
+		u.m.fm_start = at;
+		u.m.fm_length = end - at;
+		u.m.fm_flags = FIEMAP_FLAG_SYNC;
+		u.m.fm_extent_count = 32;
+		if (ioctl(fd, FS_IOC_FIEMAP, &u.m) < 0)
+			return -errno;
+		for (unsigned i = 0; i < u.m.fm_mapped_extents; i++) {
+			const struct fiemap_extent *e = &u.m.fm_extents[i];
+			uint64_t from = SL_MAX(e->fe_logical, *off);
+			at = e->fe_logical + e->fe_length;
+			if (e->fe_physical >= zone) {
+				*off = from;
+				return (int64_t)(SL_MIN(at, end) - from);
+			}
+		}
+	} while (u.m.fm_mapped_extents == 32 && at < end);
+	uint64_t last = SL_ALIGN_DOWN(end, (uint64_t)BLOCK);
+	if (at > last || last == end || last < *off)
+		return 0;
+	*off = last;
+	return (int64_t)(end - last);
+}

@@ -45,3 +45,10 @@ int sl_zone_make(int store_fd, char **why);
  * kernel gives zeros all the same.
  */
 int sl_zone_seal(const char *path, int store_fd, char **why);
+
+/**
+ * The first piece in [*off, end) of the file @fd, on such an image, that is made of the zone: *off becomes
+ * its beginning, and its length is returned; 0 if there is none. Of a last block that is not whole a hole
+ * counts too: that is what it is for a moment when it is filled. Writes what is dirty. -errno.
+ */
+int64_t sl_zone_cold(int fd, uint64_t *off, uint64_t end);

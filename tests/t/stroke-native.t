@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# If this fails, something wrong can be read when service and keeper of a native clone are killed by one stroke.
+# If this fails, something wrong can be read when service and keeper of a native clone are killed by one stroke, or what is written
+# then is lost.
 . "$(dirname "$0")/../tools/native.sh" --self
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/clone.sh"
@@ -78,5 +79,36 @@ ok "and it happened ($(cat "$T"/few.[0-9] | grep -c failed) times)" grep -q fail
 : >"$T/bad"
 for f in "$o"/*; do cmp "$f" "$c/${f##*/}" >>"$T/bad" 2>&1; done
 is "$(<"$T/bad")" "" "after the last start all is right"
+
+# ---- what is written while nobody is there ----
+
+"$SLUICE" evict "$c" >"$T/.out"
+for f in cold part full; do new 1000001 "$o/$f"; done
 "$SLUICE" remove --force "$c"
+clone "$o" "$c"
+cat "$c/full" >"$T/.out"
+dd if="$c/part" bs=4096 count=1 status=none >"$T/.out"
+"$SLUICE" stop "$c" >"$T/.out" # so that it is known what is here
+"$SLUICE" start "$c" >"$T/.out"
+ok "service and keeper die once more" kill_service "$c"
+new 8192 "$T/mine"
+for f in cold part full; do
+	cp "$o/$f" "$T/$f"
+	dd if="$T/mine" of="$T/$f" bs=4096 seek=100 conv=notrunc status=none
+	ok "$f: it can be written to" dd if="$T/mine" of="$c/$f" bs=4096 seek=100 conv=notrunc status=none
+done
+nok "part of a block that is not here cannot" dd if="$T/mine" of="$c/cold" bs=100 count=1 conv=notrunc status=none
+ok "names can be made" cp "$T/mine" "$c/mine"
+ok "it is started" "$SLUICE" start "$c"
+for f in cold part full mine; do
+	ok "$f: what was written is there, and the rest is the origin's" cmp "$c/$f" "$T/$f"
+	like "$(flags_of "$c/$f")" "modified|local" "$f: and it is the user's"
+done
+"$SLUICE" evict "$c" >"$T/.out"
+touch "$o"/*
+for f in cold part full mine; do ok "$f: nothing takes it away" cmp "$c/$f" "$T/$f"; done
+ok "stopped" "$SLUICE" stop "$c"
+ok "started" "$SLUICE" start "$c"
+for f in cold part full mine; do ok "$f: also later" cmp "$c/$f" "$T/$f"; done
+"$SLUICE" remove --force --discard "$c"
 done_testing

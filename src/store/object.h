@@ -71,6 +71,7 @@ struct sl_object {
 
 	/* the gate's, for open files */
 	void *orphan; /* what holds it across a restart: it has no name any more, and the kernel knows it */
+	bool telling; /* the kernel is given a size that may be out of date when it arrives */
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
 	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
 				  present one */

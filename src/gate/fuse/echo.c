@@ -30,11 +30,17 @@ void sl_gate_echo_end(struct sl_gate *g)
 	struct sl_echo *e = g->echo;
 	g->echo = NULL;
 	/* Only now: a READ that was sent before the kernel had the answer is not for the new size. */
-	if (!e || e->op != SL_ECHO_UPDATE || !e->told)
+	if (!e || e->op != SL_ECHO_UPDATE)
 		return;
 	pthread_mutex_lock(&e->o->lock);
-	if (!e->o->invalidating && e->o->map.size == e->size)
+	e->o->telling = false;
+	if (!e->told)
+		goto out;
+	if (e->o->map.size != e->size)
+		e->o->told_size = SL_MAX(e->o->told_size, e->size); /* a fill was faster */
+	else if (!e->o->invalidating)
 		e->o->told_size = 0;
+out:
 	pthread_mutex_unlock(&e->o->lock);
 }
 
@@ -185,12 +191,20 @@ static void echo_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object 
 		return;
 	}
 	int r = do_update(g, e);
-	struct fuse_attr_out out = {.attr_valid = VALID_SECONDS};
+	/*
+	 * Valid for no time: before it arrives a fill may have taken up another version, and the kernel,
+	 * unlike with the answer to a GETATTR, does not notice that it was told so meanwhile.
+	 */
+	struct fuse_attr_out out = {0};
 	if (r == 0 && gate_hold(g, rq, o)) /* until the pages of the version before are gone */
 		return;
-	if (r == 0)
+	if (r == 0) {
+		pthread_mutex_lock(&o->lock);
+		o->telling = true; /* before the size is looked at */
+		pthread_mutex_unlock(&o->lock);
+		e->told = true;
 		r = gate_attr(g, o, &out.attr);
-	e->told = r == 0;
+	}
 	e->size = out.attr.size;
 	if (r < 0)
 		sl_reply_err(rq, r);

@@ -1,6 +1,5 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# asan: no
 # No power, no origin, too many readers: if this fails, a native clone claims what is not there, or gives an
 # error where it should wait, or zeros where it should give an error.
 . "$(dirname "$0")/../tools/native.sh" --self

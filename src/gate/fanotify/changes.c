@@ -44,14 +44,30 @@ static void changed(struct sl_fan *g, const struct fanotify_event_metadata *m)
 				    AT_FDCWD, sl_proc_fd_path(p, fd, NULL));
 }
 
+/* One of these, with the largest handle that there is. */
+#define EVENT_MAX 256
+
 static void handle(struct sl_fan *g, size_t n)
 {
-	char *buf = g->area->changes;
-	for (struct fanotify_event_metadata *m = (void *)buf; FAN_EVENT_OK(m, n); m = FAN_EVENT_NEXT(m, n))
-		if (m->mask & FAN_TOLD)
-			changed(g, m);
-		else if (m->mask & FAN_Q_OVERFLOW)
+	const char *p = g->area->changes;
+	union {
+		struct fanotify_event_metadata m;
+		char b[EVENT_MAX];
+	} e;
+	/* Copied: they follow one another at multiples of four bytes (ext4's handles have eight). */
+	for (size_t len; n >= sizeof(e.m); p += len, n -= len) {
+		memcpy(&e.m, p, sizeof(e.m));
+		len = e.m.event_len;
+		if (len < sizeof(e.m) || len > n)
+			break;
+		memcpy(e.b, p, SL_MIN(len, sizeof(e.b)));
+		if (len > sizeof(e.b))
+			sl_err("the kernel told of a change with a handle that is too long");
+		else if (e.m.mask & FAN_TOLD)
+			changed(g, &e.m);
+		else if (e.m.mask & FAN_Q_OVERFLOW)
 			sl_err("the kernel's queue of changes overflowed, although it has no limit");
+	}
 }
 
 void *fan_changes(void *arg)

@@ -1271,5 +1271,6 @@ void sl_replay_get_stats(struct sl_replay *p, struct sl_replay_stats *st)
 	pthread_mutex_lock(&p->lock);
 	*st = p->stats;
 	st->queued = p->nqueue + p->ndoubts;
+	st->comparing |= p->lost; /* it is about to begin */
 	pthread_mutex_unlock(&p->lock);
 }

@@ -63,6 +63,17 @@ def ok(good, what, *more):
     return bool(good)
 
 
+def known(good, what, why, *more):
+    """A point that is known to fail now and then, for the reason @why that docs/limits.md explains: then it is not counted as passed."""
+    if good:
+        return ok(True, what)
+    note(f"{what}:")
+    for m in more:
+        note(m)
+    skip(f"known failure: {what.replace('#', '')}: {why}")
+    return False
+
+
 def is_(got, want, what):
     return ok(got == want, what, f"got:    {got!r}", f"wanted: {want!r}")
 

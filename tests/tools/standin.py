@@ -258,7 +258,10 @@ def events(mount, tree, away):
         a, b = simple(here.round(tree)), simple(there.until(lambda e: e[1] == "end"))
         os.rmdir(plain + "/end")
         there.until(lambda e: e[1] == "end")
-        slt.is_(a, b, f"through the mount, once: {what}")
+        if ROOT:
+            slt.is_(a, b, f"through the mount, once: {what}")
+        else:
+            slt.known(a == b, f"through the mount, once: {what}", "inotify does not say who changed something", f"got: {a}", f"wanted: {b}")
     here.close()
     there.close()
 

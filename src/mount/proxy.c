@@ -216,8 +216,10 @@ static bool watch_first(struct pass *x, const struct sl_result *r)
 {
 	struct sl_proxy *p = x->p;
 	uint32_t op = x->rq->m.h.opcode;
+	if (r->err < 0 || (op != FUSE_LOOKUP && op != FUSE_MKDIR))
+		return false;
 	const struct fuse_entry_out *e = &r->out->entry;
-	if (r->err < 0 || (op != FUSE_LOOKUP && op != FUSE_MKDIR) || !e->nodeid || !S_ISDIR(e->attr.mode))
+	if (!e->nodeid || !S_ISDIR(e->attr.mode))
 		return false;
 	if (sl_mdirs_add(p->dirs, e->nodeid, x->rq->m.h.nodeid, x->rq->m.name) <= 0 || !p->cfg.raise)
 		return false;

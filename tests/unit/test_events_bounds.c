@@ -86,7 +86,7 @@ static void test_no_gap(void **state)
 struct raw {
 	struct sl_client *c;
 	pthread_mutex_t lock;
-	unsigned n, overflows;
+	_Atomic unsigned n, overflows; /* after what they count */
 	struct sl_fsnotify_msg last;
 	char name[256];
 	_Atomic bool block; /* do not read any more */

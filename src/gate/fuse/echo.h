@@ -33,10 +33,10 @@ struct sl_echo {
 	struct sl_object *o;	       /* UPDATE, CLOSE */
 	bool exchange;
 
-	bool done; /* the store was changed */
-	bool told; /* UPDATE: the kernel has the new attributes, with this size */
-	uint64_t size;
-	int err; /* if it could not be */
+	_Atomic bool done; /* the store was changed */
+	_Atomic bool told; /* UPDATE: the kernel has the new attributes, with this size */
+	_Atomic uint64_t size;
+	_Atomic int err; /* if it could not be */
 };
 
 /** The helper is process @pid. @staging: the directory it finds as SL_ECHO_STAGING; a reference is taken. */

@@ -159,6 +159,14 @@ static uint64_t do_renames(struct sl_replay *p, struct sl_object *dir, struct pa
 	return done;
 }
 
+static bool recorded(struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool has = o->has_record;
+	pthread_mutex_unlock(&o->lock);
+	return has;
+}
+
 static int collect(struct sl_object *dir, const struct sl_oreq *q, struct sl_name **names, size_t *nnames,
 		   struct pair **ret, size_t *n)
 {
@@ -208,7 +216,7 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 				continue; /* what is gone goes first */
 			/* A symlink has no record in a store without privilege: whether it was made or
 			 * taken here nobody knows, and what is here alone must not be lost. */
-			if (!s.present && v[i].o && !v[i].o->has_record)
+			if (!s.present && v[i].o && !recorded(v[i].o))
 				continue;
 			int k = replay_settle(p, dir, v[i].name, &s, false);
 			differ += k > 0;

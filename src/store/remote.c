@@ -156,10 +156,11 @@ static int kept(void *arg, const char *path, struct sl_object *o, int err)
 		return 0;
 	pthread_mutex_lock(&o->lock);
 	unsigned flags = o->rec.flags;
+	bool recorded = o->has_record;
 	pthread_mutex_unlock(&o->lock);
 	if (flags & (SL_LOCAL | SL_MODIFIED | SL_WRITTEN | SL_MOVED))
 		return -EEXIST;
-	return !o->has_record && made_here(o) ? -EEXIST : 0;
+	return !recorded && made_here(o) ? -EEXIST : 0;
 }
 
 bool sl_remote_kept(struct sl_object *o)

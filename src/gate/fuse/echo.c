@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/syscall.h>
 
@@ -29,6 +30,8 @@ void sl_gate_echo_end(struct sl_gate *g)
 {
 	struct sl_echo *e = g->echo;
 	g->echo = NULL;
+	while (g->echoing) /* the answer is out, and who gave it is about to be done */
+		sched_yield();
 	/* Only now: a READ that was sent before the kernel had the answer is not for the new size. */
 	if (!e || e->op != SL_ECHO_UPDATE)
 		return;
@@ -287,11 +290,8 @@ static void answer_old(struct sl_gate *g, struct sl_req *rq, struct sl_object *d
 	}
 }
 
-bool gate_echo(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
+static bool answer_helper(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, bool old)
 {
-	bool ours = g->echo_pid && rq->m.h.pid == g->echo_pid, old = !ours && from_old(g, rq);
-	if (!ours && !old)
-		return false;
 	struct sl_echo *e = g->echo;
 	switch (rq->m.h.opcode) {
 	case FUSE_LOOKUP:
@@ -328,6 +328,17 @@ bool gate_echo(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 		return false;
 	}
 	return true;
+}
+
+bool gate_echo(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
+{
+	bool ours = g->echo_pid && rq->m.h.pid == g->echo_pid, old = !ours && from_old(g, rq);
+	if (!ours && !old)
+		return false;
+	g->echoing++;
+	bool answered = answer_helper(g, rq, o, old);
+	g->echoing--;
+	return answered;
 }
 
 /* ---- without an event ---- */

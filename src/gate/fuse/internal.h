@@ -38,6 +38,7 @@ struct sl_gate {
 	/* echo.h; written by the replay, which waits for the helper, whose requests are answered meanwhile */
 	_Atomic uint32_t echo_pid;
 	struct sl_echo *_Atomic echo;
+	atomic_uint echoing; /* who is looking at it */
 	struct sl_object *staging;
 	_Atomic uint32_t old_echo_pid; /* of the service before; 0: none, or it has ended */
 	int old_echo_fd;

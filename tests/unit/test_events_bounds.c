@@ -279,8 +279,10 @@ static void test_slow(void **state)
 		snprintf(name, sizeof(name), "create d/%06u\n", made - 1);
 		wait_for(ear, name);
 	}
+	pthread_mutex_lock(&ear->lock);
 	assert_int_equal(ear->lost, 0);
 	assert_int_equal(ear->n, made);
+	pthread_mutex_unlock(&ear->lock);
 	w.block = false;
 	uint64_t end = sl_now() + PATIENCE;
 	while (!w.overflows)
@@ -424,7 +426,9 @@ static void refuse(struct fx *x, const void *body, size_t len, unsigned times)
 		sched_yield();
 	}
 	pthread_join(t, NULL);
+	pthread_mutex_lock(&ear.lock);
 	assert_int_equal(ear.n - ear.lost, times > 1 ? times - 1 : 0);
+	pthread_mutex_unlock(&ear.lock);
 	deafen(&ear);
 }
 

@@ -166,7 +166,6 @@ static void raw_wait_name(struct raw *w, const char *name)
 
 #define EVENTS (FUSE_FSNOTIFY_SUPPORT | SL_FUSE_EVENT_STATE)
 
-/* What may be asked for, and what not. */
 /* Of the last notification that is an event, and not only a state. */
 static uint64_t raw_last_mask(struct raw *w)
 {
@@ -181,6 +180,7 @@ static uint64_t raw_last_mask(struct raw *w)
 	return mask;
 }
 
+/* What may be asked for, and what not. */
 static void test_requests(void **state)
 {
 	struct fx *x = *state;

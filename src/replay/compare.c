@@ -159,12 +159,16 @@ static uint64_t do_renames(struct sl_replay *p, struct sl_object *dir, struct pa
 	return done;
 }
 
-static bool recorded(struct sl_object *o)
+/*
+ * Can the name only have come from the origin? Nobody knows of a symlink in a store without privilege, which
+ * has no record, nor, behind the fanotify gate, which of several names of a file a user has made.
+ */
+static bool from_origin(struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
-	bool has = o->has_record;
+	bool known = o->has_record && !(sl_store_native(o->store) && o->rec.flags & SL_LINKED);
 	pthread_mutex_unlock(&o->lock);
-	return has;
+	return known;
 }
 
 static int collect(struct sl_object *dir, const struct sl_oreq *q, struct sl_name **names, size_t *nnames,
@@ -214,9 +218,8 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 			struct sl_ostate s = state_of(v[i].e);
 			if (s.present != (step == 1))
 				continue; /* what is gone goes first */
-			/* A symlink has no record in a store without privilege: whether it was made or
-			 * taken here nobody knows, and what is here alone must not be lost. */
-			if (!s.present && v[i].o && !recorded(v[i].o))
+			/* What is here alone must not be lost, and it may be that this name was made here. */
+			if (!s.present && v[i].o && !from_origin(v[i].o))
 				continue;
 			int k = replay_settle(p, dir, v[i].name, &s, false);
 			differ += k > 0;

@@ -198,7 +198,7 @@ def one(seed, steps):
         pass
     wait_for(300, "the last event", lambda: ("", "CREATE", "last") in there.events)
     wait_for(60, "it is quiet", lambda: quiet(top, c))
-    time.sleep(0.1)
+    wait_for(60, "the origin's watcher has heard it as well", lambda: ("", "CREATE", "last") in here.events)
     a, pairs_a = canonical(here.take(), fixed)
     b, pairs_b = canonical(there.take(), fixed)
     wrong = {d: x for d in sorted({*a, *b}) if (x := differences(a[d], b[d]))}

@@ -790,6 +790,18 @@ static bool moved_since(struct fetch *x)
 	return x->place && sl_object_place(x->o, &place) == 0 && strcmp(place, x->place) != 0;
 }
 
+/* It ended with @r. Native: another of several names may still be there; who comes by that will say so. */
+static void lose_place(struct sl_object *o, int r)
+{
+	if (!sl_store_native(o->store) || (r != -ENOENT && r != -ESTALE && r != -ENOTDIR))
+		return;
+	pthread_mutex_lock(&o->lock);
+	bool lose = o->rec.flags & SL_LINKED && !(o->rec.flags & SL_GONE);
+	pthread_mutex_unlock(&o->lock);
+	if (lose)
+		(void)sl_object_lose_place(o);
+}
+
 /* On a worker, with what the origin answered. */
 static void fetch_run(struct sl_work *work)
 {
@@ -832,6 +844,8 @@ static void fetch_run(struct sl_work *work)
 
 	if (x->admitted)
 		sl_space_settle(f, x->len);
+	if (!again && !wait)
+		lose_place(o, r);
 
 	struct sl_list lost;
 	sl_list_init(&lost);

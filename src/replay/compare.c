@@ -18,6 +18,8 @@
 
 struct todo {
 	struct sl_list link;
+	bool deep;	/* and what is below it */
+	unsigned tries; /* not deep: failed */
 	char place[];
 };
 
@@ -37,21 +39,21 @@ struct sl_compare {
 	struct listing batch[BATCH];
 };
 
-static int push(struct sl_compare *c, const char *place)
+static int push(struct sl_compare *c, const char *place, bool deep, unsigned tries)
 {
 	size_t n = strlen(place) + 1;
 	struct todo *t = malloc(sizeof(*t) + n);
 	if (!t)
 		return -ENOMEM;
+	t->deep = deep;
+	t->tries = tries;
 	memcpy(t->place, place, n);
 	sl_list_add_tail(&c->todo, &t->link);
 	return 0;
 }
 
-int compare_begin(struct sl_replay *p)
+static int begin(struct sl_replay *p)
 {
-	if (p->compare)
-		compare_end(p);
 	struct sl_compare *c = calloc(1, sizeof(*c));
 	if (!c)
 		return -ENOMEM;
@@ -60,10 +62,43 @@ int compare_begin(struct sl_replay *p)
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_cond_init(&c->cond, NULL);
 	p->compare = c;
-	int r = push(c, "");
-	if (r < 0)
+	pthread_mutex_lock(&p->lock);
+	p->stats.comparing = true;
+	pthread_mutex_unlock(&p->lock);
+	return 0;
+}
+
+int compare_begin(struct sl_replay *p)
+{
+	if (p->compare)
+		compare_end(p);
+	int r = begin(p);
+	if (r == 0)
+		r = push(p->compare, "", true, 0);
+	if (r < 0 && p->compare)
 		compare_end(p);
 	return r;
+}
+
+int compare_add(struct sl_replay *p, struct sl_object *dir, unsigned tries)
+{
+	_cleanup_free_ char *place = NULL;
+	int r = sl_object_place(dir, &place);
+	if (r < 0)
+		return r == -ENOMEM ? r : 0; /* made here, or gone */
+	if (!p->compare)
+		r = begin(p);
+	return r < 0 ? r : push(p->compare, place, false, tries);
+}
+
+/* @t is not where it was: what it is in must be looked at. */
+static int push_parent(struct sl_compare *c, const struct todo *t)
+{
+	const char *slash = strrchr(t->place, '/');
+	_cleanup_free_ char *up = slash ? strndup(t->place, (size_t)(slash - t->place)) : strdup("");
+	if (t->deep || !*t->place)
+		return 0;
+	return up ? push(c, up, false, t->tries) : -ENOMEM;
 }
 
 void compare_end(struct sl_replay *p)
@@ -201,13 +236,16 @@ static int collect(struct sl_object *dir, const struct sl_oreq *q, struct sl_nam
 	return 0;
 }
 
-static int compare_dir(struct sl_compare *c, const char *place, const struct sl_oreq *q)
+static int compare_dir(struct sl_compare *c, const struct todo *t, const struct sl_oreq *q)
 {
 	struct sl_replay *p = c->p;
+	const char *place = t->place;
 	_cleanup_object_ struct sl_object *dir = NULL;
 	int r = p->cfg.find(p->cfg.store, place, &dir);
-	if (r < 0 || !replay_populated(dir) || !replay_is(dir, q->attr.ino, q->attr.generation))
-		return 0; /* not here, or another one: its parent's comparison sees to it */
+	if (r < 0 || !replay_populated(dir))
+		return 0; /* not here */
+	if (!replay_is(dir, q->attr.ino, q->attr.generation))
+		return push_parent(c, t); /* where it is replaced, if that has not been done */
 	struct sl_name *names = NULL;
 	size_t nnames = 0, n = 0;
 	struct pair *v = NULL;
@@ -221,7 +259,7 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 			/* What is here alone must not be lost, and it may be that this name was made here. */
 			if (!s.present && v[i].o && !from_origin(v[i].o))
 				continue;
-			int k = replay_settle(p, dir, v[i].name, &s, false);
+			int k = replay_settle(p, dir, v[i].name, &s, !t->deep);
 			differ += k > 0;
 			if (k < 0)
 				r = k;
@@ -229,10 +267,11 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 	for (size_t i = 0; i < n; i++) {
 		_cleanup_object_ struct sl_object *o = NULL;
 		_cleanup_free_ char *below = NULL;
-		if (v[i].e && S_ISDIR(v[i].e->attr.mode) && sl_object_lookup(dir, v[i].name, &o) == 0 &&
-		    !replay_foreign(dir, v[i].name, o) && replay_populated(o)) {
+		if (t->deep && v[i].e && S_ISDIR(v[i].e->attr.mode) &&
+		    sl_object_lookup(dir, v[i].name, &o) == 0 && !replay_foreign(dir, v[i].name, o) &&
+		    replay_populated(o)) {
 			below = sl_path_join(place, v[i].name);
-			if (!below || push(c, below) < 0)
+			if (!below || push(c, below, true, 0) < 0)
 				r = -ENOMEM;
 		}
 		sl_object_put(v[i].o);
@@ -250,6 +289,8 @@ static int compare_dir(struct sl_compare *c, const char *place, const struct sl_
 	p->stats.differences += differ;
 	p->stats.unmarked += !q->marked;
 	pthread_mutex_unlock(&p->lock);
+	if (r < 0)
+		replay_unsure(p, dir);
 	return r;
 }
 
@@ -306,19 +347,23 @@ bool compare_step(struct sl_replay *p)
 	for (unsigned i = 0; i < n; i++) {
 		struct listing *l = &c->batch[i];
 		int r = l->req.err;
+		p->tries = l->t->deep ? 0 : l->t->tries + 1;
 		if (r == -ETIMEDOUT) {
 			c->not_before = sl_now() + AGAIN_NS;
 			sl_list_add(&c->todo, &l->t->link);
 			l->t = NULL;
 		} else if (r == 0) {
-			r = compare_dir(c, l->t->place, &l->req);
+			r = compare_dir(c, l->t, &l->req);
 			if (r < 0)
 				sl_warn("comparing '%s' with the origin: %s", l->t->place, strerror(-r));
-		} else if (r != -ENOENT && r != -ENOTDIR && r != -ESTALE) {
+		} else if (r == -ENOENT || r == -ENOTDIR || r == -ESTALE) {
+			(void)push_parent(c, l->t);
+		} else {
 			sl_warn("cannot list '%s' to compare it: %s", l->t->place, strerror(-r));
 		}
 		sl_oreq_fini(&l->req);
 		free(l->t);
+		p->tries = 0;
 	}
 	return !sl_list_empty(&c->todo);
 }

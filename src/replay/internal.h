@@ -16,8 +16,7 @@ struct item {
 	struct sl_oevent e;
 	size_t bytes;
 	struct sl_object *dir; /* a reference: its attributes are in e.state */
-	struct timespec upto; /* with dir: what came here of what is in it, see sl_object_listed() */
-	uint64_t due;	       /* of a doubt */
+	struct timespec upto;  /* with dir: what came here of what is in it, see sl_object_listed() */
 };
 
 #define CARRIED_MAX 1024
@@ -31,6 +30,7 @@ struct sl_replay {
 	size_t nqueue, bytes;
 	uint64_t heard; /* sl_now() of the last event */
 	unsigned asked; /* attributes that are on their way */
+	size_t nunsure; /* directories that will be compared */
 	bool lost, stop, paused, resting;
 	struct sl_replay_stats stats;
 
@@ -39,9 +39,9 @@ struct sl_replay {
 	struct sl_list unlisted;    /* of struct unlisted: directories that were shown and not listed yet */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
-	struct sl_list doubts; /* of struct item: states without an event, that one may still explain */
-	size_t ndoubts;
-	struct sl_list busy; /* of struct busy: updates that have to wait */
+	struct sl_list unsure; /* of struct unsure */
+	unsigned tries;	       /* of the comparison under way of one directory */
+	struct sl_list busy;   /* of struct busy: updates that have to wait */
 	size_t nbusy;
 	/* Files whose bytes were kept although a later time of change was taken up. An event about their
 	 * content may still come, with just that time. */
@@ -80,8 +80,20 @@ bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ost
 bool replay_is_later(struct sl_object *o, const struct sl_ostate *s);
 bool replay_populated(struct sl_object *dir);
 
+/* unsure.c */
+/** What events have left of @dir (NULL is fine) may not be what the origin has: it will be compared. */
+void replay_unsure(struct sl_replay *p, struct sl_object *dir);
+/** When there is something to do, by sl_now(); 0: never. Lock held. */
+uint64_t unsure_due(struct sl_replay *p);
+/** Have those compared whose time has come. */
+void unsure_look(struct sl_replay *p);
+void unsure_free(struct sl_replay *p);
+
 /* compare.c */
+/** Everything. */
 int compare_begin(struct sl_replay *p);
+/** Only @dir, of which events have told already, for the time @tries. */
+int compare_add(struct sl_replay *p, struct sl_object *dir, unsigned tries);
 /** One step. False when all is compared. */
 bool compare_step(struct sl_replay *p);
 void compare_end(struct sl_replay *p);

@@ -14,9 +14,6 @@
 #define TOUCH_MAX    256
 #define BUSY_MAX     1024
 #define BUSY_NS	     (250 * SL_NS_PER_MS)
-#define DOUBT_NS     (60 * SL_NS_PER_MS)
-#define DOUBT_MAX_NS (10 * SL_NS_PER_SEC)
-#define DOUBTS_MAX   4096
 #define SWAP_NS	     (20 * SL_NS_PER_MS)
 #define SWAP_SEEN_NS (1 * SL_NS_PER_SEC)
 #define SWAP_LOOK    4 /* renames */
@@ -229,6 +226,7 @@ static int acted(struct sl_replay *p, int r, struct sl_object *dir, const char *
 		replay_count(p, &p->stats.failed, 1);
 		sl_warn("cannot do here what the origin did to '%s' in '%s': %s", name ? name : "",
 			path ? path : "", strerror(-r));
+		replay_unsure(p, dir);
 	}
 	return r < 0 && r != -EEXIST && r != -ENOENT ? r : r == 0 ? 1 : 0;
 }
@@ -475,6 +473,7 @@ static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *na
 		      const struct sl_ostate *now)
 {
 	struct sl_ostate s = {.known = true, .present = true};
+	replay_unsure(p, dir);
 	if (!sl_object_is_reg(o) || sl_object_attr(o, &s.attr) < 0)
 		return;
 	pthread_mutex_lock(&o->lock);
@@ -919,14 +918,13 @@ static int apply(struct sl_replay *p, const struct sl_oevent *e)
 	int r;
 	if (e->mask & FAN_RENAME)
 		return e->newplace ? renamed(p, e) : -EINVAL;
-	if (e->mask & (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO) || !e->mask) {
-		if (!e->mask && !*e->place)
-			return e->state.known && e->state.present ? changed(p, e) : 0;
+	/* A state without an event: what the kernel has merged does not lead to it. See check(). */
+	if (!e->mask && *e->place)
+		return 0;
+	if (e->mask & (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO)) {
 		r = find_name(p, e->place, &dir, &name);
 		if (r < 0)
 			return r == -ENOENT || r == -ENODATA ? 0 : r;
-		if (!e->mask)
-			return e->state.known ? replay_settle(p, dir, name, &e->state, true) : 0;
 		if (e->mask & (FAN_CREATE | FAN_MOVED_TO))
 			return made(p, e, dir, name, &e->state, e->mask & FAN_MOVED_TO);
 		return gone(p, e, dir, name, e->mask & FAN_MOVED_FROM);
@@ -935,46 +933,34 @@ static int apply(struct sl_replay *p, const struct sl_oevent *e)
 }
 
 /* As the origin said of the name when the event was sent, or later; what was changed here need not be. */
-static bool as_said(struct sl_replay *p, const char *place, const struct sl_ostate *s)
+static bool as_said(struct sl_object *dir, const char *name, const struct sl_ostate *s)
 {
-	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
-	const char *name = NULL;
-	if (!s->known || !place || !*place || find_name(p, place, &dir, &name) < 0)
-		return true;
+	_cleanup_object_ struct sl_object *o = NULL;
 	int r = sl_object_lookup(dir, name, &o);
 	if (r == -ENOENT)
-		/* Native: nobody knows what was deleted here, and a later change there does not undo it. */
-		return !s->present || sl_store_native(dir->store) || replay_deleted(dir, name, s);
+		return !s->present || replay_deleted(dir, name, s);
 	if (r < 0 || replay_foreign(dir, name, o))
-		return true;
+		return r == 0;
 	if (!s->present || !is_state(o, s))
 		return false;
 	struct sl_version v = sl_attr_version(&s->attr);
 	bool later = replay_is_later(o, s);
 	pthread_mutex_lock(&o->lock);
-	bool same = !sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) || later ||
-		    o->rec.flags & (SL_MODIFIED | SL_WRITTEN) || o->follows;
+	bool same =
+	    later || !o->has_record ||
+	    (o->rec.mode == s->attr.mode && (!sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) ||
+					     o->rec.flags & (SL_MODIFIED | SL_WRITTEN) || o->follows));
 	pthread_mutex_unlock(&o->lock);
 	return same && (!S_ISLNK(o->type) || same_target(o, s));
 }
 
-static void doubt(struct sl_replay *p, struct item *i);
-
-static void doubt_state(struct sl_replay *p, const struct sl_oevent *e, const char *place,
-			const struct sl_ostate *s)
+/* What the last event of a name has left must be what the origin has. */
+static void check(struct sl_replay *p, const char *place, const struct sl_ostate *s)
 {
-	if (as_said(p, place, s))
-		return;
-	struct sl_oevent d = {.seq = e->seq, .place = place, .state = *s};
-	struct item *i = item_new(&d);
-	pthread_mutex_lock(&p->lock);
-	if (i)
-		p->stats.events++;
-	else
-		p->lost = true;
-	pthread_mutex_unlock(&p->lock);
-	if (i)
-		doubt(p, i);
+	_cleanup_object_ struct sl_object *dir = NULL;
+	const char *name = NULL;
+	if (*place && find_name(p, place, &dir, &name) == 0 && (!s->known || !as_said(dir, name, s)))
+		replay_unsure(p, dir);
 }
 
 static void do_event(struct sl_replay *p, const struct sl_oevent *e)
@@ -996,72 +982,6 @@ static void do_event(struct sl_replay *p, const struct sl_oevent *e)
 	pthread_mutex_unlock(&p->lock);
 }
 
-/*
- * A state without an event says what is there after changes that the kernel has merged. The exporter sends it
- * when it has told all it knew, and somebody may have changed the name again just then: so it waits for a
- * moment, in which an event of that name takes its place.
- */
-static void end_doubt(struct sl_replay *p, struct item *i, bool explained)
-{
-	sl_list_del(&i->link);
-	if (explained) {
-		pthread_mutex_lock(&p->lock);
-		p->stats.skipped++;
-		p->ndoubts--;
-		pthread_mutex_unlock(&p->lock);
-	} else {
-		do_event(p, &i->e);
-		pthread_mutex_lock(&p->lock);
-		p->ndoubts--;
-		pthread_mutex_unlock(&p->lock);
-	}
-	item_free(i);
-}
-
-static void doubt(struct sl_replay *p, struct item *i)
-{
-	i->due = sl_now() + DOUBT_MAX_NS;
-	sl_list_add_tail(&p->doubts, &i->link);
-	pthread_mutex_lock(&p->lock);
-	bool full = ++p->ndoubts > DOUBTS_MAX;
-	pthread_mutex_unlock(&p->lock);
-	if (full)
-		end_doubt(p, sl_list_entry(p->doubts.next, struct item, link), false);
-}
-
-static void end_due(struct sl_replay *p)
-{
-	while (!sl_list_empty(&p->doubts)) {
-		struct item *i = sl_list_entry(p->doubts.next, struct item, link);
-		pthread_mutex_lock(&p->lock);
-		uint64_t quiet = p->heard + DOUBT_NS;
-		pthread_mutex_unlock(&p->lock);
-		/* While events come, the one that explains it may be among those on their way. */
-		if (SL_MIN(quiet, i->due) > sl_now())
-			break;
-		end_doubt(p, i, false);
-	}
-}
-
-static bool below(const char *place, const char *dir)
-{
-	size_t n = dir ? strlen(dir) : 0;
-	return n && !strncmp(place, dir, n) && place[n] == '/';
-}
-
-static void before_event(struct sl_replay *p, const struct sl_oevent *e)
-{
-	bool dirs = e->mask & FAN_ONDIR && e->mask & (FAN_RENAME | FAN_MOVED_FROM | FAN_DELETE);
-	sl_list_for_each_safe (l, &p->doubts) {
-		struct item *i = sl_list_entry(l, struct item, link);
-		if ((!strcmp(i->e.place, e->place) && e->state.known) ||
-		    (e->newplace && !strcmp(i->e.place, e->newplace) && e->newstate.known))
-			end_doubt(p, i, true);
-		else if (dirs && (below(i->e.place, e->place) || below(i->e.place, e->newplace)))
-			end_doubt(p, i, false); /* its place is about to be another */
-	}
-}
-
 /* Takes @i over. */
 static void run_item(struct sl_replay *p, struct item *i)
 {
@@ -1074,15 +994,11 @@ static void run_item(struct sl_replay *p, struct item *i)
 		if (replay_is(i->dir, a->ino, a->generation) && !replay_is_later(i->dir, &i->e.state))
 			(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0,
 						 SL_UPDATE_KEEP);
-	} else if (!i->e.mask) {
-		doubt(p, i);
-		return;
 	} else {
-		before_event(p, &i->e);
 		do_event(p, &i->e);
-		doubt_state(p, &i->e, i->e.place, &i->e.state);
+		check(p, i->e.place, &i->e.state);
 		if (i->e.newplace)
-			doubt_state(p, &i->e, i->e.newplace, &i->e.newstate);
+			check(p, i->e.newplace, &i->e.newstate);
 	}
 	item_free(i);
 }
@@ -1117,12 +1033,13 @@ static void rest(struct sl_replay *p)
 	pthread_cond_broadcast(&p->cond);
 	if (p->stop || (!p->paused && (!sl_list_empty(&p->queue) || p->lost)))
 		return;
-	if ((p->nbusy || p->ndoubts || !sl_list_empty(&p->unlisted)) && !p->paused) {
-		struct timespec ts = sl_ns_to_timespec(sl_now() + (p->ndoubts ? DOUBT_NS / 4 : BUSY_NS));
+	uint64_t due = unsure_due(p);
+	if ((p->nbusy || due || !sl_list_empty(&p->unlisted)) && !p->paused) {
+		uint64_t busy = sl_now() + BUSY_NS;
+		struct timespec ts = sl_ns_to_timespec(due ? SL_MIN(due, busy) : busy);
 		if (pthread_cond_timedwait(&p->cond, &p->lock, &ts) == ETIMEDOUT) {
 			p->resting = false;
 			pthread_mutex_unlock(&p->lock);
-			end_due(p);
 			retry_busy(p);
 			pthread_mutex_lock(&p->lock);
 		}
@@ -1148,6 +1065,8 @@ static void *replay_thread(void *arg)
 		p->resting = false;
 		pthread_mutex_unlock(&p->lock);
 		bool more = false;
+		if (!i && !lost)
+			unsure_look(p);
 		if (lost && compare_begin(p) < 0) {
 			usleep(10000);
 			pthread_mutex_lock(&p->lock);
@@ -1188,7 +1107,7 @@ int sl_replay_new(const struct sl_replay_config *cfg, struct sl_replay **ret)
 	sl_list_init(&p->touched);
 	sl_list_init(&p->busy);
 	sl_list_init(&p->unlisted);
-	sl_list_init(&p->doubts);
+	sl_list_init(&p->unsure);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_condattr_t ca;
 	pthread_condattr_init(&ca);
@@ -1221,8 +1140,7 @@ void sl_replay_stop(struct sl_replay *p)
 	pthread_mutex_unlock(&p->lock);
 	if (p->compare)
 		compare_end(p);
-	sl_list_for_each_safe (l, &p->doubts)
-		item_free(sl_list_entry(l, struct item, link));
+	unsure_free(p);
 	sl_list_for_each_safe (l, &p->touched)
 		touch_free(sl_list_entry(l, struct touch, link));
 	sl_list_for_each_safe (l, &p->busy)
@@ -1270,7 +1188,7 @@ void sl_replay_get_stats(struct sl_replay *p, struct sl_replay_stats *st)
 {
 	pthread_mutex_lock(&p->lock);
 	*st = p->stats;
-	st->queued = p->nqueue + p->ndoubts;
+	st->queued = p->nqueue + p->nunsure;
 	st->comparing |= p->lost; /* it is about to begin */
 	pthread_mutex_unlock(&p->lock);
 }

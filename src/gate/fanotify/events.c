@@ -216,6 +216,10 @@ static void waiter_end(struct waiter *w, int err)
 static void want_done(struct sl_want *want, int err)
 {
 	struct waiter *w = sl_container_of(want, struct waiter, want);
+	if (err && !w->placed && fan_find_place(w->g, w->fd, want->o)) {
+		w->placed = true;
+		err = 0;
+	}
 	sl_object_put(want->o);
 	if (err)
 		waiter_end(w, err);

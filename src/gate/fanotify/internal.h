@@ -46,6 +46,7 @@ struct waiter {
 	struct sl_want want;
 	struct sl_fan *g;
 	int fd;
+	bool placed; /* by the name that it came by */
 	struct slot s;
 };
 
@@ -92,6 +93,9 @@ struct sl_fan {
 	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
 };
 
+/** @o, one of whose names is open as @fd, lost its place at the origin: that name is its place now. False if
+ * it did not, or nobody knows. */
+bool fan_find_place(struct sl_fan *g, int fd, struct sl_object *o);
 /** Look at an access again, and answer it or keep it. Takes over @w. */
 void fan_dispatch(struct waiter *w);
 /** True if the file was opened through a mount that programs see; false for private ones, as overlayfs has.

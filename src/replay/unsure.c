@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Directories of which an event did not lead to what the origin says is there: changes that the kernel has
+ * merged, an object that was gone before it could be looked at, an act that failed. As long as events come,
+ * one that explains it may be among them; when nothing has been heard for a moment they are compared.
+ */
+#include "base/log.h"
+#include "base/time.h"
+#include "replay/internal.h"
+
+#define QUIET_NS  (60 * SL_NS_PER_MS)
+#define LATEST_NS (10 * SL_NS_PER_SEC) /* if it is never quiet */
+#define AGAIN_NS  (100 * SL_NS_PER_MS) /* doubled with each failure */
+#define TRIES	  10
+#define MAX	  1024
+
+struct unsure {
+	struct sl_list link;
+	struct sl_object *dir;
+	uint64_t since, not_before; /* sl_now() times */
+	unsigned tries;
+};
+
+static void drop(struct sl_replay *p, struct unsure *u)
+{
+	sl_list_del(&u->link);
+	sl_object_put(u->dir);
+	free(u);
+	pthread_mutex_lock(&p->lock);
+	p->nunsure--;
+	pthread_mutex_unlock(&p->lock);
+}
+
+void replay_unsure(struct sl_replay *p, struct sl_object *dir)
+{
+	if (!dir)
+		return;
+	sl_list_for_each (l, &p->unsure)
+		if (sl_list_entry(l, struct unsure, link)->dir == dir)
+			return;
+	if (p->tries > TRIES) {
+		_cleanup_free_ char *path = sl_object_path(dir);
+		sl_warn("'%s' cannot be made what it is at the origin; 'sluice stop' and 'start' compare all",
+			path ? path : "");
+		return;
+	}
+	struct unsure *u = p->nunsure < MAX ? malloc(sizeof(*u)) : NULL;
+	uint64_t now = sl_now();
+	pthread_mutex_lock(&p->lock);
+	if (u)
+		p->nunsure++;
+	else
+		p->lost = true; /* all is compared */
+	pthread_mutex_unlock(&p->lock);
+	if (!u)
+		return;
+	*u = (struct unsure){.dir = sl_object_ref(dir), .since = now, .tries = p->tries};
+	if (u->tries)
+		u->not_before = now + (AGAIN_NS << (u->tries - 1));
+	sl_list_add_tail(&p->unsure, &u->link);
+}
+
+/* @heard: when the last event came. */
+static uint64_t due(const struct unsure *u, uint64_t heard)
+{
+	uint64_t quiet = SL_MIN(heard + QUIET_NS, u->since + LATEST_NS);
+	return SL_MAX(u->not_before, quiet);
+}
+
+uint64_t unsure_due(struct sl_replay *p)
+{
+	uint64_t first = 0;
+	sl_list_for_each (l, &p->unsure) {
+		uint64_t t = due(sl_list_entry(l, struct unsure, link), p->heard);
+		first = first ? SL_MIN(first, t) : t;
+	}
+	return first;
+}
+
+void unsure_look(struct sl_replay *p)
+{
+	if (sl_list_empty(&p->unsure))
+		return;
+	uint64_t now = sl_now();
+	pthread_mutex_lock(&p->lock);
+	/* What waits to be done was not heard of so far. */
+	uint64_t heard = p->nqueue ? now : p->heard;
+	pthread_mutex_unlock(&p->lock);
+	sl_list_for_each_safe (l, &p->unsure) {
+		struct unsure *u = sl_list_entry(l, struct unsure, link);
+		if (due(u, heard) > now)
+			continue;
+		if (compare_add(p, u->dir, u->tries) < 0)
+			return;
+		drop(p, u);
+	}
+}
+
+void unsure_free(struct sl_replay *p)
+{
+	sl_list_for_each_safe (l, &p->unsure)
+		drop(p, sl_list_entry(l, struct unsure, link));
+}

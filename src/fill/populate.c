@@ -25,6 +25,16 @@ static void job_done(struct sl_oreq *r)
 	sl_pool_push(j->f->workers, &j->work);
 }
 
+static void submit(struct job *j, enum sl_oreq_op op, bool fresh)
+{
+	j->req = (struct sl_oreq){.op = op,
+				  .place = j->place,
+				  .mark = op == SL_OREQ_LIST && j->f->cfg.mark,
+				  .fresh = fresh,
+				  .done = job_done};
+	sl_origin_submit(j->f->origin, &j->req);
+}
+
 /* Ask the origin; @run goes on with the answer on a worker. Always 0: failures come through @run as well. */
 static int job_start(struct sl_fill *f, struct sl_object *o, enum sl_oreq_op op,
 		     void (*run)(struct sl_work *))
@@ -43,9 +53,7 @@ static int job_start(struct sl_fill *f, struct sl_object *o, enum sl_oreq_op op,
 		sl_pool_push(f->workers, &j->work);
 		return 0;
 	}
-	j->req = (struct sl_oreq){
-	    .op = op, .place = j->place, .mark = op == SL_OREQ_LIST && f->cfg.mark, .done = job_done};
-	sl_origin_submit(f->origin, &j->req);
+	submit(j, op, false);
 	return 0;
 }
 
@@ -167,8 +175,14 @@ static void populate_run(struct sl_work *work)
 	struct sl_object *dir = j->o;
 	struct sl_fill *f = j->f;
 	int r = j->err;
-	if (r == 0 && other_directory(j))
+	if (r == 0 && other_directory(j)) {
+		if (!j->req.fresh) {
+			sl_oreq_fini(&j->req);
+			submit(j, SL_OREQ_LIST, true);
+			return;
+		}
 		r = j->err = -ESTALE;
+	}
 	if (r == 0)
 		r = sl_space_admit(f, j->req.nentries * 512);
 	bool admitted = r == 0 && j->err == 0;

@@ -70,6 +70,7 @@ struct xreq {
 	uint64_t not_before; /* while it waits */
 	uint64_t flags;	     /* INIT flags of that connection */
 	int tries;
+	unsigned held;	    /* times that its node was not where events have it */
 	bool fresh, cached; /* @cached: the node comes from memory, and may be stale */
 	size_t at;	    /* the place is resolved up to here */
 	char name[256];

@@ -15,13 +15,16 @@ int sl_places_init(struct sl_places *p)
 {
 	*p = (struct sl_places){0};
 	sl_list_init(&p->lru);
-	p->root = calloc(1, sizeof(*p->root));
+	p->root = calloc(2, sizeof(*p->root));
 	if (!p->root)
 		return -ENOMEM;
+	p->nowhere = p->root + 1;
 	p->root->n.nodeid = p->max_node = FUSE_ROOT_ID;
-	sl_list_init(&p->root->children);
-	sl_list_init(&p->root->sibling);
-	sl_list_init(&p->root->lru);
+	for (int i = 0; i < 2; i++) {
+		sl_list_init(&p->root[i].children);
+		sl_list_init(&p->root[i].sibling);
+		sl_list_init(&p->root[i].lru);
+	}
 	return 0;
 }
 
@@ -43,7 +46,7 @@ void sl_places_forget(struct sl_places *p, uint64_t nodeid, uint64_t nlookup)
 static void touch(struct sl_places *p, struct sl_pname *e)
 {
 	sl_list_del(&e->lru);
-	if (e != p->root && !e->marked && sl_list_empty(&e->children))
+	if (e->parent && !e->marked && sl_list_empty(&e->children))
 		sl_list_add_tail(&p->lru, &e->lru);
 }
 
@@ -83,7 +86,7 @@ static void drop_all(struct sl_places *p, struct sl_pname *top, bool tell)
 	for (struct sl_pname *e = top;;) {
 		while (!sl_list_empty(&e->children))
 			e = sl_list_entry(e->children.next, struct sl_pname, sibling);
-		if (e == p->root)
+		if (!e->parent)
 			return;
 		struct sl_pname *parent = e->parent;
 		bool last = e == top;
@@ -102,6 +105,7 @@ void sl_places_remove(struct sl_places *p, struct sl_pname *name)
 void sl_places_clear(struct sl_places *p, bool tell)
 {
 	drop_all(p, p->root, tell);
+	drop_all(p, p->nowhere, tell);
 	sl_places_unmark(p, p->root);
 	if (tell)
 		return;
@@ -243,25 +247,15 @@ static bool below(const struct sl_pname *e, const struct sl_pname *top)
 	return e;
 }
 
-int sl_places_move(struct sl_places *p, struct sl_pname *e, struct sl_pname *dir, const char *newname,
-		   size_t len)
+/* @e is called @name in @dir from now on; @name is taken over. */
+static void reparent(struct sl_places *p, struct sl_pname *e, struct sl_pname *dir, char *name, size_t len)
 {
-	struct sl_pname *there = sl_places_child(p, dir, newname, len), *old = e->parent;
-	if (there == e)
-		return 0;
-	if (below(dir, e) || (there && (below(dir, there) || below(old, there))))
-		return -EINVAL;
-	char *copy = malloc(len);
-	if (!copy)
-		return -ENOMEM;
-	if (there)
-		drop_all(p, there, true);
-	memcpy(copy, newname, len);
+	struct sl_pname *old = e->parent;
 	free(e->name);
-	e->name = copy;
+	e->name = name;
 	e->len = (uint8_t)len;
 	sl_htab_del(&p->table, &e->by_name);
-	(void)sl_htab_add(&p->table, &e->by_name, key(dir, copy, len)); /* it was there: needs no memory */
+	(void)sl_htab_add(&p->table, &e->by_name, key(dir, name, len)); /* it was there: needs no memory */
 	count_marks(old, -(int)e->marks);
 	count_marks(dir, (int)e->marks);
 	e->parent = dir;
@@ -270,7 +264,52 @@ int sl_places_move(struct sl_places *p, struct sl_pname *e, struct sl_pname *dir
 	touch(p, old);
 	touch(p, dir);
 	touch(p, e);
+}
+
+int sl_places_move(struct sl_places *p, struct sl_pname *e, struct sl_pname *dir, const char *newname,
+		   size_t len)
+{
+	struct sl_pname *there = sl_places_child(p, dir, newname, len);
+	if (there == e)
+		return 0;
+	if (below(dir, e) || (there && (below(dir, there) || below(e->parent, there))))
+		return -EINVAL;
+	char *copy = malloc(len), *other = there && there->marks ? malloc(len) : NULL;
+	if (!copy || (there && there->marks && !other)) {
+		free(copy);
+		free(other);
+		return -ENOMEM;
+	}
+	memcpy(copy, newname, len);
+	if (other)
+		reparent(p, there, p->nowhere, memcpy(other, newname, len), len);
+	else if (there)
+		drop_all(p, there, true);
+	reparent(p, e, dir, copy, len);
 	return 0;
+}
+
+bool sl_places_nowhere(const struct sl_places *p, const struct sl_pname *e)
+{
+	return e && below(e, p->nowhere);
+}
+
+void sl_places_correct(struct sl_places *p, const char *place, uint64_t nodeid)
+{
+	const char *slash = strrchr(place, '/'), *name = slash ? slash + 1 : place;
+	_cleanup_free_ char *up = slash ? strndup(place, (size_t)(slash - place)) : strdup("");
+	struct sl_pname *dir = up ? sl_places_at(p, up) : NULL, *e = sl_places_marked(p, nodeid), *there;
+	size_t len = strlen(name);
+	if (!dir || !len || len > 255)
+		return;
+	if (e) {
+		(void)sl_places_move(p, e, dir, name, len);
+		return;
+	}
+	there = sl_places_child(p, dir, name, len);
+	char *copy = there && there->n.nodeid != nodeid ? malloc(len) : NULL;
+	if (copy)
+		reparent(p, there, p->nowhere, memcpy(copy, name, len), len);
 }
 
 int sl_places_mark(struct sl_places *p, const char *place, uint64_t nodeid)

@@ -4,8 +4,9 @@
  *
  * Bounded: names without children that are not marked are given back to the server, the least recently used
  * first. Marked directories stay, and their place is what events say it is: nothing that is looked up moves
- * or replaces them, because what was looked up may be newer than the events that are on their way. Not
- * locked: the owner does.
+ * or replaces them, because what was looked up may be newer than the events that are on their way. One whose
+ * name another took is *nowhere* until the next event says where (the other half of an exchange), or that it
+ * is gone. Not locked: the owner does.
  */
 #pragma once
 
@@ -38,7 +39,7 @@ struct sl_pname {
 struct sl_places {
 	struct sl_htab table, nodes;
 	struct sl_list lru;
-	struct sl_pname *root;
+	struct sl_pname *root, *nowhere;
 	uint64_t max_node;		/* the highest that was ever seen */
 	struct sl_place_forget *forget; /* to be sent, and freed, by the owner */
 	size_t nforget, cap;
@@ -67,12 +68,16 @@ void sl_places_add(struct sl_places *p, struct sl_pname *dir, const char *name, 
 		   struct sl_place_node n);
 /** @name went, with all that is below it. */
 void sl_places_remove(struct sl_places *p, struct sl_pname *name);
-/** @name is @newname in @dir now; what was there is removed. -EINVAL: one would be below itself. */
+/** @name is @newname in @dir now; what was there is nowhere if it has marks, else removed. -EINVAL: one would
+ * be below itself. */
 int sl_places_move(struct sl_places *p, struct sl_pname *name, struct sl_pname *dir, const char *newname,
 		   size_t len);
 
 /** Returns 0; -ESTALE when @place is remembered with another node, or @nodeid is marked elsewhere. */
 int sl_places_mark(struct sl_places *p, const char *place, uint64_t nodeid);
+/** Events have not said so, and more do not come: @place is the node @nodeid all the same. */
+void sl_places_correct(struct sl_places *p, const char *place, uint64_t nodeid);
+bool sl_places_nowhere(const struct sl_places *p, const struct sl_pname *name);
 void sl_places_unmark(struct sl_places *p, struct sl_pname *name);
 /** The marked directory of that node, or NULL. */
 struct sl_pname *sl_places_marked(struct sl_places *p, uint64_t nodeid);

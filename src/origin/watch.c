@@ -11,6 +11,7 @@
 #define NAMES	  (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME)
 #define USES	  (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
 #define ACK_EVERY 512
+#define HELD_MAX  100		      /* times SOON */
 #define SOON	  (10 * SL_NS_PER_MS) /* until what is on its way should be here */
 
 /* ---- marks ---- */
@@ -75,7 +76,13 @@ void sl_ex_mark(struct xreq *x)
 	pthread_mutex_unlock(&e->lock);
 	if (r == -ESTALE) {
 		/* Another directory is marked there, or this one elsewhere: the event that says so is on its
-		 * way. */
+		 * way, unless it was merged with others. */
+		if (++x->held % HELD_MAX == 0) {
+			pthread_mutex_lock(&e->lock);
+			if (e->session == x->session)
+				sl_places_correct(&e->places, x->r->place, x->node.nodeid);
+			pthread_mutex_unlock(&e->lock);
+		}
 		sl_ex_again(x, sl_now() + SOON);
 		return;
 	}
@@ -200,6 +207,11 @@ static int apply_rename(struct export *e, struct sl_pname *dir, struct sl_pname 
 	struct sl_pname *n = sl_places_child(&e->places, dir, p->name, p->namelen);
 	struct sl_pname *there = sl_places_child(&e->places, newdir, q->name, q->namelen);
 	int r = 0;
+	if (p->child && !denotes(n, p->child)) {
+		/* The other half of an exchange. */
+		struct sl_pname *x = sl_places_marked(&e->places, p->child);
+		n = sl_places_nowhere(&e->places, x) ? x : n;
+	}
 	if (denotes(n, p->child))
 		r = sl_places_move(&e->places, n, newdir, q->name, q->namelen);
 	else if (there && p->child && there->n.nodeid != p->child)
@@ -234,10 +246,23 @@ static int understand(struct export *e, const struct sl_fsnotify_msg *m, struct 
 	if (m->ignored) {
 		if (!dir)
 			return 0;
+		if (sl_places_nowhere(&e->places, dir)) {
+			sl_places_remove(&e->places, dir);
+			return 0;
+		}
 		h->told = h->ev.ignored = true;
 		h->place = sl_places_path(dir, "", 0);
 		sl_places_unmark(&e->places, dir);
 		return h->place ? 0 : -ENOMEM;
+	}
+	/* What happens in what is nowhere is found by comparing. */
+	if (sl_places_nowhere(&e->places, dir)) {
+		dir = NULL;
+		e->lost = true;
+	}
+	if (sl_places_nowhere(&e->places, newdir)) {
+		newdir = NULL;
+		e->lost = true;
 	}
 	if (!good_mask(m))
 		return -EPROTO;
@@ -331,10 +356,9 @@ int sl_ex_notify(void *arg, int code, const void *data, size_t len)
 	const struct sl_ostate *s = h.newplace ? &h.ev.newstate : &h.ev.state;
 	if (s->present && s->attr.generation == h.ev.child_generation)
 		h.ev.child_ino = s->attr.ino;
-	if (m.overflow)
-		sl_ex_lost(e);
-	else if (h.told)
+	if (h.told)
 		e->event(e->arg, &h.ev);
+	sl_ex_lost(e);
 	if (many)
 		sl_ex_send_forgets(e);
 	ack(e);

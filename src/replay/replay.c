@@ -72,7 +72,7 @@ static void drop_queue(struct sl_replay *p)
 
 void sl_replay_event(struct sl_replay *p, const struct sl_oevent *e)
 {
-	struct item *i = e->lost || e->ignored ? NULL : item_new(e);
+	struct item *i = e->lost ? NULL : item_new(e);
 	size_t max = p->cfg.queue ? p->cfg.queue : QUEUE_MAX;
 	pthread_mutex_lock(&p->lock);
 	p->stats.events += !e->lost && !e->ignored;
@@ -83,8 +83,6 @@ void sl_replay_event(struct sl_replay *p, const struct sl_oevent *e)
 	} else if (p->stop) {
 		if (i)
 			item_free(i);
-	} else if (e->ignored) {
-		/* The directory is gone, which its own event says. */
 	} else if (!i || p->nqueue >= max || p->bytes + i->bytes > BYTES_MAX) {
 		if (i)
 			item_free(i);
@@ -994,6 +992,11 @@ static void run_item(struct sl_replay *p, struct item *i)
 		if (replay_is(i->dir, a->ino, a->generation) && !replay_is_later(i->dir, &i->e.state))
 			(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0,
 						 SL_UPDATE_KEEP);
+	} else if (i->e.ignored) {
+		/* Usually the directory is gone, and so it is here. */
+		_cleanup_object_ struct sl_object *dir = NULL;
+		if (p->cfg.find(p->cfg.store, i->e.place, &dir) == 0 && replay_populated(dir))
+			replay_unsure(p, dir);
 	} else {
 		do_event(p, &i->e);
 		check(p, i->e.place, &i->e.state);

@@ -4,7 +4,8 @@
  * names: what a name means is looked up by who wants to know, which can be no later than it would be here.
  *
  * The halves of a rename are events of their own, one after the other unless another thread's come between;
- * they are put together again if both are seen. See inotify(7).
+ * they are put together again if both are seen. Which directory it was, if it is one that is watched, says
+ * its own event, which comes next. See inotify(7).
  */
 #include <fcntl.h>
 #include <limits.h>
@@ -30,10 +31,11 @@ _Static_assert(IN_MODIFY == FAN_MODIFY && IN_ATTRIB == FAN_ATTRIB && IN_CLOSE_WR
 	       "inotify's bits are fanotify's");
 
 #define SELF_MASK  (IN_ATTRIB | IN_MOVE_SELF)
-#define CHILD_MASK (SL_CHANGE_MASK & ~(FAN_RENAME | FAN_DELETE_SELF | FAN_MOVE_SELF))
+#define CHILD_MASK ((SL_CHANGE_MASK & ~(FAN_RENAME | FAN_DELETE_SELF)) | IN_MOVE_SELF)
 /* How many events a rename's second half may come after its first: others go on while its thread is put
  * aside. */
 #define PAIR_WITHIN 1024
+#define SELF_WITHIN 8
 #define ROOM	    (sizeof(struct inotify_event) + NAME_MAX + 1)
 
 struct watch {
@@ -268,22 +270,45 @@ static void root_event(struct source *s, const struct inotify_event *e, uint64_t
 		    .mask = mask | FAN_ONDIR, .dir = s->root.id, .child = s->root.id, .when = when};
 }
 
-/* @c is the first half of a rename: make it all of it if the second one is in @rest and has a watch. */
+/* Directories are renamed one after the other. */
+static void name_child(struct source *s, char *rest, size_t n, struct sl_change *c)
+{
+	struct inotify_event e;
+	const char *name;
+	size_t at = 0, len;
+	for (int i = 0; i < SELF_WITHIN && (len = event_at(rest + at, n - at, &e, &name)); i++, at += len) {
+		struct watch *w = by_wd(s, e.wd);
+		if (e.mask & IN_ISDIR && e.mask & (IN_MOVED_FROM | IN_MOVED_TO))
+			return;
+		if (!(e.mask & IN_MOVE_SELF) || !w)
+			continue;
+		c->child = w->id;
+		e.wd = -1; /* told: what is left of it has no watch */
+		memcpy(rest + at, &e, sizeof(e));
+		return;
+	}
+}
+
+/* @c is a half of a rename: make it all of it if it is the first, and the second one is in @rest and has a
+ * watch. */
 static void join_halves(struct source *s, char *rest, size_t n, uint32_t cookie, struct sl_change *c)
 {
 	struct inotify_event e;
 	const char *name;
-	ssize_t at = find_half(rest, n, cookie);
-	if (at < 0 || !event_at(rest + at, n - (size_t)at, &e, &name))
-		return;
-	struct watch *w = by_wd(s, e.wd);
-	if (!w || !w->count || !name)
-		return;
-	c->mask = FAN_RENAME | (c->mask & FAN_ONDIR);
-	c->newdir = w->id;
-	c->newname = name;
-	e.wd = -1; /* told: what is left of it has no watch */
-	memcpy(rest + at, &e, sizeof(e));
+	ssize_t at = c->mask & FAN_MOVED_FROM ? find_half(rest, n, cookie) : -1;
+	size_t len = at < 0 ? 0 : event_at(rest + at, n - (size_t)at, &e, &name);
+	struct watch *w = len ? by_wd(s, e.wd) : NULL;
+	if (w && w->count && name) {
+		c->mask = FAN_RENAME | (c->mask & FAN_ONDIR);
+		c->newdir = w->id;
+		c->newname = name;
+		e.wd = -1;
+		memcpy(rest + at, &e, sizeof(e));
+		rest += (size_t)at + len;
+		n -= (size_t)at + len;
+	}
+	if (c->mask & FAN_ONDIR)
+		name_child(s, rest, n, c);
 }
 
 static void parse(struct sl_source *src, char *buf, size_t n, uint64_t when, struct sl_changes *out)
@@ -319,7 +344,7 @@ static void parse(struct sl_source *src, char *buf, size_t n, uint64_t when, str
 					.dir = w->id,
 					.name = name,
 					.when = when};
-		if (e.mask & IN_MOVED_FROM)
+		if (e.mask & (IN_MOVED_FROM | IN_MOVED_TO))
 			join_halves(s, buf + at + len, n - at - len, e.cookie, c);
 	}
 	if (at < n) { /* not understood: as good as lost */

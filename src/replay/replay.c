@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/time.h"
 #include "replay/internal.h"
+#include "store/remote.h"
 
 #define QUEUE_MAX    (256u << 10)
 #define BYTES_MAX    (64u << 20)
@@ -161,6 +162,14 @@ bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation)
 static bool is_state(struct sl_object *o, const struct sl_ostate *s)
 {
 	return (s->attr.mode & S_IFMT) == o->type && replay_is(o, s->attr.ino, s->attr.generation);
+}
+
+/* One of several names of a file: do the others that are here denote the same object? */
+static bool is_joined(struct sl_object *o, const struct sl_ostate *s)
+{
+	if (!S_ISREG(s->attr.mode) || s->attr.nlink < 2 || sl_store_native(o->store) || !o->has_record)
+		return true;
+	return sl_remote_join(o, &s->attr) != -EEXIST;
 }
 
 static bool same_target(struct sl_object *o, const struct sl_ostate *s)
@@ -669,7 +678,7 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
 	if (replay_foreign(dir, name, o))
 		return 0;
-	if (!is_state(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
+	if (!is_state(o, s) || !is_joined(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
 		r = replay_vanish(p, dir, name, false);
 		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
 	}
@@ -939,7 +948,7 @@ static bool as_said(struct sl_object *dir, const char *name, const struct sl_ost
 		return !s->present || replay_deleted(dir, name, s);
 	if (r < 0 || replay_foreign(dir, name, o))
 		return r == 0;
-	if (!s->present || !is_state(o, s))
+	if (!s->present || !is_state(o, s) || !is_joined(o, s))
 		return false;
 	struct sl_version v = sl_attr_version(&s->attr);
 	bool later = replay_is_later(o, s);

@@ -146,20 +146,25 @@ static struct sl_object *lose_name(struct sl_object *o, int *pinned, char **plac
 
 /*
  * One name of a file with several names at the origin is gone. While there may be names that were not listed
- * here yet the index keeps the object: they are names of this one, with all that was changed here.
+ * here yet the index keeps the object: they are names of this one, with all that was changed here. Without
+ * such a change it would be made anew for them.
  */
 static void unlinked(struct sl_object *o)
 {
+	char key[SL_LINK_KEY_MAX];
+	struct stat st;
 	if (!o || !sl_object_is_reg(o))
 		return;
 	pthread_mutex_lock(&o->lock);
 	if (o->rec.flags & SL_LINKED) {
-		char key[SL_LINK_KEY_MAX];
 		if (o->rec.nlink > 0)
 			o->rec.nlink--;
 		(void)sl_object_save(o);
-		if (o->rec.nlink == 0)
-			unlinkat(o->store->links_fd, sl_link_key(&o->rec.origin, key), 0);
+		sl_link_key(&o->rec.origin, key);
+		if (fstatat(o->store->links_fd, key, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_nlink == 1 &&
+		    st.st_ino == sl_object_ino(o) &&
+		    (o->rec.nlink == 0 || !(o->rec.flags & (SL_LOCAL | SL_MODIFIED | SL_META))))
+			unlinkat(o->store->links_fd, key, 0);
 	}
 	pthread_mutex_unlock(&o->lock);
 }

@@ -64,31 +64,45 @@ static struct sl_object *find_sibling(struct sl_object *dir, const struct sl_ver
 	return x.found;
 }
 
+int sl_remote_join(struct sl_object *o, const struct sl_attr *a)
+{
+	struct sl_store *s = o->store;
+	struct sl_version v = sl_attr_version(a);
+	char key[SL_LINK_KEY_MAX], p[SL_PROC_FD_MAX];
+	struct stat st;
+	if (fstatat(s->links_fd, sl_link_key(&v, key), &st, AT_SYMLINK_NOFOLLOW) == 0)
+		return st.st_ino == sl_object_ino(o) ? 0 : -EEXIST;
+	_cleanup_close_ int fd = sl_object_pin(o);
+	if (fd < 0)
+		return fd;
+	if (linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), s->links_fd, key, AT_SYMLINK_FOLLOW) < 0)
+		return -errno;
+	pthread_mutex_lock(&o->lock);
+	o->rec.flags |= SL_LINKED;
+	o->rec.nlink = a->nlink;
+	o->rec.origin.ino = v.ino;
+	int r = sl_object_save(o);
+	if (r < 0) {
+		o->rec.flags &= (uint16_t)~SL_LINKED;
+		unlinkat(s->links_fd, key, 0);
+	}
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
 /*
  * The origin gave a second name to a file that had one: the index of links does not know it yet. Where its
  * first name can be found it is entered now; else the names become two objects of one content.
  */
 static void index_sibling(struct sl_object *dir, const struct sl_attr *a)
 {
-	struct sl_store *s = dir->store;
 	struct sl_version v = sl_attr_version(a);
-	char key[SL_LINK_KEY_MAX], p[SL_PROC_FD_MAX];
-	struct stat st;
-	if (fstatat(s->links_fd, sl_link_key(&v, key), &st, AT_SYMLINK_NOFOLLOW) == 0)
+	char key[SL_LINK_KEY_MAX];
+	if (faccessat(dir->store->links_fd, sl_link_key(&v, key), F_OK, AT_SYMLINK_NOFOLLOW) == 0)
 		return;
 	_cleanup_object_ struct sl_object *o = find_sibling(dir, &v);
-	_cleanup_close_ int fd = o ? sl_object_pin(o) : -EBADF;
-	if (fd < 0 || linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), s->links_fd, key, AT_SYMLINK_FOLLOW) < 0)
-		return;
-	pthread_mutex_lock(&o->lock);
-	o->rec.flags |= SL_LINKED;
-	o->rec.nlink = a->nlink;
-	o->rec.origin.ino = v.ino;
-	if (sl_object_save(o) < 0) {
-		o->rec.flags &= (uint16_t)~SL_LINKED;
-		unlinkat(s->links_fd, key, 0);
-	}
-	pthread_mutex_unlock(&o->lock);
+	if (o)
+		(void)sl_remote_join(o, a);
 }
 
 int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr *a, const char *target,

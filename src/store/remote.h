@@ -15,6 +15,9 @@
  */
 int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr *a, const char *target,
 		   struct sl_object **ret);
+/** The file @o is as @a says, which has several names: the next ones are links to it. -EEXIST: another object
+ * here is that file already. */
+int sl_remote_join(struct sl_object *o, const struct sl_attr *a);
 /** As sl_object_unlink(). -ENOTEMPTY for a directory with names. */
 int sl_remote_unlink(struct sl_object *dir, const char *name, bool rmdir);
 /** As sl_object_rename(): everything below has its place where it is afterwards. */

@@ -39,6 +39,7 @@ struct sl_replay {
 	struct sl_list unlisted;    /* of struct unlisted: directories that were shown and not listed yet */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
+	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
 	unsigned tries;	       /* of the comparison under way of one directory */
 	struct sl_list busy;   /* of struct busy: updates that have to wait */

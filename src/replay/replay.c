@@ -154,7 +154,8 @@ bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation)
 {
 	pthread_mutex_lock(&o->lock);
 	const struct sl_version *v = &o->rec.origin;
-	bool same = !o->has_record || same_identity(v->ino, v->generation, ino, (uint32_t)generation);
+	bool unknown = !o->has_record || (!v->ino && !v->generation); /* see husk() */
+	bool same = unknown || same_identity(v->ino, v->generation, ino, (uint32_t)generation);
 	pthread_mutex_unlock(&o->lock);
 	return same;
 }
@@ -826,26 +827,33 @@ static bool swapped_next(struct sl_replay *p, const struct sl_oevent *e, uint64_
 
 /*
  * Both names are there, and one is said to have taken the other's place: is that gone, or where the one was?
- * That it is seen where the one was does not prove it: a fill may have been faster than the events, and then
- * what was renamed next is here already under the name that it has now. Who reads that must not find himself
- * with a file of another name. But one of the two is told then, and soon.
+ * What is there by now does not prove it, for it may have come later, and a fill may have been faster than
+ * the events: who reads what is renamed next must not find himself with a file of another name. But the other
+ * half of an exchange is told next.
  */
-static bool is_exchange(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *o,
-			struct sl_object *target)
+static bool is_exchange(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *target)
 {
-	if (sl_object_is_dir(o) != sl_object_is_dir(target))
-		return true; /* nothing else is possible */
 	/* Usually what took another's place was all there was. */
 	if (e->state.known && !e->state.present)
 		return swapped_next(p, e, 0);
 	bool seen = e->state.known && target->has_record && is_state(target, &e->state);
-	if (seen && sl_object_is_dir(o))
-		return true; /* no fill makes one directory another */
 	return swapped_next(p, e, seen ? SWAP_SEEN_NS : SWAP_NS);
+}
+
+/* The second half of the exchange that was done last. */
+static bool was_exchanged(struct sl_replay *p, const struct sl_oevent *e)
+{
+	bool is = p->swapped[0] && p->swapped[1] && !strcmp(p->swapped[0], e->newplace) &&
+		  !strcmp(p->swapped[1], e->place);
+	free(sl_steal_ptr(&p->swapped[0]));
+	free(sl_steal_ptr(&p->swapped[1]));
+	return is;
 }
 
 static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 {
+	if (was_exchanged(p, e))
+		return 0;
 	_cleanup_object_ struct sl_object *dir = NULL, *newdir = NULL, *o = NULL, *target = NULL;
 	const char *name = NULL, *newname = NULL;
 	int from = find_name(p, e->place, &dir, &name), to = find_name(p, e->newplace, &newdir, &newname);
@@ -860,17 +868,13 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 		return t;
 	bool there = target && !replay_foreign(newdir, newname, target) && child_known(e) &&
 		     is_child(target, e) && (!o || target != o);
-	/* Nobody says what was renamed; but both names are what they are at the origin already. */
-	if (from == 0 && target && !child_known(e) && e->state.present && e->newstate.present &&
-	    o->has_record && target->has_record && is_state(o, &e->state) && is_state(target, &e->newstate))
-		return 0;
 	if (from < 0 || !is_child(o, e)) {
 		/* What was renamed is not here, or the first half of an exchange brought it there. */
 		return there ? 0 : made(p, e, newdir, newname, &e->newstate, true);
 	}
 	if (there && sl_object_is_dir(o)) /* the listing of that directory was later than that of this one */
 		return replay_vanish(p, dir, name, true);
-	bool exchange = target && !replay_foreign(newdir, newname, target) && is_exchange(p, e, o, target);
+	bool exchange = target && !replay_foreign(newdir, newname, target) && is_exchange(p, e, target);
 	if (!target && sl_object_whiteout(newdir, newname))
 		return replay_vanish(p, dir, name, true);
 	if (target && replay_foreign(newdir, newname, target)) {
@@ -889,7 +893,12 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	if (!exchange && n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
 	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)))
 		(void)replay_update(p, dir, name, o, n, 0);
-	return replay_rename(p, dir, name, newdir, newname, exchange);
+	int r = replay_rename(p, dir, name, newdir, newname, exchange);
+	if (exchange && r > 0) {
+		p->swapped[0] = strdup(e->place);
+		p->swapped[1] = strdup(e->newplace);
+	}
+	return r;
 }
 
 static int changed(struct sl_replay *p, const struct sl_oevent *e)
@@ -1161,6 +1170,8 @@ void sl_replay_stop(struct sl_replay *p)
 		unlisted_free(sl_list_entry(l, struct unlisted, link));
 	for (unsigned i = 0; i < CARRIED_MAX; i++)
 		sl_object_put(p->carried[i]);
+	free(p->swapped[0]);
+	free(p->swapped[1]);
 }
 
 void sl_replay_free(struct sl_replay *p)

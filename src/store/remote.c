@@ -13,6 +13,7 @@
  */
 #define OBJECTS_MAX  16384
 #define SIBLINGS_MAX 4096
+#define MAKING	     "making" /* in the staging directory, for one at a time */
 
 static bool is_version(struct sl_object *o, const struct sl_version *v)
 {
@@ -105,6 +106,24 @@ static void index_sibling(struct sl_object *dir, const struct sl_attr *a)
 		(void)sl_remote_join(o, a);
 }
 
+/*
+ * In the tree it appears with all that belongs to it: what has no record there counts as made here, also when
+ * the service dies half-way.
+ */
+static int make_whole(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
+		      const char *target)
+{
+	_cleanup_close_ int stage = sl_store_stage(dir->store);
+	if (stage < 0)
+		return stage;
+	int r = sl_placeholder_make(dir, stage, MAKING, a, target);
+	if (r == 0 && renameat2(stage, MAKING, dirfd, name, RENAME_NOREPLACE) < 0) {
+		r = -errno;
+		(void)sl_remove_tree(stage, MAKING);
+	}
+	return r;
+}
+
 int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr *a, const char *target,
 		   struct sl_object **ret)
 {
@@ -116,7 +135,7 @@ int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr
 		return -EEXIST;
 	if (linked)
 		index_sibling(dir, a);
-	int r = sl_placeholder_make(dir, fd, name, a, target);
+	int r = make_whole(dir, fd, name, a, target);
 	if (r == 0)
 		r = sl_object_lookup(dir, name, ret);
 	if (r < 0 || !linked)

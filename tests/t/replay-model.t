@@ -206,16 +206,16 @@ def one(seed, steps):
         wrong["pairs"] = differences(pairs_a, pairs_b)
     ev = status(c, "--brief")["events"]
     note(f"seed {seed}: {sum(len(v) for v in a.values())} changes of names; {dict(o.count)}")
-    # While the origin runs ahead of what it tells, the states of names are newer than their events, and now and then a clone cannot do
-    # just what an event says. Without privilege (inotify) nobody says which object an event is about.
+    # The kernel merges what nobody has read, and while the origin runs ahead of what it tells the states of names are newer than their
+    # events: so now and then a clone cannot do just what an event says. Without privilege (inotify) nobody says which object it is about.
     names_a, names_b = (collections.Counter((d, *x) for d in DIRS for x in v[d]) for v in (a, b))
     odd, most = sum(((names_a - names_b) + (names_b - names_a)).values()), sum(names_a.values())
     note("\n".join((f"seed {seed}: {odd} of {most} changes of names were told otherwise", *(f"{d}: {x}"[:500] for d, x in list(wrong.items())[:3]))))
-    good = slt.known(odd <= most * (0.02 if os.geteuid() == 0 else 0.1) and not ev["overflows"] and not ev["lost"] and not ev["failed"],
-              f"seed {seed}: the clone's watcher hears what the origin's does", "random changes at full speed are told in another order", wrong, ev)
+    good = ok(odd <= most * (0.05 if os.geteuid() == 0 else 0.1) and not ev["overflows"] and not ev["lost"] and not ev["failed"],
+              f"seed {seed}: the clone's watcher hears what the origin's does", wrong, ev)
     p = subprocess.run(["bash", "-c", f'. "{slt.TOOLS}/../t/lib.sh"; trap - EXIT; same_tree --no-dir-mtime "{top}" "{c}"'], check=False,
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": T}, timeout=600)
-    good = slt.known(p.returncode == 0, f"seed {seed}: the trees are equal", "a file may be refused (EIO, ESTALE) or stay as it was", p.stdout.decode(errors="replace")[:2000]) and good
+    good = ok(p.returncode == 0, f"seed {seed}: the trees are equal", p.stdout.decode(errors="replace")[:2000]) and good
     here.close()
     there.close()
     slt.sluice("remove", "--force", "--discard", c)

@@ -15,8 +15,12 @@ void sl_gate_echo_from(struct sl_gate *g, uint32_t pid, struct sl_object *stagin
 {
 	if (staging)
 		g->staging = sl_object_ref(staging);
-	g->h.area->echo_pid = pid;
 	g->echo_pid = pid;
+	struct gate_area *a = g->h.area;
+	unsigned i = 0;
+	while (i < ECHO_PIDS - 1 && a->echo_pids[i])
+		i++;
+	a->echo_pids[i] = pid;
 }
 
 void sl_gate_echo_begin(struct sl_gate *g, struct sl_echo *e)
@@ -55,34 +59,43 @@ void sl_gate_echo_gone(struct sl_gate *g, struct sl_object *o)
 /* ---- who asks ---- */
 
 /*
- * The helper of the service that died may be waiting for an answer still. It ends with it; until then its
- * number cannot be anybody else's.
+ * The helpers of services that died may be waiting for answers still. Each ends with its answer; until then
+ * its number cannot be anybody else's, and stays noted for the services to come.
  */
-void gate_echo_takeover(struct sl_gate *g)
+static int open_old(uint32_t pid)
 {
 	char path[64];
 	_cleanup_free_ char *comm = NULL;
-	uint32_t pid = g->h.area->echo_pid;
-	if (!pid)
-		return;
-	g->h.area->echo_pid = 0;
-	g->old_echo_fd = (int)syscall(SYS_pidfd_open, pid, 0);
-	if (g->old_echo_fd < 0)
-		return;
+	_cleanup_close_ int fd = (int)syscall(SYS_pidfd_open, pid, 0);
 	snprintf(path, sizeof(path), "/proc/%u/comm", pid);
-	if (sl_read_file(AT_FDCWD, path, 64, &comm, NULL) == 0 &&
-	    !strncmp(comm, SL_ECHO_COMM, strlen(SL_ECHO_COMM)))
-		g->old_echo_pid = pid;
+	if (fd < 0 || sl_read_file(AT_FDCWD, path, 64, &comm, NULL) < 0 ||
+	    strncmp(comm, SL_ECHO_COMM, strlen(SL_ECHO_COMM)))
+		return -ESRCH;
+	return sl_steal_fd(&fd);
+}
+
+void gate_echo_takeover(struct sl_gate *g)
+{
+	for (int i = 0; i < ECHO_PIDS; i++) {
+		uint32_t pid = g->h.area->echo_pids[i];
+		g->old_echo[i].fd = pid ? open_old(pid) : -EBADF;
+		if (g->old_echo[i].fd >= 0)
+			g->old_echo[i].pid = pid;
+		else
+			g->h.area->echo_pids[i] = 0;
+	}
 }
 
 static bool from_old(struct sl_gate *g, const struct sl_req *rq)
 {
-	if (!g->old_echo_pid || rq->m.h.pid != g->old_echo_pid)
-		return false;
-	struct pollfd p = {.fd = g->old_echo_fd, .events = POLLIN};
-	if (poll(&p, 1, 0) == 0)
-		return true;
-	g->old_echo_pid = 0;
+	for (int i = 0; i < ECHO_PIDS; i++) {
+		if (!g->old_echo[i].pid || rq->m.h.pid != g->old_echo[i].pid)
+			continue;
+		struct pollfd p = {.fd = g->old_echo[i].fd, .events = POLLIN};
+		if (poll(&p, 1, 0) == 0)
+			return true;
+		g->old_echo[i].pid = g->h.area->echo_pids[i] = 0;
+	}
 	return false;
 }
 

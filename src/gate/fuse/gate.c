@@ -560,7 +560,8 @@ int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret)
 	g->fill = cfg->fill;
 	g->uid = geteuid();
 	g->privileged = sl_store_privileged(cfg->store);
-	g->old_echo_fd = -EBADF;
+	for (int i = 0; i < ECHO_PIDS; i++)
+		g->old_echo[i].fd = -EBADF;
 	sl_list_init(&g->changed);
 	sl_list_init(&g->handles);
 	sl_list_init(&g->held);
@@ -652,8 +653,8 @@ void sl_gate_free(struct sl_gate *g)
 		gate_handle_free(g, sl_list_entry(g->handles.next, struct handle, link));
 	sl_objects_each(g->store, drop_lookups, NULL);
 	sl_object_put(g->staging);
-	if (g->old_echo_fd >= 0)
-		close(g->old_echo_fd);
+	for (int i = 0; i < ECHO_PIDS; i++)
+		sl_closep(&g->old_echo[i].fd);
 	sl_htab_fini(&g->pending);
 	gate_handles_fini(&g->h);
 	sl_index_free(g->index);

@@ -41,7 +41,8 @@ struct slot {
 	uint64_t unique; /* the request that opened it: if that comes again its answer was lost */
 };
 
-#define CHANGES 1024
+#define CHANGES	  1024
+#define ECHO_PIDS 16
 
 struct gate_area {
 	_Atomic uint32_t agreed_known; /* INIT was agreed on: */
@@ -49,7 +50,8 @@ struct gate_area {
 	uint64_t flags;
 	uint32_t max_data;
 	_Atomic uint32_t no_passthrough; /* was tried in vain */
-	_Atomic uint32_t echo_pid;	 /* of the replay's helper */
+	/* Of the replay's helper, and of those of services that died which may still wait for an answer. */
+	_Atomic uint32_t echo_pids[ECHO_PIDS];
 	_Atomic int32_t last_backing; /* the last backing id that was noted; at most one more was given out */
 	_Atomic uint32_t top;	      /* slots that were ever used */
 	_Atomic uint32_t changes_lost;

@@ -40,8 +40,10 @@ struct sl_gate {
 	struct sl_echo *_Atomic echo;
 	atomic_uint echoing; /* who is looking at it */
 	struct sl_object *staging;
-	_Atomic uint32_t old_echo_pid; /* of the service before; 0: none, or it has ended */
-	int old_echo_fd;
+	struct {
+		_Atomic uint32_t pid; /* of a service before; 0: none, or it has ended */
+		int fd;
+	} old_echo[ECHO_PIDS];
 	bool stop;
 	pthread_t janitor; /* sends invalidations, and looks after the interrupted */
 };

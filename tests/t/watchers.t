@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 sys.dont_write_bytecode = True
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
@@ -55,16 +56,15 @@ class Program:
         return ok(bool(m), what, "it said: " + self.text[-1500:])
 
     def until(self, act, pattern, what):
-        """Call @act(1), @act(2) … until it says @pattern."""
-        count = iter(range(1, 1 << 30))
-
-        def there():
-            act(next(count))
-            return re.search(pattern, self.text) or self.p.poll() is not None
-        try:
-            wait_for(120, what, there)
-        except AssertionError:
-            pass
+        """Call @act(1), @act(2) … until it says @pattern. Some wait for silence before they say anything: it becomes longer each time."""
+        end, pause, n = time.monotonic() + 120, 0.1, 0
+        while time.monotonic() < end and self.p.poll() is None and not re.search(pattern, self.text):
+            n += 1
+            act(n)
+            try:
+                wait_for(pause, what, lambda: re.search(pattern, self.text))
+            except AssertionError:
+                pause = min(pause * 2, 10)
         ok(bool(re.search(pattern, self.text)), what, "it said: " + self.text[-1500:])
 
     def end(self):

@@ -7,6 +7,7 @@
 #include "cli/registry.h"
 #include "cli/start.h"
 #include "cli/stop.h"
+#include "service/native.h"
 #include "store/walk.h"
 
 /* What exists nowhere else: made or changed here. */
@@ -29,11 +30,14 @@ static int count_ours(void *arg, const char *path, struct sl_object *o, int err)
 	return 0;
 }
 
-static int check_ours(const char *store, char **why)
+static int check_ours(const char *store, const struct sl_store_config *cfg, char **why)
 {
 	struct sl_store *s;
 	struct ours x = {0};
-	int r = sl_store_open(store, &s, why);
+	/* Programs that have something open, and other mount namespaces, keep its filesystem a while. */
+	int r = cfg->native ? sl_native_clear(store, cfg, why) : 0;
+	if (r == 0)
+		r = sl_store_open(store, &s, why);
 	if (r < 0)
 		return r;
 	r = sl_walk(sl_object_root(s), count_ours, &x);
@@ -86,7 +90,7 @@ static int run_remove(const struct sl_command *cmd, int argc, char **argv)
 	if (r == 0)
 		r = sl_service_stop(store, force, &why);
 	if (r == 0 && !discard) {
-		r = check_ours(store, &why);
+		r = check_ours(store, &cfg, &why);
 		if (r < 0 && was_running)
 			(void)sl_service_start(store, false, false, NULL); /* nothing has changed */
 	}

@@ -11,6 +11,8 @@
 #include "store/internal.h"
 
 #define AGAIN_NS SL_NS_PER_SEC
+#define GATHER_MAX                                                                                           \
+	(4ul << 20) /* bytes of names that are noted until all are read anew, and as many as there were */
 
 struct entry {
 	uint64_t ino; /* 0: free */
@@ -25,7 +27,8 @@ struct sl_index {
 	size_t size, n;
 	char *names;
 	size_t len, cap;
-	uint64_t made; /* sl_now() time; 0: never */
+	uint64_t made;	 /* sl_now() time; 0: never */
+	size_t made_len; /* `len` then */
 };
 
 int sl_index_new(struct sl_store *s, struct sl_index **ret)
@@ -84,6 +87,9 @@ static int add(struct sl_index *x, uint64_t ino, uint64_t parent, const char *na
 {
 	size_t n = strlen(name) + 1;
 	if (ino == 0)
+		return 0;
+	struct entry *known = x->size ? slot(x, ino) : NULL;
+	if (known && known->ino && known->parent == parent && !strcmp(x->names + known->name, name))
 		return 0;
 	if (x->n >= x->size / 2 && grow(x) < 0)
 		return -ENOMEM;
@@ -158,6 +164,7 @@ static int make(struct sl_index *x)
 			t = enter(t, dirfd(t->dir), e->d_name, e->d_ino);
 	}
 	x->made = sl_now();
+	x->made_len = x->len;
 	sl_info("the names of %zu objects were read in %llu ms, to find again what the kernel knows of", x->n,
 		(unsigned long long)((x->made - began) / SL_NS_PER_MS));
 	return r;
@@ -205,6 +212,11 @@ void sl_index_note(struct sl_index *x, struct sl_object *o)
 	pthread_rwlock_rdlock(&s->tree);
 	if (o->parent && o->name && x->made)
 		(void)add(x, sl_object_ino(o), sl_object_ino(o->parent), o->name);
+	/* Names of long ago have gathered: who is looked for next has all read anew. */
+	if (x->len > 2 * x->made_len + GATHER_MAX) {
+		clear(x);
+		x->made = 0;
+	}
 	pthread_rwlock_unlock(&s->tree);
 	pthread_mutex_unlock(&x->lock);
 }

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/log.h"
 #include "base/macros.h"
@@ -261,18 +262,36 @@ static int serve_one(struct sl_server *s, void *buf, size_t cap)
 	return 0;
 }
 
+/*
+ * The kernel fails a request with EIO when it cannot copy it to us, and it cannot when this process is killed
+ * in that moment and a page of the buffer is not there, or not to be written to without a fault. So each page
+ * is touched, nothing moves it into a huge one, and a fork (a keeper's) does not make it one to be copied
+ * first.
+ */
+static void *buffer_new(size_t n)
+{
+	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return NULL;
+	(void)madvise(p, n, MADV_DONTFORK);
+	(void)madvise(p, n, MADV_NOHUGEPAGE);
+	memset(p, 0, n);
+	return p;
+}
+
 static void *server_thread(void *arg)
 {
 	struct sl_server *s = arg;
 	size_t cap = SL_WIRE_MAX_MSG;
-	_cleanup_free_ void *buf = malloc(cap);
+	bool dev = sl_transport_is_dev(s->t);
+	void *buf = dev ? buffer_new(cap) : malloc(cap);
 	int r = buf ? 0 : -ENOMEM;
-	/* The kernel fails a request with EIO when it cannot copy it to us, and it cannot when this process
-	 * is killed in that moment and a page of the buffer is not there yet. */
-	if (buf && sl_transport_is_dev(s->t))
-		memset(buf, 0, cap);
 	while (r == 0 && !s->end)
 		r = serve_one(s, buf, cap);
+	if (!dev)
+		free(buf);
+	else if (buf)
+		munmap(buf, cap);
 	if (r < 0 && r != -ENODATA && !s->stop) {
 		int none = 0;
 		atomic_compare_exchange_strong(&s->result, &none, r);

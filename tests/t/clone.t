@@ -1,5 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
+# long: yes
 # A clone shows its origin: if this fails, a name, an attribute or a byte is not what the origin has, or more travels than is looked at.
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/clone.sh"

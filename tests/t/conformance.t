@@ -1,5 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
+# long: yes
 # Every way of getting at bytes: if this fails, there is one on which a program is given what is not the file's content.
 #
 # GATE="fuse fanotify" chooses gates, WAYS="mmap cp" the ways whose names contain one of these words. The same by hand, with more to

@@ -1,5 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
+# long: yes
 # The way to the origin: if this fails, a cut connection gives wrong content, an error too early or none at all, or ssh origins do not work.
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/clone.sh"

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """If this fails, a service that dies takes something with it: the mount, what is open, or who waits."""
+# long: yes
 
 import array
 import contextlib

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """sluice mount: if this fails, programs that work in a directory do not work in a mount of an export, or the two differ."""
+# long: yes
 
 import contextlib
 import errno

@@ -8,6 +8,7 @@ was said to be modified, closed after writing, and to have other attributes betw
 MOVED_TO. The kernel merges events of one name that nobody has read (fanotify), so a DELETE may come as early as what was before it.
 
 SEED=... repeats a run, SEEDS=... makes that many, STEPS=... makes each longer (default 2500)."""
+# long: yes
 
 import collections
 import ctypes

@@ -1,5 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
+# long: yes
 # asan: no
 # No room: if this fails, a native clone whose image, or what that lies on, is full gives wrong bytes, loses what was written, fails
 # otherwise than any filesystem would, or does not recover.

@@ -1,5 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
+# long: yes
 # If this fails, content that is taken away over and over is missing, or wrong, for somebody who reads, maps or walks meanwhile.
 # ROUNDS=200 is the long form. GATE chooses the gate.
 . "$(dirname "$0")/lib.sh"

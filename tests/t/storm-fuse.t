@@ -3,6 +3,7 @@
 """If this fails, a service that is killed at the wrong moment gives a program wrong bytes or an error.
 
 ROUNDS=200 SEED=… tests/t/storm-fuse.t is the long form."""
+# long: yes
 
 import ctypes
 import mmap

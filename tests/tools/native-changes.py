@@ -333,6 +333,18 @@ def in_use():
         assert get(C + "/mine") == b"my own content"
         assert all(fresh(f"{C}/{n}") == data[n] for n in data)
     slt.sluice("remove", "--discard", C)
+
+    # ---- and looked at once more, while it is on its way out ----
+    slt.clone(O, C)
+    fd = os.open(C + "/a", os.O_RDONLY)
+    keeper = slt.status(C, "--brief")["keeper_pid"]
+    with point("remove --force waits for a program that still has something open"):
+        p = subprocess.Popen([SLUICE, "remove", "--force", C], stderr=subprocess.PIPE)
+        slt.wait_for(120, "it is shut down", lambda: slt.gone(keeper))
+        assert os.path.exists(C)
+        os.close(fd)
+        assert p.wait(120) == 0, p.stderr.read()
+        assert not os.path.exists(C)
     shutil.rmtree(O)
 
 

@@ -31,6 +31,7 @@
 #include "base/time.h"
 #include "gate/fanotify/gate.h"
 #include "replay/native.h"
+#include "service/native.h"
 #include "store/fs.h"
 #include "store/image.h"
 #include "store/internal.h"
@@ -103,10 +104,28 @@ static int on_settle(void *arg)
 	return x->g ? sl_fan_settle(x->g) : 0;
 }
 
+/* Until what was unmounted is gone: any program that made itself a mount namespace has a copy of that mount
+ * for as long as it runs. The service waits as well, but not for ever. */
+static void wait_for_device(struct fx *x)
+{
+	char *why = NULL;
+	struct sl_store_config c;
+	expect_ok(sl_store_config_load(x->store, &c, &why), &why);
+	int r;
+	uint64_t until = sl_now() + 200 * SL_NS_PER_SEC;
+	while ((r = sl_native_clear(x->store, &c, &why)) == -EBUSY && sl_now() < until) {
+		free(why);
+		why = NULL;
+	}
+	expect_ok(r, &why);
+	sl_store_config_fini(&c);
+}
+
 static void up(struct fx *x)
 {
 	char *why = NULL;
 	struct sl_origin_config oc = {.timeout = 20};
+	wait_for_device(x);
 	expect_ok(sl_store_open(x->store, &x->s, &why), &why);
 	expect_ok(sl_origin_local_open(x->origin, &oc, &x->o, &why), &why);
 	struct sl_fill_config fc = {.store = x->s,

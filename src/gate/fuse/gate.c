@@ -368,11 +368,12 @@ void gate_forget(struct sl_gate *g, uint64_t nodeid, uint64_t n)
 	struct sl_object *o = sl_object_find(g->store, nodeid);
 	if (o && o != sl_object_root(g->store)) {
 		pthread_mutex_lock(&o->lock);
-		bool more = n > o->nlookup;
+		bool last = n >= o->nlookup;
 		pthread_mutex_unlock(&o->lock);
-		/* It counts what it had from the last service as well. If it has had it from us too, it may
-		 * still have it: then it will be found again by its name. */
-		if (more && g->index)
+		/* It counts what it had from the last service as well, perhaps of another object that had
+		 * this inode number. If it has had this one from us too, it may still have it: then it will
+		 * be found again by its name. */
+		if (last && g->index)
 			sl_index_note(g->index, o);
 		gate_unentry(o, n);
 		drop_orphan(g, o);

@@ -357,18 +357,27 @@ static void fetch_done(struct sl_oreq *r)
 	sl_pool_push(x->f->workers, &x->work);
 }
 
+/* @fresh: what is remembered of its place may be wrong. */
+static void fetch_ask(struct fetch *x, bool fresh)
+{
+	x->req = (struct sl_oreq){.op = SL_OREQ_READ,
+				  .place = x->place,
+				  .off = x->off,
+				  .len = x->len,
+				  .fresh = fresh,
+				  .done = fetch_done};
+	sl_origin_submit(x->f->origin, &x->req);
+}
+
 static void fetch_submit(struct fetch *x)
 {
-	struct sl_fill *f = x->f;
 	int r = sl_object_place(x->o, &x->place);
 	if (r < 0) {
 		x->err = r;
-		sl_pool_push(f->workers, &x->work);
+		sl_pool_push(x->f->workers, &x->work);
 		return;
 	}
-	x->req = (struct sl_oreq){
-	    .op = SL_OREQ_READ, .place = x->place, .off = x->off, .len = x->len, .done = fetch_done};
-	sl_origin_submit(f->origin, &x->req);
+	fetch_ask(x, false);
 }
 
 /* Not to be started after all. Who began to wait for it meanwhile asks for it by himself. */
@@ -825,6 +834,11 @@ static void fetch_run(struct sl_work *work)
 				break;
 			(void)sl_store_sync(f->store);
 			r = land(x);
+		}
+		if (r == OTHER_VERSION && !x->req.fresh && sl_fill_met_other(o, &x->req.attr)) {
+			sl_oreq_fini(&x->req);
+			fetch_ask(x, true);
+			return;
 		}
 		again = r == STALE || r == CUT_OFF;
 		if (r == CUT_OFF || x->kept)

@@ -103,6 +103,8 @@ void sl_fetch_start(struct sl_fill *f, struct sl_list *list, bool speculative);
 void sl_fill_kick(struct sl_fill *f, struct sl_object *o);
 /** Whether there is room for speculation. */
 bool sl_fill_idle_enough(struct sl_fill *f);
+/** What answers at the place of @o, @a, is another object than it. */
+bool sl_fill_met_other(struct sl_object *o, const struct sl_attr *a);
 int sl_populate_start(struct sl_fill *f,
 		      struct sl_object *dir); /* flight->listing was just set; no lock held */
 int sl_xattrs_start(struct sl_fill *f, struct sl_object *o);

@@ -154,19 +154,24 @@ static int want_all_xattrs(struct sl_fill *f, struct sl_object *dir, const struc
 	return SL_MIN(r, 0);
 }
 
+bool sl_fill_met_other(struct sl_object *o, const struct sl_attr *a)
+{
+	struct sl_version v = sl_attr_version(a);
+	pthread_mutex_lock(&o->lock);
+	const struct sl_version *h = &o->rec.origin;
+	bool other = (h->ino && v.ino && h->ino != v.ino) ||
+		     (h->generation && v.generation && h->generation != v.generation);
+	pthread_mutex_unlock(&o->lock);
+	return other;
+}
+
 /*
  * Another directory has answered: this one was renamed at the origin, and an event about to be done says so.
  * Those names are not its own. Where nothing is told its place is all there is.
  */
 static bool other_directory(struct job *j)
 {
-	struct sl_version v = sl_attr_version(&j->req.attr);
-	pthread_mutex_lock(&j->o->lock);
-	const struct sl_version *h = &j->o->rec.origin;
-	bool other = (h->ino && v.ino && h->ino != v.ino) ||
-		     (h->generation && v.generation && h->generation != v.generation);
-	pthread_mutex_unlock(&j->o->lock);
-	return j->f->cfg.mark && j->req.marked && other;
+	return j->f->cfg.mark && j->req.marked && sl_fill_met_other(j->o, &j->req.attr);
 }
 
 static void populate_run(struct sl_work *work)
@@ -240,6 +245,12 @@ static void xattrs_run(struct sl_work *work)
 	struct job *j = sl_container_of(work, struct job, work);
 	struct sl_object *o = j->o;
 	int r = j->err;
+	bool other = r == 0 && sl_fill_met_other(o, &j->req.attr);
+	if (other && !j->req.fresh) {
+		sl_oreq_fini(&j->req);
+		submit(j, SL_OREQ_XATTRS, true);
+		return;
+	}
 	if (r == 0) {
 		r = sl_xattr_keep_only(o, j->req.xattrs, j->req.nxattrs);
 		for (size_t i = 0; r == 0 && i < j->req.nxattrs; i++) {
@@ -247,7 +258,8 @@ static void xattrs_run(struct sl_work *work)
 			r = sl_xattr_import(o, x->name, x->value, x->len);
 		}
 		pthread_mutex_lock(&o->lock);
-		if (r == 0) {
+		/* What has taken its place has these; it will be known as that soon, and asked again. */
+		if (r == 0 && !other) {
 			o->rec.flags &= (uint16_t)~SL_XATTRS;
 			r = sl_object_save(o);
 			if (r < 0)

@@ -342,6 +342,8 @@ static int map_load(struct sl_object *o, const struct sl_at *at)
 }
 
 /* A struct for what @at names and @st describes. The tree lock is held for reading. */
+static int end_renewal(struct sl_object *o);
+
 static int object_new(struct sl_store *s, struct sl_object *parent, const char *name, const struct sl_at *at,
 		      const struct stat *st, struct sl_object **ret)
 {
@@ -394,6 +396,8 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	o->place_gone = o->rec.flags & SL_GONE;
 	if (r == 0 && S_ISREG(o->type))
 		r = map_load(o, at);
+	if (r == 0 && o->rec.flags & SL_RENEWED)
+		r = end_renewal(o);
 	if (r == 0 && parent) {
 		o->name = strdup(name);
 		r = o->name ? 0 : -ENOMEM;
@@ -1048,11 +1052,13 @@ static int disarm(struct sl_object *o, int fd)
 int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime)
 {
 	struct sl_record old = o->rec;
+	bool native = o->store->native;
 	assert(!(o->rec.flags & (SL_MODIFIED | SL_LOCAL)));
 	o->rec.state = SL_COLD;
-	o->rec.origin = *v;
-	if (o->store->native)
-		o->rec.flags |= SL_MIXED;
+	if (native)
+		o->rec.flags |= SL_MIXED | SL_RENEWED;
+	else
+		o->rec.origin = *v;
 	int r = sl_object_save(o);
 	/* Where the record on disk claimed nothing there is nothing to be disclaimed. */
 	if (r == 0 && old.state != SL_COLD && fdatasync(fd) < 0)
@@ -1061,7 +1067,23 @@ int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, con
 		o->rec = old;
 		return r;
 	}
-	return o->store->native ? renew(o, fd, atime) : sl_object_drop(o, fd);
+	if (!native)
+		return sl_object_drop(o, fd);
+	o->rec.origin = *v;
+	r = renew(o, fd, atime);
+	if (r < 0)
+		return r;
+	o->rec.flags &= (uint16_t)~SL_RENEWED;
+	return sl_object_save(o);
+}
+
+/* A service that died had begun: the version that the record has is as good as any. */
+static int end_renewal(struct sl_object *o)
+{
+	bool invisible;
+	struct sl_version v = o->rec.origin;
+	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
+	return fd < 0 ? fd : sl_object_reset(o, fd, &v, NULL);
 }
 
 int sl_object_drop(struct sl_object *o, int fd)

@@ -722,15 +722,17 @@ static int update_dir(struct sl_object *o, int fd, const struct sl_attr *at, uin
 		      uint64_t *raised)
 {
 	struct timespec ts[2] = {at->atime, at->mtime};
+	struct sl_version v = sl_attr_version(at);
 	pthread_mutex_lock(&o->lock);
 	uint32_t was = o->rec.mode;
 	bool local = !o->has_record || o->rec.flags & SL_LOCAL;
+	bool same = sl_version_eq(&o->rec.origin, &v) && at->mode == was && !(mask & FAN_ATTRIB);
 	pthread_mutex_unlock(&o->lock);
 	if (local)
 		return -EEXIST;
-	int r = follow_mode(fd, at, was, raised);
+	/* Records have no owner: where nothing has changed there, another one was given to it here. */
+	int r = same ? 0 : follow_mode(fd, at, was, raised);
 	pthread_mutex_lock(&o->lock);
-	struct sl_version v = sl_attr_version(at);
 	if (r == 0 &&
 	    (at->mode != o->rec.mode || (how & SL_UPDATE_LISTED && !sl_version_eq(&o->rec.origin, &v)))) {
 		o->rec.mode = at->mode;

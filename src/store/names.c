@@ -146,10 +146,11 @@ static struct sl_object *lose_name(struct sl_object *o, int *pinned, char **plac
 
 /*
  * One name of a file with several names at the origin is gone. While there may be names that were not listed
- * here yet the index keeps the object: they are names of this one, with all that was changed here. Without
- * such a change it would be made anew for them.
+ * here yet the index keeps the object: they are names of this one, with all that was changed here, and one
+ * less if it was deleted here. Where the origin deleted it (@remote) and nothing was changed, it would be
+ * made anew for them.
  */
-static void unlinked(struct sl_object *o)
+static void unlinked(struct sl_object *o, bool remote)
 {
 	char key[SL_LINK_KEY_MAX];
 	struct stat st;
@@ -163,7 +164,7 @@ static void unlinked(struct sl_object *o)
 		sl_link_key(&o->rec.origin, key);
 		if (fstatat(o->store->links_fd, key, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_nlink == 1 &&
 		    st.st_ino == sl_object_ino(o) &&
-		    (o->rec.nlink == 0 || !(o->rec.flags & (SL_LOCAL | SL_MODIFIED | SL_META))))
+		    (o->rec.nlink == 0 || (remote && !(o->rec.flags & (SL_LOCAL | SL_MODIFIED | SL_META)))))
 			unlinkat(o->store->links_fd, key, 0);
 	}
 	pthread_mutex_unlock(&o->lock);
@@ -205,7 +206,7 @@ static int unlink_name(struct sl_object *dir, const char *name, bool rmdir, bool
 	}
 	pthread_rwlock_unlock(&s->tree);
 	if (r == 0)
-		unlinked(o);
+		unlinked(o, remote);
 	if (r == 0 && rmdir && o)
 		sl_whiteout_drop_dir(s, sl_object_ino(o));
 	return r;
@@ -304,7 +305,7 @@ static int rename_name(struct sl_object *dir, const char *name, struct sl_object
 	if (r == 0 && !exchange && target) {
 		if (sl_object_is_dir(target))
 			sl_whiteout_drop_dir(s, sl_object_ino(target));
-		unlinked(target);
+		unlinked(target, remote);
 	}
 	return r;
 }

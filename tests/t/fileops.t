@@ -625,7 +625,12 @@ def _(o, c):
     data = put(o + "/f", 50_000)
     put(o + "/w", 50_000)
     os.mkdir(o + "/d")
+    put(o + "/d/two", 100)
+    os.mkdir(o + "/later")
+    os.link(o + "/d/two", o + "/later/names")
     yield
+    os.unlink(c + "/d/two")  # before anybody has looked where its other name is
+    assert os.stat(c + "/later/names").st_nlink == 1
     os.link(c + "/f", c + "/d/g")
     os.link(c + "/d/g", c + "/h")
     cold(c + "/h")

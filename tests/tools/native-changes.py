@@ -229,6 +229,7 @@ def stop(*options):
 
 def in_use():
     os.makedirs(O)
+    os.mkdir(O + "/dir")
     data = {n: put(f"{O}/{n}", os.urandom(SIZE)) for n in "abcd"}
     slt.clone(O, C)
     fd = os.open(C + "/a", os.O_RDONLY)
@@ -332,6 +333,13 @@ def in_use():
         assert fresh(C + "/copy") == data["a"]
         assert get(C + "/mine") == b"my own content"
         assert all(fresh(f"{C}/{n}") == data[n] for n in data)
+    with point("an owner that was given to a directory and a file stays when they are compared with the origin"):
+        for n in ("dir", "d"):
+            os.chown(f"{C}/{n}", 1000, 1001)
+        slt.sluice("stop", C)
+        slt.sluice("start", C)
+        slt.wait_for(120, "they were compared", lambda: (e := slt.status(C, "--brief")["events"])["compared"] and not e["comparing"])
+        assert all((os.stat(f"{C}/{n}").st_uid, os.stat(f"{C}/{n}").st_gid) == (1000, 1001) for n in ("dir", "d"))
     slt.sluice("remove", "--discard", C)
 
     # ---- and looked at once more, while it is on its way out ----

@@ -706,7 +706,7 @@ static int moved_on(struct fetch *x)
 	struct sl_object *o = x->o;
 	struct sl_version v = sl_attr_version(&x->req.attr);
 	int r = 0;
-	bool changed = false, invisible;
+	bool changed = false, other = sl_fill_met_other(o, &x->req.attr), invisible;
 	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
 	if (fd < 0)
 		return fd;
@@ -745,6 +745,8 @@ static int moved_on(struct fetch *x)
 	sl_fill_add_stat(x->f, &x->f->stats.restarts, 1);
 	if (changed)
 		x->f->cfg.changed(x->f->cfg.arg, o);
+	if (changed && other && x->f->cfg.other)
+		x->f->cfg.other(x->f->cfg.arg, o);
 	sl_wants_done(x->f, &lost, -EIO);
 	return r;
 }

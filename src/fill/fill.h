@@ -34,6 +34,9 @@ struct sl_fill_config {
 	/** The same is about to happen to a file of @old_size; changed() follows. Its locks are held. May be
 	 * NULL. */
 	void (*changing)(void *arg, struct sl_object *o, uint64_t old_size);
+	/** A file took up what was found at its place, which is another object of the origin. No lock is
+	 * held. May be NULL. */
+	void (*other)(void *arg, struct sl_object *o);
 	void *arg;
 };
 

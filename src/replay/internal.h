@@ -16,6 +16,7 @@ struct item {
 	struct sl_oevent e;
 	size_t bytes;
 	struct sl_object *dir; /* a reference: its attributes are in e.state */
+	bool look;	       /* with dir: compare it, that is all */
 	struct timespec upto;  /* with dir: what came here of what is in it, see sl_object_listed() */
 };
 

@@ -98,6 +98,25 @@ void sl_replay_event(struct sl_replay *p, const struct sl_oevent *e)
 	pthread_mutex_unlock(&p->lock);
 }
 
+void sl_replay_look(struct sl_replay *p, struct sl_object *o)
+{
+	struct item *i = calloc(1, sizeof(*i));
+	struct sl_object *dir = sl_object_parent(o);
+	pthread_mutex_lock(&p->lock);
+	if (!i) {
+		p->lost = true;
+	} else if (dir && !p->stop) {
+		*i = (struct item){.dir = sl_steal_ptr(&dir), .look = true};
+		sl_list_add_tail(&p->queue, &i->link);
+		p->nqueue++;
+		i = NULL;
+	}
+	pthread_cond_broadcast(&p->cond);
+	pthread_mutex_unlock(&p->lock);
+	free(i);
+	sl_object_put(dir);
+}
+
 void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n)
 {
 	pthread_mutex_lock(&p->lock);
@@ -1001,7 +1020,9 @@ static void do_event(struct sl_replay *p, const struct sl_oevent *e)
 /* Takes @i over. */
 static void run_item(struct sl_replay *p, struct item *i)
 {
-	if (i->dir) {
+	if (i->look) {
+		replay_unsure(p, i->dir);
+	} else if (i->dir) {
 		/* No event: names changed it, and they had theirs. */
 		const struct sl_attr *a = &i->e.state.attr;
 		if (sl_store_native(p->cfg.store))

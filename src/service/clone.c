@@ -62,6 +62,14 @@ static int on_settle(void *arg)
 	return c->fan ? sl_fan_settle(c->fan) : 0;
 }
 
+static void on_other(void *arg, struct sl_object *o)
+{
+	struct sl_clone *c = arg;
+	struct sl_replay *p = c->replay;
+	if (p)
+		sl_replay_look(p, o);
+}
+
 /* Before the replay is there, and after it: at its start it compares what it could have missed. */
 static void on_event(void *arg, const struct sl_oevent *e)
 {
@@ -330,6 +338,7 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 	struct sl_fill_config fc = {
 	    .store = c->store, .origin = c->origin, .changed = on_changed, .changing = on_changing, .arg = c};
 	fc.mark = oc.event != NULL;
+	fc.other = on_other;
 	if (cfg->native) {
 		fc.guard = on_guard;
 		fc.complete = on_complete;

@@ -16,7 +16,8 @@
 #include "base/time.h"
 #include "store/fs.h"
 
-#define GONE_NS (5 * SL_NS_PER_SEC)
+#define GONE_NS	     (5 * SL_NS_PER_SEC)
+#define ELSEWHERE_NS (3 * SL_NS_PER_SEC)
 
 /* ---- what is mounted where ---- */
 
@@ -290,23 +291,39 @@ bool sl_native_gone(struct sl_clone *c)
 	       !other_mounts(dev, &where);
 }
 
+/* -EAGAIN: what holds it is a mount elsewhere, and it is shown again. */
+static int unmount(struct sl_clone *c, dev_t dev, bool force, char **why)
+{
+	_cleanup_free_ char *where = NULL;
+	bool shown = sl_native_shown(c);
+	if (shown && umount2(sl_store_config(c->store)->dir, UMOUNT_NOFOLLOW) < 0)
+		return sl_fail(why, -errno, "%s", strerror(errno));
+	/* Only now: what namespaces have of it by propagation goes with it. */
+	if (!other_mounts(dev, &where))
+		return 0;
+	sl_fail(why, -EBUSY, "it is mounted on %s as well", where ? where : "another place");
+	if (force || !shown)
+		return -EBUSY;
+	return attach(c, NULL) < 0 ? -EBUSY : -EAGAIN;
+}
+
 int sl_native_hide(struct sl_clone *c, bool force, char **why)
 {
 	const char *dir = sl_store_config(c->store)->dir;
-	_cleanup_free_ char *where = NULL;
 	dev_t dev;
 	int r = device_of(c, &dev);
 	if (r < 0)
 		return r;
-	bool shown = sl_native_shown(c);
-	if (shown && umount2(dir, UMOUNT_NOFOLLOW) < 0)
-		r = sl_fail(why, -errno, "%s", strerror(errno));
-	/* Only now: what namespaces have of it by propagation goes with it. */
-	if (r == 0 && other_mounts(dev, &where)) {
-		r = sl_fail(why, -EBUSY, "it is mounted on %s as well", where ? where : "another place");
-		if (shown && !force)
-			(void)attach(c, NULL);
+	/* Programs that make themselves a mount namespace have all mounts in it, until they have tidied up or
+	 * are done: many are soon. */
+	uint64_t until = sl_now() + ELSEWHERE_NS;
+	while ((r = unmount(c, dev, force, why)) == -EAGAIN && sl_now() < until) {
+		if (why)
+			free(sl_steal_ptr(why));
+		usleep(100000);
 	}
+	if (r == -EAGAIN)
+		r = -EBUSY;
 	if (r == 0 || !force)
 		return r;
 	/* Who goes on using it would soon see what a placeholder is made of. What is here is noted as long as

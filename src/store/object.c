@@ -670,10 +670,15 @@ int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n,
 	int r = part && !o->rewritten ? -EIO : sl_pwrite_full(fd, buf, n, (off_t)off);
 	if (r != -EIO || !part)
 		return r;
-	/* Part of a block that cannot be read cannot be written either. */
+	/* Part of a block that cannot be read cannot be written either. What it is replaced by is a hole
+	 * until it is written, and nobody asks us before he looks for holes: it must not be one for long. */
+	size_t whole = tail > off ? (size_t)(tail - off) : 0;
+	r = whole ? sl_pwrite_full(fd, buf, whole, (off_t)off) : 0;
+	if (r < 0)
+		return r;
 	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)tail, (off_t)block) < 0)
 		return -errno;
-	return sl_pwrite_full(fd, buf, n, (off_t)off);
+	return sl_pwrite_full(fd, (const char *)buf + whole, n - whole, (off_t)(off + whole));
 }
 
 int sl_object_open_fill(struct sl_object *o, bool *invisible)

@@ -260,6 +260,12 @@ def in_use():
         assert os.path.ismount(C) and get(C + "/c") == data["c"]
     with point("and there it can be read"):
         assert p.communicate(b"\n")[0] == data["d"]
+    with point("stop waits for a mount namespace that soon is no more"):
+        p = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sh", "-c", "echo there; exec sleep 0.5"], stdout=subprocess.PIPE)
+        assert p.stdout.readline() == b"there\n"
+        slt.sluice("stop", C)
+        p.wait()
+        slt.sluice("start", C)
     with point("stop --force: what is open gets errors or the right bytes, and start makes all good"):
         fd = os.open(C + "/a", os.O_RDONLY)
         code, why = stop("--force")

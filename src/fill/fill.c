@@ -743,6 +743,10 @@ static int moved_on(struct fetch *x)
 	pthread_mutex_unlock(&o->lock);
 	pthread_rwlock_unlock(&o->io);
 	sl_fill_add_stat(x->f, &x->f->stats.restarts, 1);
+	if (!sl_list_empty(&lost)) {
+		_cleanup_free_ char *path = sl_object_path(o);
+		sl_notice("%s changes faster at the origin than it can be fetched", path ? path : "");
+	}
 	if (changed)
 		x->f->cfg.changed(x->f->cfg.arg, o);
 	if (changed && other && x->f->cfg.other)
@@ -862,6 +866,11 @@ static void fetch_run(struct sl_work *work)
 		sl_space_settle(f, x->len);
 	if (!again && !wait)
 		lose_place(o, r);
+	if (r < 0 && !again && !wait) {
+		_cleanup_free_ char *path = sl_object_path(o);
+		sl_debug("%s: bytes %llu to %llu cannot be had: %s", path ? path : "",
+			 (unsigned long long)x->off, (unsigned long long)(x->off + x->len), strerror(-r));
+	}
 
 	struct sl_list lost;
 	sl_list_init(&lost);

@@ -451,8 +451,8 @@ static void attr_of(struct sl_object *o, const struct stat *st, struct sl_attr *
 	if (o->has_record) {
 		a->mode = rec->mode;
 		a->rdev = rec->rdev;
-		if (rec->flags & SL_LINKED)
-			a->nlink = rec->nlink;
+		if (rec->flags & SL_LINKED) /* names that are here, without the index, or that there are */
+			a->nlink = SL_MAX(rec->nlink, (uint32_t)st->st_nlink - 1);
 		if (!(rec->flags & (SL_MODIFIED | SL_META | SL_LOCAL))) {
 			a->mtime = rec->origin.mtime;
 			a->ctime = rec->origin.ctime;

@@ -661,7 +661,7 @@ static bool take_up(struct sl_fill *f, struct sl_object *o, int fd, const struct
 	if (!a->no_xattrs && *r == 0)
 		o->rec.flags |= SL_XATTRS;
 	/* In the same moment: nobody may take the new size for what the kernel knows. */
-	o->told_size = SL_MAX(o->told_size, old_size);
+	sl_object_telling(o, old_size);
 	if (f->cfg.changed)
 		o->invalidating++;
 	return f->cfg.changed;

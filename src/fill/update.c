@@ -115,7 +115,7 @@ int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 		o->follows |= reg && !keep && o->opens;
 		told = f->cfg.changed;
 		if (reg && !keep)
-			o->told_size = SL_MAX(o->told_size, size);
+			sl_object_telling(o, size);
 		if (told)
 			o->invalidating++;
 		r = r < 0 ? r : 1;
@@ -180,7 +180,7 @@ int sl_fill_replace(struct sl_fill *f, struct sl_object *o, const struct sl_attr
 		if (f->cfg.changing)
 			f->cfg.changing(f->cfg.arg, o, size);
 		r = put_in_place(f, o, a, from);
-		o->told_size = SL_MAX(o->told_size, size);
+		sl_object_telling(o, size);
 		told = f->cfg.changed;
 		if (told)
 			o->invalidating++;

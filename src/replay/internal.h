@@ -42,6 +42,7 @@ struct sl_replay {
 	size_t ntouched;
 	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
+	bool unsure_links;     /* see unsure_of_links() */
 	unsigned tries;	       /* of the comparison under way of one directory */
 	struct sl_list busy;   /* of struct busy: updates that have to wait */
 	size_t nbusy;
@@ -85,6 +86,8 @@ bool replay_populated(struct sl_object *dir);
 /* unsure.c */
 /** What events have left of @dir (NULL is fine) may not be what the origin has: it will be compared. */
 void replay_unsure(struct sl_replay *p, struct sl_object *dir);
+/** A file may be here twice, by two of its names. */
+void unsure_of_links(struct sl_replay *p);
 /** When there is something to do, by sl_now(); 0: never. Lock held. */
 uint64_t unsure_due(struct sl_replay *p);
 /** Have those compared whose time has come. */

@@ -699,6 +699,9 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	if (replay_foreign(dir, name, o))
 		return 0;
 	if (!is_state(o, s) || !is_joined(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
+		/* At every moment something has that name. */
+		if (!sl_object_is_dir(o) && !S_ISDIR(s->attr.mode))
+			return replay_appear(p, dir, name, s, true);
 		r = replay_vanish(p, dir, name, false);
 		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
 	}
@@ -998,6 +1001,18 @@ static void check(struct sl_replay *p, const char *place, const struct sl_ostate
 		replay_unsure(p, dir);
 }
 
+/* A name has come to @place. If it is another one of a file, that must not be here as two. */
+static void check_links(struct sl_replay *p, const char *place, const struct sl_ostate *s)
+{
+	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
+	const char *name = NULL;
+	if (!s->known || !s->present || !S_ISREG(s->attr.mode) || s->attr.nlink < 2 ||
+	    sl_store_native(p->cfg.store) || find_name(p, place, &dir, &name) < 0)
+		return;
+	if (sl_object_lookup(dir, name, &o) == 0 && sl_remote_alone(o))
+		unsure_of_links(p);
+}
+
 static void do_event(struct sl_replay *p, const struct sl_oevent *e)
 {
 	int r = apply(p, e);
@@ -1041,6 +1056,8 @@ static void run_item(struct sl_replay *p, struct item *i)
 		check(p, i->e.place, &i->e.state);
 		if (i->e.newplace)
 			check(p, i->e.newplace, &i->e.newstate);
+		if (i->e.mask & (FAN_CREATE | FAN_MOVED_TO))
+			check_links(p, i->e.place, &i->e.state);
 	}
 	item_free(i);
 }
@@ -1107,7 +1124,7 @@ static void *replay_thread(void *arg)
 		p->resting = false;
 		pthread_mutex_unlock(&p->lock);
 		bool more = false;
-		if (!i && !lost)
+		if (!i && !lost && !p->paused)
 			unsure_look(p);
 		if (lost && compare_begin(p) < 0) {
 			usleep(10000);

@@ -7,6 +7,8 @@
 #include "base/log.h"
 #include "base/time.h"
 #include "replay/internal.h"
+#include "store/remote.h"
+#include "store/walk.h"
 
 #define QUIET_NS  (60 * SL_NS_PER_MS)
 #define LATEST_NS (10 * SL_NS_PER_SEC) /* if it is never quiet */
@@ -60,6 +62,48 @@ void replay_unsure(struct sl_replay *p, struct sl_object *dir)
 	sl_list_add_tail(&p->unsure, &u->link);
 }
 
+/* ---- hard links ---- */
+
+void unsure_of_links(struct sl_replay *p)
+{
+	if (p->unsure_links)
+		return;
+	p->unsure_links = true;
+	pthread_mutex_lock(&p->lock);
+	p->nunsure++;
+	pthread_mutex_unlock(&p->lock);
+}
+
+static int look_for_twins(void *arg, const char *path, struct sl_object *o, int err)
+{
+	struct sl_replay *p = arg;
+	(void)path;
+	(void)err;
+	pthread_mutex_lock(&p->lock);
+	bool more = p->nqueue || p->stop;
+	pthread_mutex_unlock(&p->lock);
+	if (more)
+		return -EAGAIN; /* events go first */
+	if (o && sl_remote_twin(o)) {
+		_cleanup_object_ struct sl_object *dir = sl_object_parent(o);
+		replay_unsure(p, dir);
+	}
+	return 0;
+}
+
+/* The first name of a file that got a second one is looked for where nobody has it in memory: everywhere. */
+static void look_at_links(struct sl_replay *p)
+{
+	if (sl_walk(sl_object_root(p->cfg.store), look_for_twins, p) == -EAGAIN)
+		return;
+	p->unsure_links = false;
+	pthread_mutex_lock(&p->lock);
+	p->nunsure--;
+	pthread_mutex_unlock(&p->lock);
+}
+
+/* ---- when ---- */
+
 /* @heard: when the last event came. */
 static uint64_t due(const struct unsure *u, uint64_t heard)
 {
@@ -69,7 +113,7 @@ static uint64_t due(const struct unsure *u, uint64_t heard)
 
 uint64_t unsure_due(struct sl_replay *p)
 {
-	uint64_t first = 0;
+	uint64_t first = p->unsure_links ? p->heard + QUIET_NS : 0;
 	sl_list_for_each (l, &p->unsure) {
 		uint64_t t = due(sl_list_entry(l, struct unsure, link), p->heard);
 		first = first ? SL_MIN(first, t) : t;
@@ -79,7 +123,7 @@ uint64_t unsure_due(struct sl_replay *p)
 
 void unsure_look(struct sl_replay *p)
 {
-	if (sl_list_empty(&p->unsure))
+	if (sl_list_empty(&p->unsure) && !p->unsure_links)
 		return;
 	uint64_t now = sl_now();
 	pthread_mutex_lock(&p->lock);
@@ -94,6 +138,8 @@ void unsure_look(struct sl_replay *p)
 			return;
 		drop(p, u);
 	}
+	if (p->unsure_links && heard + QUIET_NS <= now)
+		look_at_links(p);
 }
 
 void unsure_free(struct sl_replay *p)

@@ -75,6 +75,7 @@ struct sl_object {
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
 	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
 				  present one */
+	unsigned tellings;     /* how often that was set: see sl_object_telling() */
 	bool follows;	       /* the origin changes it while it is in use: not to be read past us */
 	unsigned open_cached, open_passthrough;
 	int backing_id;
@@ -125,6 +126,13 @@ int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret);
 struct sl_object *sl_object_known_fd(struct sl_store *s, int fd);
 /** Load the root; used by sl_store_open(). */
 int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
+
+/** The kernel may go on believing in @size (lock held). Who opens it after it was told does not. */
+static inline void sl_object_telling(struct sl_object *o, uint64_t size)
+{
+	o->told_size = o->told_size > size ? o->told_size : size;
+	o->tellings++;
+}
 
 static inline uint64_t sl_object_ino(const struct sl_object *o)
 {

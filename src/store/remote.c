@@ -91,9 +91,32 @@ int sl_remote_join(struct sl_object *o, const struct sl_attr *a)
 	return r;
 }
 
+bool sl_remote_alone(struct sl_object *o)
+{
+	char key[SL_LINK_KEY_MAX];
+	struct stat st;
+	pthread_mutex_lock(&o->lock);
+	bool linked = o->rec.flags & SL_LINKED && !(o->rec.flags & SL_LOCAL);
+	sl_link_key(&o->rec.origin, key);
+	pthread_mutex_unlock(&o->lock);
+	return linked && fstatat(o->store->links_fd, key, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_nlink == 2;
+}
+
+bool sl_remote_twin(struct sl_object *o)
+{
+	char key[SL_LINK_KEY_MAX];
+	struct stat st;
+	pthread_mutex_lock(&o->lock);
+	bool may = sl_object_is_reg(o) && o->has_record && !(o->rec.flags & (SL_LOCAL | SL_MODIFIED));
+	sl_link_key(&o->rec.origin, key);
+	pthread_mutex_unlock(&o->lock);
+	return may && fstatat(o->store->links_fd, key, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       st.st_ino != sl_object_ino(o);
+}
+
 /*
  * The origin gave a second name to a file that had one: the index of links does not know it yet. Where its
- * first name can be found it is entered now; else the names become two objects of one content.
+ * first name can be found it is entered now; else the names are two objects until the replay has found it.
  */
 static void index_sibling(struct sl_object *dir, const struct sl_attr *a)
 {

@@ -11,13 +11,17 @@
 
 /**
  * The new placeholder @name in @dir. Another name of an object that is here already becomes a link to it,
- * where that can be told. -EEXIST: there is such a name.
+ * where that is in memory or nearby; see sl_remote_alone(). -EEXIST: there is such a name.
  */
 int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr *a, const char *target,
 		   struct sl_object **ret);
 /** The file @o is as @a says, which has several names: the next ones are links to it. -EEXIST: another object
  * here is that file already. */
 int sl_remote_join(struct sl_object *o, const struct sl_attr *a);
+/** @o has one name here, and several at the origin. */
+bool sl_remote_alone(struct sl_object *o);
+/** Another object here is the same file of the origin: see sl_remote_join(). */
+bool sl_remote_twin(struct sl_object *o);
 /** As sl_object_unlink(). -ENOTEMPTY for a directory with names. */
 int sl_remote_unlink(struct sl_object *dir, const char *name, bool rmdir);
 /** As sl_object_rename(): everything below has its place where it is afterwards. */

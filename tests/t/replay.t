@@ -365,6 +365,28 @@ def after_an_outage(what, down, up):
     quiet()
 
 
+def second_name():
+    """Of a file that the service has not had in memory since its start."""
+    for d in ("l1", "l2"):
+        os.mkdir(f"{O}/{d}")
+    write(f"{O}/l1/first", "content")
+    quiet()
+    os.listdir(f"{C}/l2")
+    is_(read(f"{C}/l1/first"), "content", "content")
+    slt.sluice("stop", C)
+    slt.sluice("start", C)
+    quiet()
+    with point("a file and its second name are one object"):
+        os.link(f"{O}/l1/first", f"{O}/l2/second")
+        wait_for(60, "the second name", lambda: os.path.exists(f"{C}/l2/second"))
+        quiet()
+        wait_for(60, "one object", lambda: os.stat(f"{C}/l1/first").st_ino == os.stat(f"{C}/l2/second").st_ino)
+        write(f"{O}/l2/second", "changed by the other name")
+        wait_for(60, "the change", lambda: read(f"{C}/l1/first") == "changed by the other name")
+    run("rm", "-r", f"{O}/l1", f"{O}/l2")
+    quiet()
+
+
 def killed_in_a_storm():
     """The service dies, again and again, while the origin changes: the helper may be in any of its calls."""
     os.mkdir(f"{O}/storm")
@@ -440,6 +462,7 @@ def test():
     after_an_outage("the service is stopped and started", None, lambda _: (stop(), start()))
     after_an_outage("the service is killed",
                     lambda: os.kill(status(C, "--brief")["service_pid"], 9), lambda _: None)
+    second_name()
     killed_in_a_storm()
 
 

@@ -18,8 +18,11 @@ static void reply_attr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o
 
 void gate_getattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
+	/* The kernel is about to learn the present size: from then on a short answer to a READ is understood.
+	 */
 	pthread_mutex_lock(&o->lock);
-	gate_size_told(o);
+	if (!o->invalidating && !o->telling)
+		o->told_size = 0;
 	pthread_mutex_unlock(&o->lock);
 	reply_attr(g, rq, o);
 }

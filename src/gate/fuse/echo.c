@@ -44,7 +44,7 @@ void sl_gate_echo_end(struct sl_gate *g)
 	if (!e->told)
 		goto out;
 	if (e->o->map.size != e->size)
-		e->o->told_size = SL_MAX(e->o->told_size, e->size); /* a fill was faster */
+		sl_object_telling(e->o, e->size); /* a fill was faster */
 	else if (!e->o->invalidating)
 		e->o->told_size = 0;
 out:

@@ -79,6 +79,7 @@ int gate_open_handle(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, 
 	h->flags = flags;
 	pthread_mutex_lock(&o->lock);
 	bool ours = o->rec.flags & (SL_MODIFIED | SL_LOCAL), busy = false;
+	h->tellings = o->tellings - (o->invalidating || o->telling);
 	o->opens++;
 	/* A file opened for writing is modified from its opening on, as far as we can tell: only one that is
 	 * so already qualifies. */
@@ -223,7 +224,7 @@ void gate_read(struct sl_gate *g, struct sl_req *rq)
 		 * short answer with zeros. That much must not be read.
 		 */
 		bool cut = o->told_size > o->map.size && in->offset + n > o->map.size &&
-			   !(o->rec.flags & (SL_MODIFIED | SL_LOCAL));
+			   h->tellings != o->tellings && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL));
 		pthread_mutex_unlock(&o->lock);
 		if (cut) {
 			pthread_rwlock_unlock(&o->io);

@@ -332,7 +332,6 @@ int gate_entry(struct sl_gate *g, struct sl_object *o, const struct sl_attr *a, 
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&o->lock);
-	gate_size_told(o); /* one that it was sent before it was told of a change, the kernel does not take */
 	if (o->nlookup++ == 0)
 		sl_object_ref(o);
 	pthread_mutex_unlock(&o->lock);

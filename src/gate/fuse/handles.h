@@ -76,6 +76,7 @@ struct handle {
 	int fd;
 	int flags;
 	bool passthrough;
+	unsigned tellings; /* of the object, when it was opened and the kernel knew its size */
 	/* directories */
 	pthread_mutex_t lock;
 	char *buf;

@@ -69,13 +69,6 @@ bool gate_hold(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 int gate_entry(struct sl_gate *g, struct sl_object *o, const struct sl_attr *a, struct fuse_entry_out *e);
 void gate_unentry(struct sl_object *o, uint64_t n);
 int gate_attr(struct sl_gate *g, struct sl_object *o, struct fuse_attr *a);
-/* The kernel is about to learn the present size: from then on a short answer to a READ is understood. Lock
- * held. */
-static inline void gate_size_told(struct sl_object *o)
-{
-	if (!o->invalidating && !o->telling)
-		o->told_size = 0;
-}
 
 uint64_t gate_node_id(struct sl_gate *g, struct sl_object *o);
 

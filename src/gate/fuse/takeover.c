@@ -186,7 +186,7 @@ static void restore_changes(struct sl_gate *g)
 			continue;
 		}
 		pthread_mutex_lock(&o->lock);
-		o->told_size = SL_MAX(o->told_size, a->changes[i].size);
+		sl_object_telling(o, a->changes[i].size);
 		o->invalidating++;
 		pthread_mutex_unlock(&o->lock);
 		sl_gate_changed(g, o);

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// If this fails, somebody who waits for a directory to be filled holds what others need: a filesystem cannot
+// be frozen, remounted or unmounted, a waiter cannot be killed, or the end of the service leaves processes
+// hanging for ever.
+
+#include "hsm.h"
+
+static struct fs fs;
+static struct service svc;
+
+struct access {
+	const char *name;
+	int (*fn)(const char *d);
+};
+
+#define P(n)                                                                                                 \
+	({                                                                                                   \
+		static char b_[2][256];                                                                      \
+		static int i_;                                                                               \
+		i_ = !i_;                                                                                    \
+		snprintf(b_[i_], 256, "%s/%s", d, n);                                                        \
+		b_[i_];                                                                                      \
+	})
+
+// Each result: 0 when the access saw the directory filled, 1 when it did not, 2 when it was refused.
+static int result(bool good)
+{
+	return good ? 0 : errno == EPERM || errno == EIO ? 2 : 1;
+}
+static int a_stat(const char *d)
+{
+	struct stat st;
+	return result(!stat(P("f"), &st));
+}
+static int a_open(const char *d)
+{
+	return result(open(P("f"), O_RDWR | O_CREAT, 0600) >= 0);
+}
+static int a_mkdir(const char *d)
+{
+	return result(mkdir(P("s"), 0755) < 0 && errno == EEXIST);
+}
+static int a_new(const char *d)
+{
+	return result(!mkdir(P("new"), 0755));
+}
+static int a_mknod(const char *d)
+{
+	return result(mknod(P("f"), S_IFREG | 0600, 0) < 0 && errno == EEXIST);
+}
+static int a_symlink(const char *d)
+{
+	return result(symlink("z", P("f")) < 0 && errno == EEXIST);
+}
+static int a_link(const char *d)
+{
+	return result(link("other", P("f")) < 0 && errno == EEXIST);
+}
+static int a_unlink(const char *d)
+{
+	return result(!unlink(P("l")));
+}
+static int a_rmdir(const char *d)
+{
+	return result(rmdir(d) < 0 && errno == ENOTEMPTY);
+}
+static int a_from(const char *d)
+{
+	return result(!rename(P("f"), P("f2")));
+}
+static int a_to(const char *d)
+{
+	return result((int)syscall(SYS_renameat2, AT_FDCWD, "other", AT_FDCWD, P("f"), RENAME_NOREPLACE) <
+			  0 &&
+		      errno == EEXIST);
+}
+static int a_over(const char *d)
+{
+	return result(rename("other-dir", d) < 0 && errno == ENOTEMPTY);
+}
+static int a_list(const char *d)
+{
+	DIR *dir = opendir(d);
+	int n = 0;
+	errno = 0;
+	while (dir && readdir(dir))
+		n++;
+	return result(n == 6);
+}
+
+#define A(n)                                                                                                 \
+	{                                                                                                    \
+#n, a_##n                                                                                    \
+	}
+static const struct access accesses[] = {A(stat),   A(open),  A(mkdir), A(new), A(mknod), A(symlink), A(link),
+					 A(unlink), A(rmdir), A(from),	A(to),	A(over),  A(list)};
+#define N (sizeof(accesses) / sizeof(accesses[0]))
+
+struct run {
+	const struct access *a;
+	const char *d;
+};
+static int run(void *arg)
+{
+	struct run *r = arg;
+	return chdir(fs.top) < 0 ? 1 : r->a->fn(r->d);
+}
+
+static char *fresh(const char *what)
+{
+	static char names[64][64];
+	static int n;
+	char *d = names[n++ % 64];
+	snprintf(d, 64, "%s%d", what, n);
+	cold(&fs, d);
+	return d;
+}
+
+// One step that must come to an end by itself, in a child.
+static int top_fd = -1;
+static int freeze(void *arg)
+{
+	(void)arg;
+	return ioctl(top_fd, FIFREEZE, 0) < 0;
+}
+static int thaw(void *arg)
+{
+	(void)arg;
+	return ioctl(top_fd, FITHAW, 0) < 0;
+}
+static int remount(void *arg)
+{
+	return mount(NULL, fs.top, NULL, MS_REMOUNT | *(unsigned long *)arg, NULL) < 0;
+}
+static int busy_umount(void *arg)
+{
+	(void)arg;
+	return !(umount2(fs.top, 0) < 0 && errno == EBUSY);
+}
+static int sync_fs(void *arg)
+{
+	(void)arg;
+	return syncfs(top_fd) < 0;
+}
+static int reclaim(void *arg)
+{
+	(void)arg;
+	int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
+	return fd < 0 || write(fd, "2\n", 2) != 2;
+}
+
+static int fill_it(struct event *e)
+{
+	int d = event_dir(&svc, e);
+	int err = d < 0 ? -errno : fill(d);
+	if (!err && fan_mark(svc.group, FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, FAN_PRE_DIR_ACCESS, d, NULL) < 0)
+		err = -errno;
+	close(d);
+	if (!err)
+		err = respond(svc.group, e, FAN_ALLOW);
+	close(e->fd);
+	return err;
+}
+
+int main(void)
+{
+	struct event e;
+	fs_new(&fs);
+	if (mkdirat(fs.work, "other-dir", 0755) < 0)
+		bail("other-dir");
+	close(openat(fs.work, "other", O_WRONLY | O_CREAT, 0644));
+	top_fd = openat(fs.work, ".", O_RDONLY | O_DIRECTORY);
+	service_open(&svc, &fs, 0, O_RDONLY, FAN_PRE_DIR_ACCESS);
+	if (fan_mark(svc.group, FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, FAN_PRE_DIR_ACCESS, fs.work, ".") < 0)
+		bail("mark of the top");
+
+	for (size_t i = 0; i < N; i++) {
+		struct run r = {.a = &accesses[i], .d = fresh("w")};
+		pid_t p = start(run, &r);
+		bool got = next_event(svc.group, &e);
+		ok(got, "%s waits", r.a->name);
+		ok(got && in_time(freeze, NULL) == 0, "%s waits: the filesystem freezes", r.a->name);
+		ok(in_time(thaw, NULL) == 0, "%s waits: and thaws", r.a->name);
+		ok(got && fill_it(&e) == 0, "%s waits: is filled afterwards", r.a->name);
+		ok(finish(p) == 0, "%s waited: sees all", r.a->name);
+	}
+
+	for (size_t i = 0; i < N; i++) {
+		struct run r = {.a = &accesses[i], .d = fresh("z")};
+		ok(in_time(freeze, NULL) == 0, "freeze");
+		pid_t p = start(run, &r);
+		bool got = next_event(svc.group, &e);
+		ok(got, "frozen: %s asks", r.a->name);
+		ok(in_time(thaw, NULL) == 0, "frozen: thaws while %s waits", r.a->name);
+		ok(got && fill_it(&e) == 0 && finish(p) == 0, "frozen: %s sees all", r.a->name);
+	}
+
+	unsigned long ro = MS_RDONLY, rw = 0;
+	for (size_t i = 0; i < N; i++) {
+		struct run r = {.a = &accesses[i], .d = fresh("r")};
+		pid_t p = start(run, &r);
+		bool got = next_event(svc.group, &e);
+		ok(got && in_time(sync_fs, NULL) == 0 && in_time(reclaim, NULL) == 0,
+		   "%s waits: sync and reclaim", r.a->name);
+		ok(in_time(remount, &ro) == 0 && in_time(remount, &rw) == 0,
+		   "%s waits: remounts read-only and back", r.a->name);
+		ok(in_time(busy_umount, NULL) == 0, "%s waits: umount says EBUSY", r.a->name);
+		ok(got && fill_it(&e) == 0 && finish(p) == 0, "%s waited: sees all", r.a->name);
+	}
+
+	// Signals: a waiter can be killed, before and after the event was read, and the event is gone or can
+	// be answered.
+	for (int read_first = 0; read_first < 2; read_first++) {
+		struct run r = {.a = &accesses[0], .d = fresh("k")};
+		pid_t p = start(run, &r);
+		struct pollfd pfd = {.fd = svc.group, .events = POLLIN};
+		bool got = read_first ? next_event(svc.group, &e) : poll(&pfd, 1, LIMIT_SEC * 1000) == 1;
+		kill(p, SIGTERM);
+		ok(got && finish(p) == -1, "a waiter dies of a signal, event %s",
+		   read_first ? "read" : "not read");
+		if (read_first) {
+			ok(respond(svc.group, &e, FAN_ALLOW) == 0, "its event can be answered");
+			close(e.fd);
+		} else {
+			ok(no_event(svc.group), "its event is gone");
+		}
+	}
+
+	// Several wait for one directory, another group waits on the same filesystem.
+	{
+		struct service two;
+		service_open(&two, &fs, 0, O_RDONLY, FAN_PRE_DIR_ACCESS);
+		if (fan_mark(two.group, FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, FAN_PRE_DIR_ACCESS, fs.work,
+			     ".") < 0)
+			bail("mark of the top");
+		struct run r = {.a = &accesses[0], .d = fresh("t")};
+		pid_t p = start(run, &r), q = start(run, &r);
+		// Both groups are asked, one after the other. The second access may find the name when the
+		// first one has looked it up.
+		int groups[2] = {svc.group, two.group}, asked[2] = {0, 0}, res[2] = {-1, -1}, gone = 0;
+		for (double end = now() + LIMIT_SEC; gone < 2 && now() < end;) {
+			struct pollfd w[2] = {{.fd = groups[0], .events = POLLIN},
+					      {.fd = groups[1], .events = POLLIN}};
+			int status;
+			for (int i = 0; i < 2; i++) {
+				if (res[i] < 0 && waitpid(i ? q : p, &status, WNOHANG) > 0) {
+					res[i] = WIFEXITED(status) ? WEXITSTATUS(status) : 99;
+					gone++;
+				}
+			}
+			if (poll(w, 2, 10) <= 0)
+				continue;
+			for (int g = 0; g < 2; g++) {
+				if (!(w[g].revents & POLLIN) || !next_event(groups[g], &e))
+					continue;
+				int d = event_dir(&svc, &e);
+				fill(d);
+				close(d);
+				asked[g]++;
+				respond(groups[g], &e, FAN_ALLOW);
+				close(e.fd);
+			}
+		}
+		ok(asked[0] >= 1 && asked[1] == asked[0], "two groups are asked for two accesses: %d, %d",
+		   asked[0], asked[1]);
+		ok(res[0] == 0 && res[1] == 0, "both see all");
+		service_stop(&two);
+	}
+
+	// Lazy umount with waiters: the name is gone at once, the waiter is served.
+	{
+		struct run r = {.a = &accesses[0], .d = fresh("u")};
+		pid_t p = start(run, &r);
+		bool got = next_event(svc.group, &e);
+		ok(got && umount2(fs.top, MNT_DETACH) == 0, "a lazy umount succeeds while somebody waits");
+		ok(got && fill_it(&e) == 0 && finish(p) == 0, "and who waited sees all");
+		int again = (int)syscall(SYS_open_tree, fs.work, ".", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+		if (again < 0 || move_mount(again, "", AT_FDCWD, fs.top, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+			bail("move_mount");
+		close(again);
+	}
+
+	// The end of the service, by which waiters go on as they do for every permission event.
+	{
+		struct run r = {.a = &accesses[0], .d = fresh("e")};
+		pid_t p[8];
+		for (int i = 0; i < 8; i++)
+			p[i] = start(run, &r);
+		bool got = next_event(svc.group, &e);
+		service_stop(&svc);
+		int back = 0;
+		for (int i = 0; i < 8; i++)
+			back += finish(p[i]) >= 0;
+		ok(got && back == 8, "without a service nobody hangs: %d of 8", back);
+		close(e.fd);
+	}
+	close(top_fd);
+	fs_end(&fs);
+	return done();
+}

@@ -247,15 +247,18 @@ static bool below(const struct sl_pname *e, const struct sl_pname *top)
 	return e;
 }
 
-/* @e is called @name in @dir from now on; @name is taken over. */
+/* @e is in @dir from now on, as @name, which is taken over; NULL: under the name it has. */
 static void reparent(struct sl_places *p, struct sl_pname *e, struct sl_pname *dir, char *name, size_t len)
 {
 	struct sl_pname *old = e->parent;
-	free(e->name);
-	e->name = name;
-	e->len = (uint8_t)len;
+	if (name) {
+		free(e->name);
+		e->name = name;
+		e->len = (uint8_t)len;
+	}
 	sl_htab_del(&p->table, &e->by_name);
-	(void)sl_htab_add(&p->table, &e->by_name, key(dir, name, len)); /* it was there: needs no memory */
+	/* It was there: needs no memory. */
+	(void)sl_htab_add(&p->table, &e->by_name, key(dir, e->name, e->len));
 	count_marks(old, -(int)e->marks);
 	count_marks(dir, (int)e->marks);
 	e->parent = dir;
@@ -266,6 +269,14 @@ static void reparent(struct sl_places *p, struct sl_pname *e, struct sl_pname *d
 	touch(p, e);
 }
 
+void sl_places_oust(struct sl_places *p, struct sl_pname *e)
+{
+	if (e->marks)
+		reparent(p, e, p->nowhere, NULL, 0);
+	else
+		drop_all(p, e, true);
+}
+
 int sl_places_move(struct sl_places *p, struct sl_pname *e, struct sl_pname *dir, const char *newname,
 		   size_t len)
 {
@@ -274,18 +285,12 @@ int sl_places_move(struct sl_places *p, struct sl_pname *e, struct sl_pname *dir
 		return 0;
 	if (below(dir, e) || (there && (below(dir, there) || below(e->parent, there))))
 		return -EINVAL;
-	char *copy = malloc(len), *other = there && there->marks ? malloc(len) : NULL;
-	if (!copy || (there && there->marks && !other)) {
-		free(copy);
-		free(other);
+	char *copy = malloc(len);
+	if (!copy)
 		return -ENOMEM;
-	}
-	memcpy(copy, newname, len);
-	if (other)
-		reparent(p, there, p->nowhere, memcpy(other, newname, len), len);
-	else if (there)
-		drop_all(p, there, true);
-	reparent(p, e, dir, copy, len);
+	if (there)
+		sl_places_oust(p, there);
+	reparent(p, e, dir, memcpy(copy, newname, len), len);
 	return 0;
 }
 
@@ -307,9 +312,8 @@ void sl_places_correct(struct sl_places *p, const char *place, uint64_t nodeid)
 		return;
 	}
 	there = sl_places_child(p, dir, name, len);
-	char *copy = there && there->n.nodeid != nodeid ? malloc(len) : NULL;
-	if (copy)
-		reparent(p, there, p->nowhere, memcpy(copy, name, len), len);
+	if (there && there->n.nodeid != nodeid)
+		sl_places_oust(p, there);
 }
 
 int sl_places_mark(struct sl_places *p, const char *place, uint64_t nodeid)

@@ -68,7 +68,9 @@ void sl_places_add(struct sl_places *p, struct sl_pname *dir, const char *name, 
 		   struct sl_place_node n);
 /** @name went, with all that is below it. */
 void sl_places_remove(struct sl_places *p, struct sl_pname *name);
-/** @name is @newname in @dir now; what was there is nowhere if it has marks, else removed. -EINVAL: one would
+/** Another has taken the name of @name: it is nowhere if it has marks, else removed. */
+void sl_places_oust(struct sl_places *p, struct sl_pname *name);
+/** @name is @newname in @dir now; what was there is ousted. -EINVAL: one would
  * be below itself. */
 int sl_places_move(struct sl_places *p, struct sl_pname *name, struct sl_pname *dir, const char *newname,
 		   size_t len);

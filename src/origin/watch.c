@@ -215,7 +215,7 @@ static int apply_rename(struct export *e, struct sl_pname *dir, struct sl_pname 
 	if (denotes(n, p->child))
 		r = sl_places_move(&e->places, n, newdir, q->name, q->namelen);
 	else if (there && p->child && there->n.nodeid != p->child)
-		sl_places_remove(&e->places, there);
+		sl_places_oust(&e->places, there);
 	remember(e, dir, p);
 	remember(e, newdir, q);
 	return r;
@@ -232,14 +232,23 @@ static bool good_mask(const struct sl_fsnotify_msg *m)
 	return uses || !m->mask;
 }
 
+/* With the lock held. What happens in a directory that is nowhere is found by comparing, which marks anew
+ * what is here. */
+static struct sl_pname *somewhere(struct export *e, struct sl_pname *dir)
+{
+	if (!sl_places_nowhere(&e->places, dir))
+		return dir;
+	sl_places_remove(&e->places, dir);
+	e->lost = true;
+	return NULL;
+}
+
 /* With the lock held. Returns 0, -EPROTO, -ENOMEM. */
 static int understand(struct export *e, const struct sl_fsnotify_msg *m, struct happening *h)
 {
 	const struct sl_fsnotify_part *p = &m->part[0], *q = &m->part[1];
 	struct sl_pname *dir = sl_places_marked(&e->places, p->nodeid), *newdir = NULL;
 	uint64_t highest = SL_MAX(p->nodeid, m->nparts == 2 ? q->nodeid : 0);
-	if (m->nparts == 2)
-		newdir = sl_places_marked(&e->places, q->nodeid);
 	if (highest > e->places.max_node)
 		return -EPROTO; /* it never was given out */
 	h->ev.mask = m->mask;
@@ -255,15 +264,9 @@ static int understand(struct export *e, const struct sl_fsnotify_msg *m, struct 
 		sl_places_unmark(&e->places, dir);
 		return h->place ? 0 : -ENOMEM;
 	}
-	/* What happens in what is nowhere is found by comparing. */
-	if (sl_places_nowhere(&e->places, dir)) {
-		dir = NULL;
-		e->lost = true;
-	}
-	if (sl_places_nowhere(&e->places, newdir)) {
-		newdir = NULL;
-		e->lost = true;
-	}
+	dir = somewhere(e, dir);
+	if (m->nparts == 2) /* now: it may have gone with the other */
+		newdir = somewhere(e, sl_places_marked(&e->places, q->nodeid));
 	if (!good_mask(m))
 		return -EPROTO;
 	h->told = dir || newdir;

@@ -258,8 +258,7 @@ static void xattrs_run(struct sl_work *work)
 			r = sl_xattr_import(o, x->name, x->value, x->len);
 		}
 		pthread_mutex_lock(&o->lock);
-		/* What has taken its place has these; it will be known as that soon, and asked again. */
-		if (r == 0 && !other) {
+		if (r == 0) {
 			o->rec.flags &= (uint16_t)~SL_XATTRS;
 			r = sl_object_save(o);
 			if (r < 0)
@@ -269,6 +268,9 @@ static void xattrs_run(struct sl_work *work)
 		if (r < 0 && r != -ENOSPC && r != -EDQUOT && r != -ENOMEM)
 			r = -EIO;
 	}
+	/* These are those of what has taken its place. */
+	if (other && j->f->cfg.other)
+		j->f->cfg.other(j->f->cfg.arg, o);
 	job_end(j, false, r);
 }
 

@@ -299,21 +299,21 @@ bool sl_places_nowhere(const struct sl_places *p, const struct sl_pname *e)
 	return e && below(e, p->nowhere);
 }
 
-void sl_places_correct(struct sl_places *p, const char *place, uint64_t nodeid)
+bool sl_places_correct(struct sl_places *p, const char *place, uint64_t nodeid)
 {
 	const char *slash = strrchr(place, '/'), *name = slash ? slash + 1 : place;
 	_cleanup_free_ char *up = slash ? strndup(place, (size_t)(slash - place)) : strdup("");
 	struct sl_pname *dir = up ? sl_places_at(p, up) : NULL, *e = sl_places_marked(p, nodeid), *there;
 	size_t len = strlen(name);
 	if (!dir || !len || len > 255)
-		return;
-	if (e) {
-		(void)sl_places_move(p, e, dir, name, len);
-		return;
-	}
+		return false;
+	if (e)
+		return sl_places_move(p, e, dir, name, len) == 0;
 	there = sl_places_child(p, dir, name, len);
-	if (there && there->n.nodeid != nodeid)
-		sl_places_oust(p, there);
+	if (!there || there->n.nodeid == nodeid)
+		return false;
+	sl_places_oust(p, there);
+	return true;
 }
 
 int sl_places_mark(struct sl_places *p, const char *place, uint64_t nodeid)

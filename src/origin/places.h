@@ -77,8 +77,9 @@ int sl_places_move(struct sl_places *p, struct sl_pname *name, struct sl_pname *
 
 /** Returns 0; -ESTALE when @place is remembered with another node, or @nodeid is marked elsewhere. */
 int sl_places_mark(struct sl_places *p, const char *place, uint64_t nodeid);
-/** Events have not said so, and more do not come: @place is the node @nodeid all the same. */
-void sl_places_correct(struct sl_places *p, const char *place, uint64_t nodeid);
+/** Events have not said so for long: @place is the node @nodeid all the same. True if that was news; events
+ * on their way may then be taken for those of other places. */
+bool sl_places_correct(struct sl_places *p, const char *place, uint64_t nodeid);
 bool sl_places_nowhere(const struct sl_places *p, const struct sl_pname *name);
 void sl_places_unmark(struct sl_places *p, struct sl_pname *name);
 /** The marked directory of that node, or NULL. */

@@ -79,9 +79,11 @@ void sl_ex_mark(struct xreq *x)
 		 * way, unless it was merged with others. */
 		if (++x->held % HELD_MAX == 0) {
 			pthread_mutex_lock(&e->lock);
-			if (e->session == x->session)
-				sl_places_correct(&e->places, x->r->place, x->node.nodeid);
+			if (e->session == x->session &&
+			    sl_places_correct(&e->places, x->r->place, x->node.nodeid))
+				e->lost = true;
 			pthread_mutex_unlock(&e->lock);
+			sl_ex_lost(e);
 		}
 		sl_ex_again(x, sl_now() + SOON);
 		return;
@@ -216,6 +218,12 @@ static int apply_rename(struct export *e, struct sl_pname *dir, struct sl_pname 
 		r = sl_places_move(&e->places, n, newdir, q->name, q->namelen);
 	else if (there && p->child && there->n.nodeid != p->child)
 		sl_places_oust(&e->places, there);
+	if (r == -EINVAL) {
+		/* Where a place was corrected, what is on its way may be older. */
+		sl_places_remove(&e->places, n);
+		e->lost = true;
+		return 0;
+	}
 	remember(e, dir, p);
 	remember(e, newdir, q);
 	return r;

@@ -120,6 +120,7 @@ struct pair {
 	struct sl_object *o;	   /* here; a reference */
 	const struct sl_oentry *e; /* there */
 	bool here, done;
+	bool came; /* renamed to this name now */
 };
 
 static int cmp_pair(const void *a, const void *b)
@@ -189,6 +190,7 @@ static uint64_t do_renames(struct sl_replay *p, struct sl_object *dir, struct pa
 			continue;
 		done++;
 		from->done = true; /* and is found by its new name below */
+		to->came = true;
 	}
 	free(by_ino);
 	return done;
@@ -267,7 +269,8 @@ static int compare_dir(struct sl_compare *c, const struct todo *t, const struct 
 	for (size_t i = 0; i < n; i++) {
 		_cleanup_object_ struct sl_object *o = NULL;
 		_cleanup_free_ char *below = NULL;
-		if (t->deep && v[i].e && S_ISDIR(v[i].e->attr.mode) &&
+		/* What was renamed may have lost its marks on the way. */
+		if ((t->deep || v[i].came) && v[i].e && S_ISDIR(v[i].e->attr.mode) &&
 		    sl_object_lookup(dir, v[i].name, &o) == 0 && !replay_foreign(dir, v[i].name, o) &&
 		    replay_populated(o)) {
 			below = sl_path_join(place, v[i].name);

@@ -42,9 +42,10 @@ struct sl_replay {
 	size_t ntouched;
 	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
-	bool unsure_links;     /* see unsure_of_links() */
-	unsigned tries;	       /* of the comparison under way of one directory */
-	struct sl_list busy;   /* of struct busy: updates that have to wait */
+	uint64_t links_after, links_pause;
+	bool unsure_links;   /* see unsure_of_links() */
+	unsigned tries;	     /* of the comparison under way of one directory */
+	struct sl_list busy; /* of struct busy: updates that have to wait */
 	size_t nbusy;
 	/* Files whose bytes were kept although a later time of change was taken up. An event about their
 	 * content may still come, with just that time. */

@@ -189,7 +189,10 @@ static bool is_joined(struct sl_object *o, const struct sl_ostate *s)
 {
 	if (!S_ISREG(s->attr.mode) || s->attr.nlink < 2 || sl_store_native(o->store) || !o->has_record)
 		return true;
-	return sl_remote_join(o, &s->attr) != -EEXIST;
+	pthread_mutex_lock(&o->lock);
+	bool ours = o->rec.flags & (SL_META | SL_MODIFIED); /* and stays what it is */
+	pthread_mutex_unlock(&o->lock);
+	return ours || sl_remote_join(o, &s->attr) != -EEXIST;
 }
 
 static bool same_target(struct sl_object *o, const struct sl_ostate *s)
@@ -354,7 +357,8 @@ int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, 
 {
 	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
 	replay_touch(p, dir);
-	seen(p, dir, s);
+	if (r >= 0)
+		seen(p, dir, s);
 	if (r > 0)
 		r = list_new(p, dir, name);
 	return acted(p, r, dir, name);
@@ -679,7 +683,7 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool dou
 	/* The times of a directory are those of its names. */
 	if (sl_object_is_dir(o))
 		other = o->rec.mode != s->attr.mode;
-	if (doubted && o->rec.mode == s->attr.mode)
+	if (o->rec.flags & SL_META || (doubted && o->rec.mode == s->attr.mode))
 		other = false;
 	pthread_mutex_unlock(&o->lock);
 	return content ? FAN_MODIFY : other ? FAN_ATTRIB : 0;
@@ -984,10 +988,10 @@ static bool as_said(struct sl_object *dir, const char *name, const struct sl_ost
 	struct sl_version v = sl_attr_version(&s->attr);
 	bool later = replay_is_later(o, s);
 	pthread_mutex_lock(&o->lock);
-	bool same =
-	    later || !o->has_record ||
-	    (o->rec.mode == s->attr.mode && (!sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) ||
-					     o->rec.flags & (SL_MODIFIED | SL_WRITTEN) || o->follows));
+	bool same = later || !o->has_record ||
+		    ((o->rec.mode == s->attr.mode || o->rec.flags & SL_META) &&
+		     (!sl_object_is_reg(o) || sl_version_eq(&o->rec.origin, &v) ||
+		      o->rec.flags & (SL_MODIFIED | SL_WRITTEN) || o->follows));
 	pthread_mutex_unlock(&o->lock);
 	return same && (!S_ISLNK(o->type) || same_target(o, s));
 }

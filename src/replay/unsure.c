@@ -10,11 +10,12 @@
 #include "store/remote.h"
 #include "store/walk.h"
 
-#define QUIET_NS  (60 * SL_NS_PER_MS)
-#define LATEST_NS (10 * SL_NS_PER_SEC) /* if it is never quiet */
-#define AGAIN_NS  (100 * SL_NS_PER_MS) /* doubled with each failure */
-#define TRIES	  10
-#define MAX	  1024
+#define QUIET_NS     (60 * SL_NS_PER_MS)
+#define LATEST_NS    (10 * SL_NS_PER_SEC) /* if it is never quiet */
+#define AGAIN_NS     (100 * SL_NS_PER_MS) /* doubled with each failure */
+#define TRIES	     10
+#define LINKS_MAX_NS (60 * SL_NS_PER_SEC)
+#define MAX	     1024
 
 struct unsure {
 	struct sl_list link;
@@ -40,11 +41,10 @@ void replay_unsure(struct sl_replay *p, struct sl_object *dir)
 	sl_list_for_each (l, &p->unsure)
 		if (sl_list_entry(l, struct unsure, link)->dir == dir)
 			return;
-	if (p->tries > TRIES) {
+	if (p->tries == TRIES) {
 		_cleanup_free_ char *path = sl_object_path(dir);
-		sl_warn("'%s' cannot be made what it is at the origin; 'sluice stop' and 'start' compare all",
+		sl_warn("'%s' cannot be made what it is at the origin; that is tried again and again",
 			path ? path : "");
-		return;
 	}
 	struct unsure *u = p->nunsure < MAX ? malloc(sizeof(*u)) : NULL;
 	uint64_t now = sl_now();
@@ -56,7 +56,7 @@ void replay_unsure(struct sl_replay *p, struct sl_object *dir)
 	pthread_mutex_unlock(&p->lock);
 	if (!u)
 		return;
-	*u = (struct unsure){.dir = sl_object_ref(dir), .since = now, .tries = p->tries};
+	*u = (struct unsure){.dir = sl_object_ref(dir), .since = now, .tries = SL_MIN(p->tries, TRIES + 1u)};
 	if (u->tries)
 		u->not_before = now + (AGAIN_NS << (u->tries - 1));
 	sl_list_add_tail(&p->unsure, &u->link);
@@ -94,8 +94,14 @@ static int look_for_twins(void *arg, const char *path, struct sl_object *o, int 
 /* The first name of a file that got a second one is looked for where nobody has it in memory: everywhere. */
 static void look_at_links(struct sl_replay *p)
 {
-	if (sl_walk(sl_object_root(p->cfg.store), look_for_twins, p) == -EAGAIN)
+	if (sl_walk(sl_object_root(p->cfg.store), look_for_twins, p) == -EAGAIN) {
+		/* From the start again, so not too often. */
+		uint64_t pause = SL_MAX(p->links_pause * 2, SL_NS_PER_SEC);
+		p->links_pause = SL_MIN(pause, LINKS_MAX_NS);
+		p->links_after = sl_now() + p->links_pause;
 		return;
+	}
+	p->links_pause = 0;
 	p->unsure_links = false;
 	pthread_mutex_lock(&p->lock);
 	p->nunsure--;
@@ -113,7 +119,7 @@ static uint64_t due(const struct unsure *u, uint64_t heard)
 
 uint64_t unsure_due(struct sl_replay *p)
 {
-	uint64_t first = p->unsure_links ? p->heard + QUIET_NS : 0;
+	uint64_t first = p->unsure_links ? SL_MAX(p->links_after, p->heard + QUIET_NS) : 0;
 	sl_list_for_each (l, &p->unsure) {
 		uint64_t t = due(sl_list_entry(l, struct unsure, link), p->heard);
 		first = first ? SL_MIN(first, t) : t;
@@ -138,7 +144,7 @@ void unsure_look(struct sl_replay *p)
 			return;
 		drop(p, u);
 	}
-	if (p->unsure_links && heard + QUIET_NS <= now)
+	if (p->unsure_links && p->links_after <= now && heard + QUIET_NS <= now)
 		look_at_links(p);
 }
 

@@ -68,6 +68,8 @@ static void on_other(void *arg, struct sl_object *o)
 	struct sl_replay *p = c->replay;
 	if (p)
 		sl_replay_look(p, o);
+	else
+		c->missed = true;
 }
 
 /* Before the replay is there, and after it: at its start it compares what it could have missed. */

@@ -342,6 +342,8 @@ static int map_load(struct sl_object *o, const struct sl_at *at)
 }
 
 /* A struct for what @at names and @st describes. The tree lock is held for reading. */
+#define OURS (SL_MODIFIED | SL_LOCAL | SL_WRITTEN)
+
 static int end_renewal(struct sl_object *o);
 
 static int object_new(struct sl_store *s, struct sl_object *parent, const char *name, const struct sl_at *at,
@@ -396,7 +398,7 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	o->place_gone = o->rec.flags & SL_GONE;
 	if (r == 0 && S_ISREG(o->type))
 		r = map_load(o, at);
-	if (r == 0 && o->rec.flags & SL_RENEWED)
+	if (r == 0 && o->rec.flags & SL_RENEWED && !(o->rec.flags & OURS))
 		r = end_renewal(o);
 	if (r == 0 && parent) {
 		o->name = strdup(name);
@@ -452,7 +454,7 @@ static void attr_of(struct sl_object *o, const struct stat *st, struct sl_attr *
 		a->mode = rec->mode;
 		a->rdev = rec->rdev;
 		if (rec->flags & SL_LINKED) /* names that are here, without the index, or that there are */
-			a->nlink = SL_MAX(rec->nlink, (uint32_t)st->st_nlink - 1);
+			a->nlink = SL_MAX(rec->nlink, st->st_nlink ? (uint32_t)st->st_nlink - 1 : 0);
 		if (!(rec->flags & (SL_MODIFIED | SL_META | SL_LOCAL))) {
 			a->mtime = rec->origin.mtime;
 			a->ctime = rec->origin.ctime;
@@ -917,6 +919,8 @@ static int save_native(struct sl_object *o)
 	}
 	if (r < 0 && !place)
 		return r;
+	if (o->rec.flags & OURS)
+		o->rec.flags &= (uint16_t)~SL_RENEWED;
 	size_t n = sl_record_encode_placed(&o->rec, sl_handle_hash(&o->handle), place, moves, b);
 	r = n ? put_attr(o, o->store->xattr_record, b, n) : -ENAMETOOLONG;
 	if (r == 0)

@@ -147,6 +147,15 @@ static inline bool sl_object_is_reg(const struct sl_object *o)
 	return S_ISREG(o->type);
 }
 
+/** The origin has not said yet which version it is (lock held): not even its size may be believed, before a
+ * byte of it was fetched. */
+static inline bool sl_object_uncertain(const struct sl_object *o)
+{
+	return sl_object_is_reg(o) && o->has_record && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
+	       o->rec.origin.ctime.tv_sec == 0 && o->rec.origin.ctime.tv_nsec == 0 &&
+	       !sl_chunkmap_test(&o->map, 0, 1);
+}
+
 /** A new reference to the directory that holds the name we know of it; NULL for the root and what has no name
  * left. Native: a directory in which it was found lately: good for guesses only. */
 struct sl_object *sl_object_parent(struct sl_object *o);

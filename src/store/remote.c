@@ -71,12 +71,18 @@ int sl_remote_join(struct sl_object *o, const struct sl_attr *a)
 	struct sl_version v = sl_attr_version(a);
 	char key[SL_LINK_KEY_MAX], p[SL_PROC_FD_MAX];
 	struct stat st;
-	if (fstatat(s->links_fd, sl_link_key(&v, key), &st, AT_SYMLINK_NOFOLLOW) == 0)
-		return st.st_ino == sl_object_ino(o) ? 0 : -EEXIST;
-	_cleanup_close_ int fd = sl_object_pin(o);
-	if (fd < 0)
+	bool there = fstatat(s->links_fd, sl_link_key(&v, key), &st, AT_SYMLINK_NOFOLLOW) == 0;
+	if (there && st.st_ino != sl_object_ino(o))
+		return -EEXIST;
+	pthread_mutex_lock(&o->lock);
+	bool done = there && o->rec.flags & SL_LINKED; /* else a service died in between */
+	pthread_mutex_unlock(&o->lock);
+	if (done)
+		return 0;
+	_cleanup_close_ int fd = there ? -EBADF : sl_object_pin(o);
+	if (!there && fd < 0)
 		return fd;
-	if (linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), s->links_fd, key, AT_SYMLINK_FOLLOW) < 0)
+	if (!there && linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), s->links_fd, key, AT_SYMLINK_FOLLOW) < 0)
 		return -errno;
 	pthread_mutex_lock(&o->lock);
 	o->rec.flags |= SL_LINKED;
@@ -140,7 +146,10 @@ static int make_whole(struct sl_object *dir, int dirfd, const char *name, const 
 	if (stage < 0)
 		return stage;
 	int r = sl_placeholder_make(dir, stage, MAKING, a, target);
-	if (r == 0 && renameat2(stage, MAKING, dirfd, name, RENAME_NOREPLACE) < 0) {
+	bool done = r == 0 && (renameat2(stage, MAKING, dirfd, name, RENAME_NOREPLACE) == 0 ||
+			       /* Not every filesystem knows that; the name was free just now. */
+			       (errno == EINVAL && renameat(stage, MAKING, dirfd, name) == 0));
+	if (r == 0 && !done) {
 		r = -errno;
 		(void)sl_remove_tree(stage, MAKING);
 	}

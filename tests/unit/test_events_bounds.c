@@ -219,7 +219,7 @@ static void test_requests(void **state)
 	assert_int_equal(out.mask, MASK);
 	put(x, "d/a", "x");
 	raw_wait(&w, 1);
-	assert_string_equal(w.name, "a");
+	raw_wait_name(&w, "a");
 	/* Only what was asked for, and only while it is. */
 	assert_int_equal(raw_mark(&w, d, FAN_DELETE, 0, NULL), 0);
 	put(x, "d/b", "x");
@@ -319,7 +319,7 @@ static void test_slow(void **state)
 	assert_int_equal(raw_mark(&w, raw_lookup(&w, ROOT, "d"), MASK, 0, NULL), 0);
 	put(x, "d/again", "x");
 	raw_wait(&w, n + 1);
-	assert_string_equal(w.name, "again");
+	raw_wait_name(&w, "again");
 	sl_client_free(w.c);
 }
 

@@ -113,7 +113,8 @@ static bool look_quickly(struct sl_fan *g, int fd, const struct slot *s)
 	if (!o || !sl_object_is_reg(o) || o->damaged)
 		return false;
 	pthread_mutex_lock(&o->lock);
-	bool here = !o->evicting && !sl_chunkmap_full(&o->map) && sl_chunkmap_test(&o->map, s->off, s->len);
+	bool here = !o->evicting && !sl_chunkmap_full(&o->map) && !sl_object_uncertain(o) &&
+		    sl_chunkmap_test(&o->map, s->off, s->len);
 	pthread_mutex_unlock(&o->lock);
 	if (!here || fan_need(g, s->pid, NULL) != FAN_RANGE)
 		return false;
@@ -150,6 +151,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 		return r;
 	}
 	bool cut = fan_cut(o, &st), evicting = o->evicting, full = fan_full(o, &st);
+	bool uncertain = sl_object_uncertain(o);
 	if (full) {
 		/* With the lock: whoever evicts it takes the mark away after this. */
 		respond(g, fd, FAN_ALLOW);
@@ -176,6 +178,10 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	}
 	fan_keep_recent(g, o);
 	*off = 0;
+	if (uncertain) {
+		*len = 1;
+		return WANTS; /* and then what was asked for */
+	}
 	if (s->mask & FAN_OPEN_PERM) {
 		if (!g->whole_on_open && fan_mount_known(g, fd, s->pid))
 			return look_open(g, fd, o, may_wait);

@@ -153,6 +153,11 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 		sl_reply_err(rq, -ESTALE); /* the kernel looks its name up again, and opens that */
 		return;
 	}
+	pthread_mutex_lock(&o->lock);
+	bool uncertain = sl_object_uncertain(o);
+	pthread_mutex_unlock(&o->lock);
+	if (uncertain && !gate_need(g, rq, o, SL_WANT_RANGE, 0, 1))
+		return;
 	if ((flags & O_ACCMODE) != O_RDONLY) {
 		/* While others have it open in passthrough mode this one must be so too, and its writes would
 		 * not be seen. */

@@ -17,7 +17,7 @@
 #include "store/fs.h"
 
 #define GONE_NS	     (5 * SL_NS_PER_SEC)
-#define ELSEWHERE_NS (3 * SL_NS_PER_SEC)
+#define ELSEWHERE_NS (15 * SL_NS_PER_SEC)
 
 /* ---- what is mounted where ---- */
 
@@ -320,7 +320,7 @@ int sl_native_hide(struct sl_clone *c, bool force, char **why)
 	while ((r = unmount(c, dev, force, why)) == -EAGAIN && sl_now() < until) {
 		if (why)
 			free(sl_steal_ptr(why));
-		usleep(100000);
+		usleep(500000);
 	}
 	if (r == -EAGAIN)
 		r = -EBUSY;

@@ -514,8 +514,10 @@ static void uncertain(struct sl_replay *p, struct sl_object *dir, const char *na
 	s.attr.mode = o->rec.mode;
 	pthread_mutex_unlock(&o->lock);
 	s.attr.ctime = (struct timespec){0};
-	s.attr.size =
-	    SL_MAX(now->present && S_ISREG(now->attr.mode) ? now->attr.size : s.attr.size, (uint64_t)1);
+	/* Not less than it had: who has it open and reads on must not find its end there. */
+	uint64_t said = now->present && S_ISREG(now->attr.mode) ? now->attr.size : 1;
+	s.attr.size = SL_MAX(s.attr.size, said);
+	s.attr.size = SL_MAX(s.attr.size, (uint64_t)1);
 	/* While it is read past us it stays as it is, and is looked at afterwards. */
 	if (p->cfg.acts.update(p->cfg.acts.arg, dir, name, o, &s, 0, SL_UPDATE_CONTENT) == -EBUSY)
 		put_off(p, dir, name, o);
@@ -795,6 +797,9 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 			h.attr.size = s->attr.size;
 			h.attr.mtime = s->attr.mtime;
 		}
+		struct sl_attr had;
+		if (o && sl_object_is_reg(o) && S_ISREG(h.attr.mode) && sl_object_attr(o, &had) == 0)
+			h.attr.size = SL_MAX(h.attr.size, had.size);
 		s = &h;
 	}
 	if (o && !replay_foreign(dir, name, o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))

@@ -251,7 +251,9 @@ static void test_resume(void **state)
 	put(x, "e/in/new", "x");
 	wait_for(ear, "rename/ d/in e/in\n");
 	wait_for(ear, "create e/in/new\n");
+	pthread_mutex_lock(&ear->lock);
 	assert_int_equal(ear->lost, 0);
+	pthread_mutex_unlock(&ear->lock);
 }
 
 /* After the grace time, and from another server, the client is told that it does not know. */
@@ -271,7 +273,9 @@ static void test_lost_session(void **state)
 	put(x, "d/unheard", "x");
 	x->refuse = false;
 	wait_for(ear, "lost\n");
+	pthread_mutex_lock(&ear->lock);
 	assert_null(strstr(ear->text, "unheard"));
+	pthread_mutex_unlock(&ear->lock);
 	mark(ear, "d");
 	put(x, "d/heard", "x");
 	wait_for(ear, "close d/heard\n");

@@ -11,7 +11,7 @@
 #define NAMES	  (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME)
 #define USES	  (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
 #define ACK_EVERY 512
-#define HELD_MAX  100		      /* times SOON */
+#define HELD_MAX  500
 #define SOON	  (10 * SL_NS_PER_MS) /* until what is on its way should be here */
 
 /* ---- marks ---- */

@@ -558,9 +558,9 @@ static bool open_for_write(struct sl_object *o)
  */
 static void settle_opens(struct sl_object *o)
 {
-	while (o->opened && sl_now() - o->opened < OPEN_NS && open_for_write(o)) {
+	while (o->opened && sl_now() - o->opened < SL_OPENING_NS && open_for_write(o)) {
 		pthread_rwlock_unlock(&o->io);
-		usleep(OPEN_NS / 10000);
+		usleep(SL_OPENING_NS / 10000);
 		pthread_rwlock_rdlock(&o->io);
 	}
 }

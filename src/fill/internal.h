@@ -18,8 +18,6 @@
 #define ENOSPC_TRIES	4
 #define RESTARTS_MAX	16 /* of a want whose file keeps changing */
 #define WORKERS		4
-#define OPEN_NS                                                                                              \
-	(50 * SL_NS_PER_MS) /* native: between the permission to open and the end of open(2), generously */
 
 struct sl_fill {
 	struct sl_fill_config cfg;

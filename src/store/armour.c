@@ -5,12 +5,14 @@
  * about.
  */
 #include <fcntl.h>
+#include <linux/falloc.h>
 #include <linux/fs.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 
 #include "base/fd.h"
+#include "base/time.h"
 #include "store/internal.h"
 
 #define COLD_FIRST (1ull << 20)
@@ -139,5 +141,71 @@ int sl_armour(struct sl_store *s, int fd, uint64_t from, uint64_t size)
 	struct file_clone_range c = {.src_fd = r, .src_length = size - whole, .dest_offset = whole};
 	if (r >= 0)
 		r = ioctl(fd, FICLONERANGE, &c) < 0 ? -errno : 0;
+	return r;
+}
+
+/* ---- giving way to the origin's bytes ---- */
+
+/* The io lock is held, so nobody is let through to open it; who was just now gets time to be done. */
+static bool nobody_has_it_open(const struct sl_object *o, int fd)
+{
+	if (o->opened && sl_now() - o->opened < SL_OPENING_NS)
+		return false;
+	if (fcntl(fd, F_SETLEASE, F_WRLCK) < 0)
+		return false;
+	(void)fcntl(fd, F_SETLEASE, F_UNLCK);
+	return true;
+}
+
+/* The last @n bytes, from @off on, come from a file of their own: a clone of its block replaces the cold one
+ * in one step. It waits for the disk. */
+static int clone_tail(struct sl_store *s, int fd, const void *buf, size_t n, uint64_t off)
+{
+	_cleanup_close_ int from = openat(s->base_fd, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+	if (from < 0)
+		return -errno;
+	struct file_clone_range c = {.src_fd = from, .src_length = n, .dest_offset = off};
+	int r = sl_pwrite_full(from, buf, n, 0);
+	return r < 0 ? r : ioctl(fd, FICLONERANGE, &c) < 0 ? -errno : 0;
+}
+
+int sl_disarm_last(struct sl_store *s, int fd, uint64_t size)
+{
+	uint64_t tail = SL_ALIGN_DOWN(size, (uint64_t)s->block);
+	struct stat st;
+	_cleanup_free_ char *zeros = calloc(1, s->block);
+	if (!zeros)
+		return -ENOMEM;
+	int r = fstat(fd, &st) < 0 ? -errno : 0;
+	if (r == 0 && s->reflinks)
+		r = clone_tail(s, fd, zeros, SL_MIN(s->block, (uint64_t)st.st_size - tail), tail);
+	return r < 0 ? r : ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
+}
+
+int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off)
+{
+	uint64_t block = o->store->block, tail = SL_ALIGN_DOWN(off + n, block);
+	bool part = o->store->sealed && tail < off + n;
+	/* Of another version the last block may hold what somebody was let through to. It is kept, if it can
+	 * be read. */
+	int r = part && !o->rewritten ? -EIO : sl_pwrite_full(fd, buf, n, (off_t)off);
+	if (r != -EIO || !part)
+		return r;
+	/*
+	 * Part of a block that cannot be read cannot be written either. Punched out first, it would be a hole
+	 * until it is written: nobody asks us before he looks for holes (SEEK_HOLE), and takes them for
+	 * zeros.
+	 */
+	size_t whole = tail > off ? (size_t)(tail - off) : 0;
+	const char *rest = (const char *)buf + whole;
+	r = whole ? sl_pwrite_full(fd, buf, whole, (off_t)off) : 0;
+	if (r < 0)
+		return r;
+	if (!nobody_has_it_open(o, fd))
+		r = clone_tail(o->store, fd, rest, n - whole, off + whole);
+	else if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)tail, (off_t)block) < 0)
+		r = -errno;
+	else
+		r = sl_pwrite_full(fd, rest, n - whole, (off_t)(off + whole));
 	return r;
 }

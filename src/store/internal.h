@@ -128,3 +128,6 @@ void sl_armour_close(struct sl_store *s);
  * times change, unless @fd is an invisible descriptor (store/fs.h). -EOPNOTSUPP without reflinks.
  */
 int sl_armour(struct sl_store *s, int fd, uint64_t from, uint64_t size);
+/** Cut the file @fd, which is longer, off at @size, in a block of armour that cannot be read: there it has
+ * zeros then, and no hole at any moment. Give it armour again. */
+int sl_disarm_last(struct sl_store *s, int fd, uint64_t size);

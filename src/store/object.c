@@ -663,26 +663,6 @@ int sl_object_open_dir(struct sl_object *o)
 	return r;
 }
 
-int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off)
-{
-	uint64_t block = o->store->block, tail = SL_ALIGN_DOWN(off + n, block);
-	bool part = o->store->sealed && tail < off + n;
-	/* Of another version the last block may hold what somebody was let through to. It is kept, if it can
-	 * be read. */
-	int r = part && !o->rewritten ? -EIO : sl_pwrite_full(fd, buf, n, (off_t)off);
-	if (r != -EIO || !part)
-		return r;
-	/* Part of a block that cannot be read cannot be written either. What it is replaced by is a hole
-	 * until it is written, and nobody asks us before he looks for holes: it must not be one for long. */
-	size_t whole = tail > off ? (size_t)(tail - off) : 0;
-	r = whole ? sl_pwrite_full(fd, buf, whole, (off_t)off) : 0;
-	if (r < 0)
-		return r;
-	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)tail, (off_t)block) < 0)
-		return -errno;
-	return sl_pwrite_full(fd, (const char *)buf + whole, n - whole, (off_t)(off + whole));
-}
-
 int sl_object_open_fill(struct sl_object *o, bool *invisible)
 {
 	*invisible = o->store->invisible && !o->damaged;
@@ -1015,13 +995,12 @@ static int renew(struct sl_object *o, int fd, const struct timespec *atime)
 		return -errno;
 	int r = 0;
 	/* A file cannot be cut off inside a block that cannot be read. */
-	if (size < (uint64_t)st.st_size && size % block && !sl_chunkmap_test(&o->map, size, 1) &&
-	    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)SL_ALIGN_DOWN(size, block),
-		      (off_t)block) < 0)
-		return -errno;
+	bool cut = size < (uint64_t)st.st_size && size % block && !sl_chunkmap_test(&o->map, size, 1);
+	if (cut && (r = sl_disarm_last(o->store, fd, size)) < 0)
+		return r;
 	/* Nor made longer, from inside one: that block is given anew. */
-	uint64_t had = (uint64_t)st.st_size, from = SL_ALIGN_UP(had, block);
-	if (size > had && had % block && !sl_chunkmap_test(&o->map, had - 1, 1))
+	uint64_t had = cut ? size : (uint64_t)st.st_size, from = SL_ALIGN_UP(had, block);
+	if (cut || (size > had && had % block && !sl_chunkmap_test(&o->map, had - 1, 1)))
 		from = SL_ALIGN_DOWN(had, block);
 	empty_map(o);
 	o->rewritten = true;

@@ -26,6 +26,9 @@
 struct sl_streak;
 struct sl_flight; /* of src/fill: what is on its way for this object */
 
+/** Native: between the permission to open a file and the end of open(2), generously. */
+#define SL_OPENING_NS (50 * SL_NS_PER_MS)
+
 struct sl_object {
 	struct sl_hnode node; /* key: inode number in the store */
 	struct sl_store *store;
@@ -90,7 +93,8 @@ struct sl_object {
 	_Atomic uint64_t quiet;	  /* not before that time are bytes of an earlier version overwritten */
 	bool recent;		  /* gate lock */
 	_Atomic unsigned landing; /* bytes of the origin are being written to it */
-	uint64_t opened;	  /* io lock: sl_now() when somebody was last let through to open it */
+	uint64_t opened; /* io lock: sl_now() when somebody was last let through to open it, SL_OPENING_NS ago
+			    at least if he is done with open(2) */
 
 	/* the fill's, for guessing what comes next */
 	uint64_t ra_next; /* files: where a sequential reader would go on */
@@ -165,7 +169,8 @@ int sl_object_open(struct sl_object *o, int flags);
  * sl_object_open(), and false in
  * *@invisible. */
 int sl_object_open_fill(struct sl_object *o, bool *invisible);
-/** Write what is missing, through such a descriptor: whole blocks, or up to the end of the file. */
+/** Write what is missing, through such a descriptor: whole blocks, or up to the end of the file. Native: with
+ * the io lock. */
 int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off);
 /** A descriptor of the directory for the *at calls, to be closed. */
 int sl_object_open_dir(struct sl_object *o);

@@ -61,7 +61,13 @@ class Link:
         slt.wait_for(30, "the relay listens", lambda: os.path.exists(T + "/link"))
 
     def toggle(self):
+        """Two signals that it has not taken are one."""
         self.p.send_signal(signal.SIGUSR2)
+        slt.wait_for(60, "the relay takes the signal", lambda: not self.pending() >> (signal.SIGUSR2 - 1) & 1)
+
+    def pending(self):
+        with open(f"/proc/{self.p.pid}/status", encoding="ascii") as f:
+            return int(next(line.split()[1] for line in f if line.startswith("ShdPnd:")), 16)
 
 
 def stats():

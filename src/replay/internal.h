@@ -21,6 +21,9 @@ struct item {
 };
 
 #define CARRIED_MAX 1024
+#define TOUCH_MAX   256
+#define QUIET_NS    (60 * SL_NS_PER_MS)	 /* nothing was heard for a moment */
+#define LATEST_NS   (10 * SL_NS_PER_SEC) /* if it is never quiet */
 
 struct sl_replay {
 	struct sl_replay_config cfg;
@@ -40,6 +43,8 @@ struct sl_replay {
 	struct sl_list unlisted;    /* of struct unlisted: directories that were shown and not listed yet */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
+	struct sl_list came; /* of struct came: what will have come to a directory, see touch_came() */
+	size_t ncame;
 	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
 	uint64_t links_after, links_pause;
@@ -54,8 +59,6 @@ struct sl_replay {
 };
 
 void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n);
-/** @dir is one whose names came and go: its own times are asked for, later. */
-void replay_touch(struct sl_replay *p, struct sl_object *dir);
 /**
  * Make @name of the populated directory @dir what @s says, with the events that takes. Returns 1; 0 if it
  * was so; -errno. @doubted: events have told of it already, as far as they could; that a link to it came or
@@ -84,7 +87,29 @@ bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ost
 bool replay_is_later(struct sl_object *o, const struct sl_ostate *s);
 bool replay_populated(struct sl_object *dir);
 
+/** Of two times, of which 0 is never. */
+static inline uint64_t sl_earlier(uint64_t a, uint64_t b)
+{
+	return a && b ? SL_MIN(a, b) : a + b;
+}
+
+/* touch.c; all on the replay's thread */
+/** @dir is one whose names came and go: its own times are asked for, later. */
+void replay_touch(struct sl_replay *p, struct sl_object *dir);
+/** The same, and what @s says is at a name of it was brought here. */
+void replay_seen(struct sl_replay *p, struct sl_object *dir, const struct sl_ostate *s);
+/** Ask for what was touched: in the background, and the answer comes through the queue. */
+void touch_ask(struct sl_replay *p);
+/** The answer is there: what is at names of @dir, up to @upto of the origin's time, has come here, as far as
+ * events have told so far. Native: what is not here then, later, was deleted here, see sl_object_listed(). */
+void touch_came(struct sl_replay *p, struct sl_object *dir, struct timespec upto);
+/** When touch_look() has something to do, by sl_now(); 0: never. Lock held. */
+uint64_t touch_due(struct sl_replay *p);
+void touch_look(struct sl_replay *p);
+void touch_free(struct sl_replay *p);
+
 /* unsure.c */
+bool replay_is_unsure(struct sl_replay *p, struct sl_object *dir);
 /** What events have left of @dir (NULL is fine) may not be what the origin has: it will be compared. */
 void replay_unsure(struct sl_replay *p, struct sl_object *dir);
 /** A file may be here twice, by two of its names. */

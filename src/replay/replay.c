@@ -12,13 +12,11 @@
 
 #define QUEUE_MAX    (256u << 10)
 #define BYTES_MAX    (64u << 20)
-#define TOUCH_MAX    256
 #define BUSY_MAX     1024
 #define BUSY_NS	     (250 * SL_NS_PER_MS)
 #define SWAP_NS	     (20 * SL_NS_PER_MS)
 #define SWAP_SEEN_NS (1 * SL_NS_PER_SEC)
-#define SWAP_LOOK    4 /* renames */
-#define ASKED_MAX    64
+#define SWAP_LOOK    4	  /* renames */
 #define STEP_EVERY   1024 /* events, if there are so many */
 #define PAUSE_NS     (5 * SL_NS_PER_SEC)
 
@@ -289,6 +287,7 @@ static int list_dir(struct sl_replay *p, struct sl_object *dir)
 	if (r < 0 || here != dir)
 		return -ENOENT;
 	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
+	bool all = true;
 	r = sl_origin_call(p->cfg.origin, &q);
 	if (r == 0 && !replay_is(dir, q.attr.ino, q.attr.generation))
 		r = -ESTALE;
@@ -296,16 +295,18 @@ static int list_dir(struct sl_replay *p, struct sl_object *dir)
 		const struct sl_oentry *e = &q.entries[i];
 		_cleanup_object_ struct sl_object *o = NULL;
 		struct sl_ostate s = {.known = true, .present = true, .attr = e->attr, .target = e->target};
-		if (sl_object_lookup(dir, e->name, &o) == -ENOENT)
-			(void)replay_appear(p, dir, e->name, &s, false);
-		else
-			(void)replay_settle(p, dir, e->name, &s, false);
+		if ((sl_object_lookup(dir, e->name, &o) == -ENOENT
+			 ? replay_appear(p, dir, e->name, &s, false)
+			 : replay_settle(p, dir, e->name, &s, false)) < 0)
+			all = false;
 	}
 	struct sl_ostate own = {.known = true, .present = true, .attr = q.attr};
 	if (r == 0)
 		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
 					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
-	if (r == 0)
+	if (!all)
+		replay_unsure(p, dir);
+	else if (r == 0)
 		(void)sl_object_listed(dir, sl_oreq_latest(&q));
 	sl_oreq_fini(&q);
 	return r == 0 ? 0 : -ESTALE;
@@ -350,15 +351,13 @@ static void list_again(struct sl_replay *p)
 	}
 }
 
-static void seen(struct sl_replay *p, struct sl_object *dir, const struct sl_ostate *s);
-
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  bool moved)
 {
 	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
 	replay_touch(p, dir);
 	if (r >= 0)
-		seen(p, dir, s);
+		replay_seen(p, dir, s);
 	if (r > 0)
 		r = list_new(p, dir, name);
 	return acted(p, r, dir, name);
@@ -476,7 +475,7 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	had = o->rec.origin;
 	pthread_mutex_unlock(&o->lock);
 	int r = a->update(a->arg, dir, name, o, s, mask, how);
-	seen(p, dir, s);
+	replay_seen(p, dir, s);
 	if (r == -EBUSY && dir) {
 		/* Its readers do not ask us: they must find all of the new content, or go on with the old. */
 		r = replay_refresh(p, o, &s->attr);
@@ -562,105 +561,6 @@ static void retry_busy(struct sl_replay *p)
 			uncertain(p, NULL, NULL, b->o, &nothing);
 		}
 		busy_free(b);
-	}
-}
-
-/* ---- directories' own attributes ---- */
-
-struct touch {
-	struct sl_list link;
-	struct sl_replay *p;
-	struct sl_object *dir;
-	struct timespec upto; /* the latest change of what is in it that came here */
-	char *place;
-	struct sl_oreq req;
-};
-
-static void touch_free(struct touch *t)
-{
-	sl_list_del(&t->link);
-	sl_object_put(t->dir);
-	free(t->place);
-	free(t);
-}
-
-static void touch_upto(struct sl_replay *p, struct sl_object *dir, struct timespec upto)
-{
-	struct touch *t = NULL;
-	sl_list_for_each (l, &p->touched)
-		if (sl_list_entry(l, struct touch, link)->dir == dir)
-			t = sl_list_entry(l, struct touch, link);
-	if (!t) {
-		t = calloc(1, sizeof(*t));
-		if (!t)
-			return;
-		t->p = p;
-		t->dir = sl_object_ref(dir);
-		sl_list_add_tail(&p->touched, &t->link);
-		p->ntouched++;
-	}
-	if (sl_time_after(upto, t->upto))
-		t->upto = upto;
-}
-
-void replay_touch(struct sl_replay *p, struct sl_object *dir)
-{
-	touch_upto(p, dir, (struct timespec){0});
-}
-
-/* What is at a name of @dir was brought here. Native: if it is not here later, it was deleted here. */
-static void seen(struct sl_replay *p, struct sl_object *dir, const struct sl_ostate *s)
-{
-	if (dir && s->known && s->present && sl_store_native(p->cfg.store))
-		touch_upto(p, dir, s->attr.ctime);
-}
-
-/* On a thread of the origin's. */
-static void touch_done(struct sl_oreq *r)
-{
-	struct touch *t = sl_container_of(r, struct touch, req);
-	struct sl_replay *p = t->p;
-	struct item *i = r->err == 0 ? calloc(1, sizeof(*i)) : NULL;
-	if (i) {
-		i->e.state = (struct sl_ostate){.known = true, .present = true, .attr = r->attr};
-		i->dir = sl_object_ref(t->dir);
-		i->upto = t->upto;
-	}
-	sl_oreq_fini(r);
-	touch_free(t);
-	pthread_mutex_lock(&p->lock);
-	p->asked--;
-	if (i) {
-		sl_list_add_tail(&p->queue, &i->link);
-		p->nqueue++;
-	}
-	pthread_cond_broadcast(&p->cond);
-	pthread_mutex_unlock(&p->lock);
-}
-
-/* Ask for what was touched: in the background, and the answer comes through the queue. */
-static void ask_touched(struct sl_replay *p)
-{
-	while (!sl_list_empty(&p->touched)) {
-		struct touch *t = sl_list_entry(p->touched.next, struct touch, link);
-		pthread_mutex_lock(&p->lock);
-		bool room = p->asked < ASKED_MAX;
-		p->asked += room;
-		pthread_mutex_unlock(&p->lock);
-		if (!room)
-			return;
-		sl_list_del(&t->link);
-		p->ntouched--;
-		if (sl_object_place(t->dir, &t->place) < 0) {
-			touch_free(t);
-			pthread_mutex_lock(&p->lock);
-			p->asked--;
-			pthread_mutex_unlock(&p->lock);
-			continue;
-		}
-		t->req = (struct sl_oreq){
-		    .op = SL_OREQ_STAT, .place = t->place, .fresh = true, .done = touch_done};
-		sl_origin_submit(p->cfg.origin, &t->req);
 	}
 }
 
@@ -1066,8 +966,7 @@ static void run_item(struct sl_replay *p, struct item *i)
 	} else if (i->dir) {
 		/* No event: names changed it, and they had theirs. */
 		const struct sl_attr *a = &i->e.state.attr;
-		if (sl_store_native(p->cfg.store))
-			(void)sl_object_listed(i->dir, i->upto);
+		touch_came(p, i->dir, i->upto);
 		/* Another one may have taken its place since it was asked for. */
 		if (replay_is(i->dir, a->ino, a->generation) && !replay_is_later(i->dir, &i->e.state))
 			(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0,
@@ -1110,7 +1009,7 @@ static void rest(struct sl_replay *p)
 		pthread_mutex_unlock(&p->lock);
 		if (p->cfg.acts.rest)
 			p->cfg.acts.rest(p->cfg.acts.arg);
-		ask_touched(p);
+		touch_ask(p);
 		list_again(p);
 		pthread_mutex_lock(&p->lock);
 	}
@@ -1118,7 +1017,7 @@ static void rest(struct sl_replay *p)
 	pthread_cond_broadcast(&p->cond);
 	if (p->stop || (!p->paused && (!sl_list_empty(&p->queue) || p->lost)))
 		return;
-	uint64_t due = unsure_due(p);
+	uint64_t due = sl_earlier(unsure_due(p), touch_due(p));
 	if ((p->nbusy || due || !sl_list_empty(&p->unlisted)) && !p->paused) {
 		uint64_t busy = sl_now() + BUSY_NS;
 		struct timespec ts = sl_ns_to_timespec(due ? SL_MIN(due, busy) : busy);
@@ -1150,8 +1049,10 @@ static void *replay_thread(void *arg)
 		p->resting = false;
 		pthread_mutex_unlock(&p->lock);
 		bool more = false;
-		if (!i && !lost && !p->paused)
+		if (!i && !lost && !p->paused) {
 			unsure_look(p);
+			touch_look(p);
+		}
 		if (lost && compare_begin(p) < 0) {
 			usleep(10000);
 			pthread_mutex_lock(&p->lock);
@@ -1168,7 +1069,7 @@ static void *replay_thread(void *arg)
 				compare_end(p);
 		}
 		if (p->ntouched > TOUCH_MAX)
-			ask_touched(p);
+			touch_ask(p);
 		pthread_mutex_lock(&p->lock);
 		if (!p->compare)
 			p->stats.comparing = false;
@@ -1190,6 +1091,7 @@ int sl_replay_new(const struct sl_replay_config *cfg, struct sl_replay **ret)
 	p->lost = cfg->compare;
 	sl_list_init(&p->queue);
 	sl_list_init(&p->touched);
+	sl_list_init(&p->came);
 	sl_list_init(&p->busy);
 	sl_list_init(&p->unlisted);
 	sl_list_init(&p->unsure);
@@ -1226,8 +1128,7 @@ void sl_replay_stop(struct sl_replay *p)
 	if (p->compare)
 		compare_end(p);
 	unsure_free(p);
-	sl_list_for_each_safe (l, &p->touched)
-		touch_free(sl_list_entry(l, struct touch, link));
+	touch_free(p);
 	sl_list_for_each_safe (l, &p->busy)
 		busy_free(sl_list_entry(l, struct busy, link));
 	sl_list_for_each_safe (l, &p->unlisted)

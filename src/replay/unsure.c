@@ -10,8 +10,6 @@
 #include "store/remote.h"
 #include "store/walk.h"
 
-#define QUIET_NS     (60 * SL_NS_PER_MS)
-#define LATEST_NS    (10 * SL_NS_PER_SEC) /* if it is never quiet */
 #define AGAIN_NS     (100 * SL_NS_PER_MS) /* doubled with each failure */
 #define TRIES	     10
 #define LINKS_MAX_NS (60 * SL_NS_PER_SEC)
@@ -34,13 +32,18 @@ static void drop(struct sl_replay *p, struct unsure *u)
 	pthread_mutex_unlock(&p->lock);
 }
 
-void replay_unsure(struct sl_replay *p, struct sl_object *dir)
+bool replay_is_unsure(struct sl_replay *p, struct sl_object *dir)
 {
-	if (!dir)
-		return;
 	sl_list_for_each (l, &p->unsure)
 		if (sl_list_entry(l, struct unsure, link)->dir == dir)
-			return;
+			return true;
+	return false;
+}
+
+void replay_unsure(struct sl_replay *p, struct sl_object *dir)
+{
+	if (!dir || replay_is_unsure(p, dir))
+		return;
 	if (p->tries == TRIES) {
 		_cleanup_free_ char *path = sl_object_path(dir);
 		sl_warn("'%s' cannot be made what it is at the origin; that is tried again and again",
@@ -121,8 +124,7 @@ uint64_t unsure_due(struct sl_replay *p)
 {
 	uint64_t first = p->unsure_links ? SL_MAX(p->links_after, p->heard + QUIET_NS) : 0;
 	sl_list_for_each (l, &p->unsure) {
-		uint64_t t = due(sl_list_entry(l, struct unsure, link), p->heard);
-		first = first ? SL_MIN(first, t) : t;
+		first = sl_earlier(first, due(sl_list_entry(l, struct unsure, link), p->heard));
 	}
 	return first;
 }

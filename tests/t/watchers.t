@@ -132,6 +132,7 @@ def directory(c, o, name):
     put(f"{o}/{name}/main.js", "export const n = 1\n")
     put(f"{o}/{name}/index.html", "<script type=module src=/main.js></script>\n")
     wait_for(120, f"{name} appears in the clone", lambda: os.path.isdir(f"{c}/{name}"))
+    wait_for(120, "and what is in it", lambda: sorted(os.listdir(f"{c}/{name}")) == ["index.html", "main.js"])
     out("ls", "-lR", f"{c}/{name}")
     return f"{c}/{name}", f"{o}/{name}"
 
@@ -215,7 +216,7 @@ def test():
     here, there = directory(c, o, "make")
     put(there + "/Makefile", "result: source\n\tcp source result\n")
     put(there + "/source", "one\n")
-    wait_for(120, "the Makefile appears", lambda: os.path.exists(here + "/source"))
+    wait_for(120, "the Makefile appears", lambda: os.path.exists(here + "/source") and os.stat(here + "/source").st_size == 4)
     result = lambda: out("make", "-C", here, "result") and open(here + "/result", encoding="utf-8").read()  # noqa: E731
     ok(result() == "one\n", "make makes")
     ok(b"up to date" in out("make", "-C", here, "result"), "and nothing twice")

@@ -793,8 +793,12 @@ static void raise_events(struct sl_native_acts *a, struct sl_object *o, int fd, 
 {
 	char p[SL_PROC_FD_MAX];
 	struct stat st;
-	if (fstat(fd, &st) < 0)
+	/* Under the lock: a fill may just be giving it another version, and its time. */
+	pthread_mutex_lock(&o->lock);
+	if (fstat(fd, &st) < 0) {
+		pthread_mutex_unlock(&o->lock);
 		return;
+	}
 	struct timespec mtime[2] = {{.tv_nsec = UTIME_OMIT}, st.st_mtim},
 			atime[2] = {st.st_atim, {.tv_nsec = UTIME_OMIT}}, both[2] = {st.st_atim, st.st_mtim};
 	if (mask & FAN_MODIFY)
@@ -805,6 +809,7 @@ static void raise_events(struct sl_native_acts *a, struct sl_object *o, int fd, 
 		(void)chmod(sl_proc_fd_path(p, fd, NULL), st.st_mode & 07777);
 	if (mask & FAN_ACCESS)
 		(void)utimensat(fd, "", atime, AT_EMPTY_PATH);
+	pthread_mutex_unlock(&o->lock);
 	if (mask & (FAN_CLOSE_WRITE) && sl_object_is_reg(o))
 		touch(a, o, O_WRONLY);
 	if (mask & (FAN_OPEN | FAN_CLOSE_NOWRITE) && !(mask & FAN_CLOSE_WRITE) &&

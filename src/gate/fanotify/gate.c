@@ -196,6 +196,14 @@ void fan_keep_recent(struct sl_fan *g, struct sl_object *o)
 	sl_object_put(old);
 }
 
+static void note_pid(struct sl_fan *g, int32_t pid)
+{
+	size_t n = SL_ARRAY_SIZE(g->area->pids);
+	for (size_t i = 0; i + 1 < n; i++)
+		g->area->pids[i] = g->area->pids[i + 1];
+	g->area->pids[n - 1] = pid;
+}
+
 static int set_area(struct sl_fan *g)
 {
 	/* Every waiting access is an open file. */
@@ -219,10 +227,10 @@ static int set_area(struct sl_fan *g)
 		return -ENOMEM;
 	g->area->nslots = (uint32_t)SL_MIN((size - sizeof(*g->area)) / sizeof(struct slot), rl.rlim_cur);
 	g->area->magic = AREA_MAGIC;
-	size_t n = SL_ARRAY_SIZE(g->area->pids);
-	for (size_t i = 0; i + 1 < n; i++)
-		g->area->pids[i] = g->area->pids[i + 1];
-	g->area->pids[n - 1] = getpid();
+	/* The keeper closes what a service that died had open for writing, and that is told as well. */
+	if (!fan_ours(g, getppid()))
+		note_pid(g, getppid());
+	note_pid(g, getpid());
 	return 0;
 }
 

@@ -31,7 +31,8 @@ struct slot {
 #define AREA_MAGIC 0x4e414653
 struct area {
 	uint32_t magic;
-	_Atomic int32_t pids[16]; /* of the services, newest last: what they did is no change by a user */
+	_Atomic int32_t
+	    pids[16]; /* of services and keepers, newest last: what they did is no change by a user */
 	uint32_t nslots;
 	_Atomic uint32_t top; /* no slot from here on was ever used: memory that is only looked at costs
 				 something as well */
@@ -73,7 +74,7 @@ struct sl_fan {
 	pthread_t events, changes;
 	bool started;
 	atomic_bool stop, stopped; /* of the events thread */
-	_Atomic int replay; /* thread id, or 0 */
+	_Atomic int replay;	   /* thread id, or 0 */
 	atomic_bool refusing;
 	atomic_size_t waiting;
 	struct sl_pool *pool; /* for what cannot be answered without waiting for a lock */
@@ -89,7 +90,7 @@ struct sl_fan {
 	unsigned nmounts;
 	struct fan_walk walks[4];
 	bool sweeping;
-	uint64_t shown; /* id of the mount that users see, as mountinfo has it */
+	uint64_t shown;		/* id of the mount that users see, as mountinfo has it */
 	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
 };
 
@@ -126,3 +127,4 @@ static inline bool fan_full(struct sl_object *o, const struct stat *st)
 	return sl_chunkmap_full(&o->map) && !o->evicting && !fan_cut(o, st);
 }
 void *fan_changes(void *arg);
+bool fan_ours(struct sl_fan *g, int32_t pid);

@@ -263,8 +263,11 @@ static int compare_dir(struct sl_compare *c, const struct todo *t, const struct 
 				continue;
 			int k = replay_settle(p, dir, v[i].name, &s, !t->deep);
 			differ += k > 0;
-			if (k < 0)
+			if (k < 0) {
+				sl_warn("'%s/%s' cannot be made what it is at the origin: %s", place,
+					v[i].name, strerror(-k));
 				r = k;
+			}
 		}
 	for (size_t i = 0; i < n; i++) {
 		_cleanup_object_ struct sl_object *o = NULL;

@@ -398,8 +398,7 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	o->place_gone = o->rec.flags & SL_GONE;
 	if (r == 0 && S_ISREG(o->type))
 		r = map_load(o, at);
-	if (r == 0 && o->rec.flags & SL_RENEWED && !(o->rec.flags & OURS))
-		r = end_renewal(o);
+	bool renewed = r == 0 && o->rec.flags & SL_RENEWED && !(o->rec.flags & OURS);
 	if (r == 0 && parent) {
 		o->name = strdup(name);
 		r = o->name ? 0 : -ENOMEM;
@@ -409,24 +408,35 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 		return r;
 	}
 
+	/* Who finds it in the table waits until it is what its record says. */
+	if (renewed) {
+		pthread_rwlock_wrlock(&o->io);
+		pthread_mutex_lock(&o->lock);
+	}
+	struct sl_object *old = NULL;
 	pthread_mutex_lock(&s->table_lock);
 	struct sl_hnode *h = sl_htab_find(&s->table, st->st_ino);
 	if (h) { /* another thread was faster, or another name of the same object is known */
-		struct sl_object *old = sl_container_of(h, struct sl_object, node);
+		old = sl_container_of(h, struct sl_object, node);
 		old->refs++;
-		pthread_mutex_unlock(&s->table_lock);
-		object_free(o);
-		*ret = old;
-		return 0;
+	} else {
+		r = sl_htab_add(&s->table, &o->node, st->st_ino);
 	}
-	r = sl_htab_add(&s->table, &o->node, st->st_ino);
-	if (r == 0 && parent) {
+	if (!h && r == 0 && parent) {
 		parent->refs++;
 		o->parent = parent;
 	}
 	pthread_mutex_unlock(&s->table_lock);
-	if (r < 0) {
+	if (renewed) {
+		/* Nobody may take what is half of one version and half of another for a user's. */
+		if (!h && r == 0 && end_renewal(o) < 0)
+			o->damaged = -EIO;
+		pthread_mutex_unlock(&o->lock);
+		pthread_rwlock_unlock(&o->io);
+	}
+	if (h || r < 0) {
 		object_free(o);
+		*ret = old;
 		return r;
 	}
 	*ret = o;
@@ -994,14 +1004,16 @@ static int renew(struct sl_object *o, int fd, const struct timespec *atime)
 	if (fstat(fd, &st) < 0)
 		return -errno;
 	int r = 0;
-	/* A file cannot be cut off inside a block that cannot be read. */
-	bool cut = size < (uint64_t)st.st_size && size % block && !sl_chunkmap_test(&o->map, size, 1);
-	if (cut && (r = sl_disarm_last(o->store, fd, size)) < 0)
+	uint64_t had = (uint64_t)st.st_size, from = SL_ALIGN_UP(had, block);
+	if (size < had && ftruncate(fd, (off_t)size) < 0) {
+		/* A file cannot be cut off inside a block that cannot be read: that block is given anew. */
+		r = errno == EIO ? sl_disarm_last(o->store, fd, size) : -errno;
+		from = SL_ALIGN_DOWN(size, block);
+	} else if (size > had && had % block && !sl_chunkmap_test(&o->map, had - 1, 1)) {
+		from = SL_ALIGN_DOWN(had, block); /* nor made longer, from inside one */
+	}
+	if (r < 0)
 		return r;
-	/* Nor made longer, from inside one: that block is given anew. */
-	uint64_t had = cut ? size : (uint64_t)st.st_size, from = SL_ALIGN_UP(had, block);
-	if (cut || (size > had && had % block && !sl_chunkmap_test(&o->map, had - 1, 1)))
-		from = SL_ALIGN_DOWN(had, block);
 	empty_map(o);
 	o->rewritten = true;
 	o->quiet = o->allowed + LET_NS;

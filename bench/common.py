@@ -175,6 +175,8 @@ def rounded(x):
 def seconds(x):
     if x is None:
         return "-"
+    if x < 1e-5:
+        return f"{x * 1e6:.2f} µs"
     return f"{x * 1e6:.0f} µs" if x < 1e-3 else f"{x * 1e3:.1f} ms" if x < 0.1 else f"{x:.2f} s" if x < 100 else f"{x:.0f} s"
 
 

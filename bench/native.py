@@ -72,11 +72,21 @@ class Image:
     """The filesystem of a native clone, without the clone."""
 
     def __init__(self, b, name="bare"):
-        self.b, self.dir, self.file = b, b.path(name), b.path(name + ".image")
+        self.b, self.dir, self.file, self.service = b, b.path(name), b.path(name + ".image"), None
         os.mkdir(self.dir)
         run(tool("image"), self.file, self.dir)
 
+    def allow(self, *how):
+        """bench/allow.c answers for it, until remove()."""
+        p = self.b.spawn(tool("allow"), self.dir, *how, stdout=subprocess.PIPE)
+        if not p.stdout.readline():
+            common.die("bench-allow did not start")
+        self.service = p
+        return p.pid
+
     def remove(self):
+        if self.service:
+            self.b.stop(self.service)
         run("umount", self.dir)
         os.unlink(self.file)
 

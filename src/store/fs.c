@@ -256,3 +256,21 @@ int sl_xfs_reopen_invisible(int mount_fd, int fd, int flags)
 		return -errno;
 	return sl_xfs_open_invisible(mount_fd, &u.h, flags);
 }
+
+int sl_xfs_handle_get(int fd, int type, struct sl_handle *ret)
+{
+	struct xfs_handle xh;
+	uint32_t len = sizeof(xh);
+	struct xfs_fsop_handlereq req = {.fd = (uint32_t)fd, .ohandle = &xh, .ohandlen = &len};
+	if (type != FILEID_INO32_GEN && type != (FILEID_INO32_GEN | FILEID_XFS_64BIT_INO))
+		return -EOPNOTSUPP;
+	if (ioctl(fd, XFS_IOC_FD_TO_HANDLE, &req) < 0)
+		return -errno;
+	size_t n = type & FILEID_XFS_64BIT_INO ? sizeof(uint64_t) : sizeof(uint32_t);
+	if (len != sizeof(xh) || (n == sizeof(uint32_t) && xh.ino > UINT32_MAX))
+		return -EOPNOTSUPP;
+	*ret = (struct sl_handle){.len = (uint32_t)(n + sizeof(xh.gen)), .type = type};
+	memcpy(ret->b, &xh.ino, n);
+	memcpy(ret->b + n, &xh.gen, sizeof(xh.gen));
+	return 0;
+}

@@ -11,6 +11,8 @@
 #include <fcntl.h>
 #include <stdint.h>
 
+#include "base/handle.h"
+
 /**
  * Mount @dev *detached*: in no place, in no namespace. It goes away with the last descriptor unless it is
  * attached.
@@ -77,3 +79,10 @@ int sl_xfs_reopen_invisible(int mount_fd, int fd, int flags);
  * filesystem, no O_PATH descriptor. Needs CAP_SYS_ADMIN. -EOPNOTSUPP, -ESTALE as above.
  */
 int sl_xfs_set_attr(int dir, const struct file_handle *h, const char *name, const void *value, size_t n);
+
+/**
+ * What sl_handle_get(@fd, "") says, in a shorter time, as no name is looked up: for an open file (no O_PATH
+ * descriptor) that is known to be on an XFS. @type: that of all handles of this filesystem. -EOPNOTSUPP for a
+ * type that we do not know.
+ */
+int sl_xfs_handle_get(int fd, int type, struct sl_handle *ret);

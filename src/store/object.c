@@ -545,7 +545,10 @@ struct sl_object *sl_object_known_fd(struct sl_store *s, int fd)
 {
 	struct sl_handle h;
 	uint64_t ino;
-	if (!s->native || sl_handle_get(fd, "", &h) < 0 || !sl_handle_ino(&h, &ino))
+	int r = s->invisible ? sl_xfs_handle_get(fd, s->root->handle.type, &h) : -EOPNOTSUPP;
+	if (r < 0 && s->native)
+		r = sl_handle_get(fd, "", &h);
+	if (r < 0 || !sl_handle_ino(&h, &ino))
 		return NULL;
 	pthread_mutex_lock(&s->table_lock);
 	struct sl_hnode *n = sl_htab_find(&s->table, ino);

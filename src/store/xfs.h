@@ -61,6 +61,7 @@ struct xfs_attrmulti {
 #define XFS_ATTR_ROOT	   0x0002 /* the namespace "trusted" */
 
 #define XFS_IOC_FSGEOMETRY_V1	    _IOR('X', 100, struct xfs_geometry)
+#define XFS_IOC_FD_TO_HANDLE	    _IOWR('X', 106, struct xfs_fsop_handlereq)
 #define XFS_IOC_OPEN_BY_HANDLE	    _IOWR('X', 107, struct xfs_fsop_handlereq)
 #define XFS_IOC_SET_RESBLKS	    _IOWR('X', 114, struct xfs_fsop_resblks)
 #define XFS_IOC_GET_RESBLKS	    _IOR('X', 115, struct xfs_fsop_resblks)

@@ -402,6 +402,45 @@ static void test_invisible(void **state)
 	assert_int_equal(sl_xfs_open_invisible(other, &u.h, O_RDONLY | O_CLOEXEC), -EOPNOTSUPP);
 }
 
+/* XFS's own way to a handle says the same as the kernel's: an object found by the wrong one would be another.
+ */
+static void test_handle(void **state)
+{
+	NEED_ROOT();
+	struct fx *x = *state;
+	struct sl_handle a, b, root;
+	int fd = make(x, "a", 4096), other = make(x, "b", 4096);
+	assert_int_equal(sl_handle_get(x->mnt, "", &root), 0);
+	assert_int_equal(sl_handle_get(fd, "", &a), 0);
+	assert_int_equal(sl_xfs_handle_get(fd, root.type, &b), 0);
+	assert_memory_equal(&a, &b, sizeof(a));
+	assert_int_equal(sl_xfs_handle_get(other, root.type, &b), 0);
+	assert_memory_not_equal(&a, &b, sizeof(a));
+	/* Without a name it is the same; with a number that is used again it is another one. */
+	assert_int_equal(unlinkat(x->mnt, "a", 0), 0);
+	assert_int_equal(sl_xfs_handle_get(fd, root.type, &b), 0);
+	assert_memory_equal(&a, &b, sizeof(a));
+	close(fd);
+	uint64_t ino, again = 0;
+	assert_true(sl_handle_ino(&a, &ino));
+	for (int i = 0; i < 200 && again != ino; i++) {
+		fd = make(x, "a", 4096);
+		assert_int_equal(sl_handle_get(fd, "", &a), 0);
+		assert_int_equal(sl_xfs_handle_get(fd, root.type, &root), 0);
+		assert_memory_equal(&a, &root, sizeof(a));
+		assert_true(sl_handle_ino(&root, &again));
+		assert_true(again != ino || memcmp(&root, &b, sizeof(b)) != 0);
+		assert_int_equal(unlinkat(x->mnt, "a", 0), 0);
+		close(fd);
+		usleep(again == ino ? 0 : 10000); /* XFS frees behind our back */
+	}
+	print_message("# the number %s used again\n", again == ino ? "was" : "was NOT");
+	close(other);
+	assert_int_equal(sl_xfs_handle_get(x->mnt, 0x4d, &b), -EOPNOTSUPP);
+	_cleanup_close_ int proc = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	assert_true(sl_xfs_handle_get(proc, root.type, &b) < 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -411,6 +450,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_trim, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_shutdown, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_invisible, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_handle, setup, teardown),
 	};
 	return cmocka_run_group_tests_name("image", tests, NULL, NULL);
 }

@@ -68,16 +68,18 @@ static ssize_t read_syscall(struct sl_fan *g, int tid, char *text, size_t size)
 	return n;
 }
 
-/* "NR 0xARG 0xARG 0xARG …"; sscanf() takes several times as long. */
-static bool parse_syscall(const char *text, long *nr, unsigned long arg[3])
+/* Argument @n of what is behind the number in "NR 0xARG 0xARG 0xARG …"; sscanf() takes several times as long.
+ */
+static bool argument(const char *text, int n, unsigned long *ret)
 {
-	char *end;
-	*nr = strtol(text, &end, 10);
-	for (size_t i = 0; i < 3 && end != text; i++) {
+	char *end = (char *)(uintptr_t)text;
+	for (int i = 0; i <= n; i++) {
 		text = end;
-		arg[i] = strtoul(text, &end, 16);
+		*ret = strtoul(text, &end, 16);
+		if (end == text)
+			return false;
 	}
-	return end != text;
+	return true;
 }
 
 enum fan_need fan_need(struct sl_fan *g, int tid, const struct stat *st)
@@ -96,13 +98,13 @@ enum fan_need fan_need(struct sl_fan *g, int tid, const struct stat *st)
 				usleep(50);
 			continue;
 		}
-		long nr;
-		unsigned long arg[3];
-		if (!parse_syscall(text, &nr, arg))
-			return FAN_WHOLE;
-		for (size_t i = 0; i < SL_ARRAY_SIZE(calls); i++)
+		char *args;
+		long nr = strtol(text, &args, 10);
+		unsigned long out;
+		for (size_t i = 0; i < SL_ARRAY_SIZE(calls) && args != text; i++)
 			if (nr == calls[i].nr)
-				return calls[i].out >= 0 && (!st || is_file(tid, arg[calls[i].out], st))
+				return calls[i].out >= 0 && (!st || !argument(args, calls[i].out, &out) ||
+							     is_file(tid, out, st))
 					   ? FAN_WHOLE
 					   : calls[i].need;
 		return FAN_WHOLE;

@@ -81,6 +81,9 @@ int replay_refresh(struct sl_replay *p, struct sl_object *o, const struct sl_att
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */
 bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o);
+/** Native: of a file of several names nobody knows which a user has made, but that which is its place is
+ * none. */
+bool replay_may_be_users(struct sl_object *dir, const char *name, struct sl_object *o);
 /** @name, which is not in @dir and is as @s says at the origin, was deleted or moved away here. */
 bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s);
 /** The clone has heard of a later change of it than @s. */

@@ -591,8 +591,7 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool dou
 	return content ? FAN_MODIFY : other ? FAN_ATTRIB : 0;
 }
 
-/* Native: of a file of several names nobody knows which a user has made, but that which is its place. */
-static bool may_be_users(struct sl_object *dir, const char *name, struct sl_object *o)
+bool replay_may_be_users(struct sl_object *dir, const char *name, struct sl_object *o)
 {
 	_cleanup_free_ char *above = NULL, *own = NULL, *place = NULL;
 	pthread_mutex_lock(&o->lock);
@@ -620,7 +619,7 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	if (replay_foreign(dir, name, o))
 		return 0;
 	if (!is_state(o, s) || !is_joined(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
-		if (may_be_users(dir, name, o))
+		if (replay_may_be_users(dir, name, o))
 			return 0;
 		/* At every moment something has that name. */
 		if (!sl_object_is_dir(o) && !S_ISDIR(s->attr.mode))

@@ -36,6 +36,10 @@ fidelity: all
 	@for g in fuse fanotify share; do SLUICE_BUILD=$(abspath $(BUILD)) tests/tools/fidelity --gate $$g; done >$(BUILD)/fidelity.jsonl
 	@tests/tools/fidelity --table $(BUILD)/fidelity.jsonl >docs/fidelity.md
 
+side-doors:
+	@tools/install-deps check
+	@kernel/tests/run -w side_door layers nfs
+
 install: all
 	@$(if $(PREFIX),meson configure $(BUILD) -Dprefix='$(PREFIX)' && ninja -C $(BUILD) $(PROGRAMS))
 	@meson install -C $(BUILD) --no-rebuild
@@ -50,7 +54,8 @@ help:
 	@echo 'make bench      measure against the alternatives'
 	@echo 'make conformance  try every way to the bytes of cold files, here and with the alternatives; writes docs/conformance.md'
 	@echo 'make fidelity   compare what watchers hear here and at the origin; writes docs/fidelity.md'
+	@echo 'make side-doors  try every way into directories that are not filled, in the test kernel; writes docs/side-doors.md'
 	@echo 'make install    PREFIX=/usr/local, DESTDIR= are honoured'
 	@echo 'make clean      remove all build directories'
 
-.PHONY: all check demo bench conformance fidelity install clean help
+.PHONY: all check demo bench conformance fidelity side-doors install clean help

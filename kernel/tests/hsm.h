@@ -19,6 +19,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fanotify.h>
 #include <linux/fs.h>
 #include <poll.h>
@@ -50,6 +51,9 @@ void ok(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void diag(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void bail(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 int done(void);
+// A line from which docs/side-doors.md is made: what came of this way to a directory, under which
+// circumstances.
+void row(const char *group, const char *way, const char *when, const char *result);
 
 struct event {
 	__u64 mask;
@@ -97,6 +101,8 @@ void fs_end(struct fs *f);
 void cold(struct fs *f, const char *name);
 // Fill a directory that was made with cold(); 0 or -errno.
 int fill(int dirfd);
+// The first two names only; fill() does the rest.
+int fill_half(int dirfd);
 
 // Open the directory of an event through the work mount.
 int event_dir(struct service *s, const struct event *e);
@@ -110,6 +116,9 @@ void service_open(struct service *s, struct fs *f, unsigned int init_flags, unsi
 		  uint64_t mask);
 void service_run(struct service *s);
 void service_stop(struct service *s);
+
+// What a service does with an event when it has no answer() of its own; returns the answer.
+int fill_and_ignore(struct service *s, struct event *e);
 
 // Read one event within the limit; false when none came. The caller owns e->fd.
 bool next_event(int group, struct event *e);

@@ -454,7 +454,10 @@ def _(o, c):
     want = holes(a)
     assert len(want) == 2
     cold(c + "/f")
-    if NATIVE:  # a placeholder has no holes: the kernel does not ask before it tells of them
+    asks = NATIVE and slt.kernel_series()  # before it tells of holes
+    if asks:
+        nothing_in_holes(holes(b), data)
+    elif NATIVE:  # a placeholder has no holes: the kernel does not ask before it tells of them
         assert holes(b) == [(0, len(data))], holes(b)
         cold(c + "/f")
         os.pread(b, 10, 1 << 20)
@@ -469,7 +472,8 @@ def _(o, c):
     os.close(b)
     b = fd_of(c + "/dense")
     assert holes(b) == [(0, 200_000)]
-    cold(c + "/dense")
+    if not asks:
+        cold(c + "/dense")
     assert get(c + "/dense") == dense
     os.close(a)
     os.close(b)

@@ -124,6 +124,28 @@ bail() {
 	exit 1
 }
 
+# import_tap PREFIX COMMAND...: its points are points of this file.
+import_tap() {
+	local prefix=$1 line plan='' status=none n=0
+	shift
+	while IFS= read -r line; do
+		case $line in
+		ok\ *SKIP*) n=$((n + 1)) && skip "$prefix${line#*SKIP }" ;;
+		ok\ *) n=$((n + 1)) && pass "$prefix${line#* - }" ;;
+		not\ ok\ *) n=$((n + 1)) && fail "$prefix${line#* - }" ;;
+		1..*) plan=${line#1..} ;;
+		"ended with "*) status=${line#ended with } ;;
+		*) echo "# ${line#\# }" ;;
+		esac
+	done < <("$@" </dev/null 2>&1
+		echo "ended with $?")
+	case $plan in
+	0*SKIP*) skip "$prefix${plan#*SKIP }" ;;
+	"$n") ;;
+	*) fail "${prefix}all points are reached (planned '$plan', seen $n, status $status)" ;;
+	esac
+}
+
 # need COMMAND...: skip the file where one is missing. need_root, need_fuse likewise.
 need() {
 	local c

@@ -203,6 +203,8 @@ def gdb(w):
 
 
 def dumped(w, flags):
+    if not os.path.exists("/proc/sys/kernel/core_pattern"):
+        raise NotHere("this kernel writes no core dumps")
     with open("/proc/sys/kernel/core_pattern", encoding="utf-8") as f:
         if "/" in (pattern := f.read()) or pattern.startswith("|"):
             raise NotHere(f"core_pattern is {pattern.strip()}")

@@ -580,15 +580,18 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool dou
 	struct sl_version v = sl_attr_version(&s->attr);
 	pthread_mutex_lock(&o->lock);
 	const struct sl_version *h = &o->rec.origin;
-	bool content = sl_object_is_reg(o) && (h->size != v.size || !sl_time_eq(h->mtime, v.mtime));
-	bool other = o->has_record && (!sl_time_eq(h->ctime, v.ctime) || o->rec.mode != s->attr.mode);
+	bool reg = sl_object_is_reg(o), changed = o->has_record && !sl_time_eq(h->ctime, v.ctime);
+	bool content = reg && (h->size != v.size || !sl_time_eq(h->mtime, v.mtime));
+	bool other = changed || (o->has_record && o->rec.mode != s->attr.mode);
+	/* Nobody has told what it was: it may have been written to, and been given its time again. */
+	bool unknown = reg && changed && !doubted;
 	/* The times of a directory are those of its names. */
 	if (sl_object_is_dir(o))
 		other = o->rec.mode != s->attr.mode;
 	if (o->rec.flags & SL_META || (doubted && o->rec.mode == s->attr.mode))
 		other = false;
 	pthread_mutex_unlock(&o->lock);
-	return content ? FAN_MODIFY : other ? FAN_ATTRIB : 0;
+	return content ? FAN_MODIFY : (other ? FAN_ATTRIB : 0) | (unknown ? FAN_MODIFY : 0);
 }
 
 /* Native: of a file of several names nobody knows which a user has made, but that which is its place. */

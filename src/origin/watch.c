@@ -201,9 +201,13 @@ static void apply_name(struct export *e, struct sl_pname *dir, const struct sl_f
 		x = NULL;
 	if ((m->mask & (FAN_DELETE | FAN_MOVED_FROM)) && (x || denotes(n, p->child)))
 		sl_places_remove(&e->places, x ? x : n);
-	else if ((m->mask & (FAN_CREATE | FAN_MOVED_TO)) && x)
-		sl_places_move(&e->places, x, dir, p->name, p->namelen);
-	else if (!m->mask && n && n->n.nodeid != p->entry.nodeid)
+	else if ((m->mask & (FAN_CREATE | FAN_MOVED_TO)) && x) {
+		if (sl_places_move(&e->places, x, dir, p->name, p->namelen) < 0) {
+			sl_places_remove(&e->places, x);
+			e->lost = true;
+			return;
+		}
+	} else if (!m->mask && n && n->n.nodeid != p->entry.nodeid)
 		/* It may have been renamed since the server found that nothing was left to tell: that comes,
 		 * and until then its mark must stay. */
 		sl_places_oust(&e->places, n);

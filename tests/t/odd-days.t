@@ -392,7 +392,8 @@ def suspended(backend):
                 ("", "MOVED_TO", "other"), ("tree", "MODIFY", "f"), ("deep", "CREATE", "new")]
         with point(f"{d.what}a client stood still for longer than the grace time: watchers hear of the net change"):
             got = kinds(w.wait(*want, seconds=240))
-            assert not [e for e in got if e[2] in ("stays", "passing")], got
+            # Of what came and went it may have been told before the connection broke.
+            assert not [e for e in got if e[2] == "stays"], got
         ok(d.events()["lost"] > lost, f"{d.what}by a comparison", d.events())
         d.same("after it")
         ok(status(d.c, "--brief")["service_pid"] == pid, f"{d.what}and it is the same service")

@@ -195,10 +195,22 @@ static void apply_name(struct export *e, struct sl_pname *dir, const struct sl_f
 {
 	const struct sl_fsnotify_part *p = &m->part[0];
 	struct sl_pname *n = sl_places_child(&e->places, dir, p->name, p->namelen);
-	if ((m->mask & (FAN_DELETE | FAN_MOVED_FROM)) && denotes(n, p->child))
-		sl_places_remove(&e->places, n);
-	else if (!m->mask && n && n->n.nodeid != p->entry.nodeid)
-		sl_places_remove(&e->places, n);
+	/* One that was nowhere is here, or was before it went. */
+	struct sl_pname *x = p->child ? sl_places_marked(&e->places, p->child) : NULL;
+	if (!sl_places_nowhere(&e->places, x))
+		x = NULL;
+	if ((m->mask & (FAN_DELETE | FAN_MOVED_FROM)) && (x || denotes(n, p->child)))
+		sl_places_remove(&e->places, x ? x : n);
+	else if ((m->mask & (FAN_CREATE | FAN_MOVED_TO)) && x) {
+		if (sl_places_move(&e->places, x, dir, p->name, p->namelen) < 0) {
+			sl_places_remove(&e->places, x);
+			e->lost = true;
+			return;
+		}
+	} else if (!m->mask && n && n->n.nodeid != p->entry.nodeid)
+		/* It may have been renamed since the server found that nothing was left to tell: that comes,
+		 * and until then its mark must stay. */
+		sl_places_oust(&e->places, n);
 	remember(e, dir, p);
 }
 

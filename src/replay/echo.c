@@ -115,14 +115,17 @@ static int move_out(struct sl_echo_acts *a, struct sl_object *dir, const char *p
 
 static int vanish(struct sl_echo_acts *a, struct sl_object *dir, const char *name, bool moved);
 
-/* As rm -rf would: usually nothing is left. */
+/* As rm -rf would: usually nothing is left. Nobody may take what is left meanwhile for all that there is. */
 static int empty(struct sl_echo_acts *a, struct sl_object *o)
 {
 	struct sl_name *v = NULL;
 	size_t n = 0;
 	int r = sl_names_read(o, &v, &n);
+	o->leaving |= n > 0;
 	for (size_t i = 0; i < n && r == 0; i++)
 		r = vanish(a, o, v[i].name, false);
+	if (r < 0)
+		o->leaving = false; /* it stays, and is compared */
 	sl_names_free(v, n);
 	return r;
 }

@@ -182,6 +182,26 @@ static bool is_state(struct sl_object *o, const struct sl_ostate *s)
 	return (s->attr.mode & S_IFMT) == o->type && replay_is(o, s->attr.ino, s->attr.generation);
 }
 
+/* Is something here of which watchers have not heard: SL_UNTOLD, SL_REPLACED? */
+static bool owed(struct sl_object *o, uint16_t flag)
+{
+	pthread_mutex_lock(&o->lock);
+	bool is = o->rec.flags & flag;
+	pthread_mutex_unlock(&o->lock);
+	return is;
+}
+
+/* After they have: a service that is killed before that leaves it to the next one. */
+static void paid(struct sl_object *o, uint16_t flag)
+{
+	pthread_mutex_lock(&o->lock);
+	bool is = o->rec.flags & flag;
+	o->rec.flags &= (uint16_t)~flag;
+	if (is)
+		(void)sl_object_save(o);
+	pthread_mutex_unlock(&o->lock);
+}
+
 /* One of several names of a file: do the others that are here denote the same object? */
 static bool is_joined(struct sl_object *o, const struct sl_ostate *s)
 {
@@ -475,6 +495,8 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	had = o->rec.origin;
 	pthread_mutex_unlock(&o->lock);
 	int r = a->update(a->arg, dir, name, o, s, mask, how);
+	if (mask & FAN_MODIFY || (s->known && sl_version_eq(&had, &v)))
+		paid(o, SL_UNTOLD);
 	replay_seen(p, dir, s);
 	if (r == -EBUSY && dir) {
 		/* Its readers do not ask us: they must find all of the new content, or go on with the old. */
@@ -580,15 +602,19 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool dou
 	struct sl_version v = sl_attr_version(&s->attr);
 	pthread_mutex_lock(&o->lock);
 	const struct sl_version *h = &o->rec.origin;
-	bool content = sl_object_is_reg(o) && (h->size != v.size || !sl_time_eq(h->mtime, v.mtime));
-	bool other = o->has_record && (!sl_time_eq(h->ctime, v.ctime) || o->rec.mode != s->attr.mode);
+	bool reg = sl_object_is_reg(o), changed = o->has_record && !sl_time_eq(h->ctime, v.ctime);
+	bool content =
+	    reg && (h->size != v.size || !sl_time_eq(h->mtime, v.mtime) || o->rec.flags & SL_UNTOLD);
+	bool other = changed || (o->has_record && o->rec.mode != s->attr.mode);
+	/* Nobody has told what it was: it may have been written to, and been given its time again. */
+	bool unknown = reg && changed && !doubted;
 	/* The times of a directory are those of its names. */
 	if (sl_object_is_dir(o))
 		other = o->rec.mode != s->attr.mode;
 	if (o->rec.flags & SL_META || (doubted && o->rec.mode == s->attr.mode))
 		other = false;
 	pthread_mutex_unlock(&o->lock);
-	return content ? FAN_MODIFY : other ? FAN_ATTRIB : 0;
+	return content ? FAN_MODIFY : (other ? FAN_ATTRIB : 0) | (unknown ? FAN_MODIFY : 0);
 }
 
 bool replay_may_be_users(struct sl_object *dir, const char *name, struct sl_object *o)
@@ -624,6 +650,10 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		/* At every moment something has that name. */
 		if (!sl_object_is_dir(o) && !S_ISDIR(s->attr.mode))
 			return replay_appear(p, dir, name, s, true);
+		r = replay_vanish(p, dir, name, false);
+		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
+	}
+	if (owed(o, SL_REPLACED)) {
 		r = replay_vanish(p, dir, name, false);
 		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
 	}
@@ -701,11 +731,13 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 			h.attr.size = SL_MAX(h.attr.size, had.size);
 		s = &h;
 	}
-	if (o && !replay_foreign(dir, name, o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
+	bool replaced = o && owed(o, SL_REPLACED);
+	if (o && !replaced && !replay_foreign(dir, name, o) && is_state(o, s) &&
+	    (!S_ISLNK(o->type) || same_target(o, s)))
 		return 0; /* the listing showed it */
 	if (!o && sl_object_whiteout(dir, name))
 		return 0;
-	if (o && (replay_foreign(dir, name, o) || !moved)) {
+	if (o && (replay_foreign(dir, name, o) || !moved || replaced)) {
 		if (replay_foreign(dir, name, o)) {
 			conflict(p, dir, name);
 			return 0;
@@ -726,8 +758,9 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		return r == -ENOENT ? 0 : r;
 	if (replay_foreign(dir, name, o))
 		return 0;
-	/* What the clone has is what came after it. */
-	if (!is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
+	/* What the clone has is what came after it, and was shown by a listing. */
+	if (!is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state) &&
+	    !owed(o, SL_REPLACED))
 		return 0;
 	return replay_vanish(p, dir, name, moved);
 }

@@ -43,8 +43,10 @@ struct sl_object {
 	uint32_t place_moves;	 /* places lock: after how many moves that was its place */
 	bool place_gone;	 /* places lock: something else was moved there since */
 	char *orphan_place;	 /* tree lock; where it was at the origin, once its last known name is gone */
-	bool local, moved;	 /* tree lock: SL_LOCAL and SL_MOVED of the record, for finding its place */
-	int fd;			 /* tree lock; O_PATH, once the known name is gone; else negative */
+	_Atomic bool
+	    leaving; /* a directory whose names are being taken away one by one: see sl_remote_clear() */
+	bool local, moved; /* tree lock: SL_LOCAL and SL_MOVED of the record, for finding its place */
+	int fd;		   /* tree lock; O_PATH, once the known name is gone; else negative */
 
 	/* fd lock: a directory's cached descriptor */
 	int dirfd;

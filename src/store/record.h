@@ -38,6 +38,10 @@ enum sl_record_flag {
 			     * SL_MODIFIED, but what is missing is fetched, as long as the origin has this version */
 	SL_GONE = 1 << 10,  /* native stores: deleted at the origin: what lies at its place now is another */
 	SL_MIXED = 1 << 11, /* native stores: it may hold bytes that are not claimed and not of its version */
+	SL_UNTOLD =
+	    1
+	    << 13, /* a reader came before the replay: this version is here, and no watcher has heard of it */
+	SL_REPLACED = 1 << 14, /* the same, of another object of the origin */
 	SL_RENEWED =
 	    1 << 12, /* native stores: being given another version; its size and times are no user's */
 };

@@ -186,6 +186,7 @@ int sl_remote_clear(struct sl_object *dir, void (*gone)(void *arg, struct sl_obj
 	struct sl_name *names = NULL;
 	size_t n = 0;
 	int r = sl_names_read(dir, &names, &n);
+	dir->leaving |= n > 0;
 	for (size_t i = 0; i < n && r == 0; i++) {
 		_cleanup_object_ struct sl_object *o = NULL;
 		r = sl_object_lookup(dir, names[i].name, &o);

@@ -27,7 +27,11 @@ int sl_remote_unlink(struct sl_object *dir, const char *name, bool rmdir);
 /** As sl_object_rename(): everything below has its place where it is afterwards. */
 int sl_remote_rename(struct sl_object *dir, const char *name, struct sl_object *newdir, const char *newname,
 		     unsigned flags);
-/** Remove all names below the directory @o. @gone is called for each object that loses its name. */
+/**
+ * Remove all names below the directory @o. @gone is called for each object that loses its name. The origin
+ * may still have that directory, elsewhere and whole: whoever has it open must not take what is left for all
+ * of it. So it is `leaving` from before its first name goes, and cannot be listed.
+ */
 int sl_remote_clear(struct sl_object *o, void (*gone)(void *arg, struct sl_object *o), void *arg);
 /** Something of @o, or of what is below it, exists here only, or came here from elsewhere. */
 bool sl_remote_kept(struct sl_object *o);

@@ -128,7 +128,10 @@ void gate_readdir(struct sl_gate *g, struct sl_req *rq)
 		off = h->next = (uint64_t)e->d_off;
 	}
 	pthread_mutex_unlock(&h->lock);
-	if (err && len == 0)
+	/* Not ENOENT: the C library takes that for the end of the directory. */
+	if (h->o->leaving)
+		sl_reply_err(rq, -ESTALE);
+	else if (err && len == 0)
 		sl_reply_err(rq, err);
 	else
 		sl_reply_data(rq, NULL, 0, out, len);

@@ -36,6 +36,8 @@ void gate_lookup(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 	int r = sl_object_lookup_attr(dir, rq->m.name, &o, &a);
 	if (r == 0) {
 		reply_entry(g, rq, o, &a);
+	} else if (r == -ENOENT && dir->leaving) {
+		sl_reply_err(rq, -ESTALE);
 	} else if (r == -ENOENT) {
 		/* Names come and go through us only: that there is none may be remembered. */
 		struct fuse_entry_out none = {.entry_valid = VALID_SECONDS};

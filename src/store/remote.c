@@ -199,6 +199,8 @@ int sl_remote_clear(struct sl_object *dir, void (*gone)(void *arg, struct sl_obj
 		if (r == -ENOENT)
 			r = 0;
 	}
+	if (r < 0)
+		dir->leaving = false; /* it stays, and is compared */
 	sl_names_free(names, n);
 	return r;
 }

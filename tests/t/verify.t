@@ -113,7 +113,13 @@ def test():
     write(os.path.join(O, "x"), b"y" * 100000)
     os.rename(os.path.join(O, "x"), os.path.join(O, "d/f9"))
     slt.sluice("evict", os.path.join(C, "d/f9"))
-    slt.wait_for(20, "the new file", lambda: read(os.path.join(C, "d/f9")) == b"y" * 100000)
+
+    def new_file():
+        try:
+            return read(os.path.join(C, "d/f9")) == b"y" * 100000
+        except OSError:  # opened before it was replaced here, and nothing of it was here: see limits.md
+            return False
+    slt.wait_for(60, "the new file", new_file)
     ok(True, "a file that was replaced at the origin is the new one once it is fetched again")
     is_(os.stat(os.path.join(C, "d/f9")).st_size, 100000, "with its size")
 

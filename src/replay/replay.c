@@ -644,16 +644,13 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
 	if (replay_foreign(dir, name, o))
 		return 0;
-	if (!is_state(o, s) || !is_joined(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
+	if (owed(o, SL_REPLACED) || !is_state(o, s) || !is_joined(o, s) ||
+	    (S_ISLNK(o->type) && !same_target(o, s))) {
 		if (replay_may_be_users(dir, name, o))
 			return 0;
 		/* At every moment something has that name. */
 		if (!sl_object_is_dir(o) && !S_ISDIR(s->attr.mode))
 			return replay_appear(p, dir, name, s, true);
-		r = replay_vanish(p, dir, name, false);
-		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
-	}
-	if (owed(o, SL_REPLACED)) {
 		r = replay_vanish(p, dir, name, false);
 		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
 	}
@@ -737,7 +734,7 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		return 0; /* the listing showed it */
 	if (!o && sl_object_whiteout(dir, name))
 		return 0;
-	if (o && (replay_foreign(dir, name, o) || !moved || replaced)) {
+	if (o && (replay_foreign(dir, name, o) || !moved)) {
 		if (replay_foreign(dir, name, o)) {
 			conflict(p, dir, name);
 			return 0;

@@ -732,7 +732,7 @@ static int moved_on(struct fetch *x)
 			/* The replay may come to that later, and find that it is so already. Where the
 			 * version was not known what is not known of it has been told. */
 			if (x->f->cfg.mark && (o->rec.origin.ctime.tv_sec || o->rec.origin.ctime.tv_nsec))
-				o->rec.flags |= other ? SL_REPLACED : SL_UNTOLD;
+				o->rec.flags |= SL_UNTOLD;
 			changed = take_up(x->f, o, fd, &x->req.attr, NULL, &r);
 		}
 	}

@@ -205,6 +205,8 @@ static void apply_name(struct export *e, struct sl_pname *dir, const struct sl_f
 		if (sl_places_move(&e->places, x, dir, p->name, p->namelen) < 0) {
 			sl_places_remove(&e->places, x);
 			e->lost = true;
+			if (p->has_state && p->entry.nodeid)
+				sl_places_forget(&e->places, p->entry.nodeid, 1);
 			return;
 		}
 	} else if (!m->mask && n && n->n.nodeid != p->entry.nodeid)

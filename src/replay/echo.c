@@ -124,8 +124,6 @@ static int empty(struct sl_echo_acts *a, struct sl_object *o)
 	o->leaving |= n > 0;
 	for (size_t i = 0; i < n && r == 0; i++)
 		r = vanish(a, o, v[i].name, false);
-	if (r < 0)
-		o->leaving = false; /* it stays, and is compared */
 	sl_names_free(v, n);
 	return r;
 }
@@ -141,7 +139,11 @@ static int vanish(struct sl_echo_acts *a, struct sl_object *dir, const char *nam
 		return move_out(a, dir, path, name, o);
 	if (sl_object_is_dir(o))
 		r = empty(a, o);
-	return r < 0 ? r : remove_name(a, dir, path, name, sl_object_is_dir(o));
+	if (r >= 0)
+		r = remove_name(a, dir, path, name, sl_object_is_dir(o));
+	if (r < 0)
+		o->leaving = false; /* it stays, and is compared */
+	return r;
 }
 
 /*
@@ -158,7 +160,10 @@ static int make_way(struct sl_echo_acts *a, struct sl_object *dir, const char *n
 		return -EEXIST;
 	if (sl_object_is_dir(o) != for_dir)
 		return vanish(a, dir, name, false);
-	return for_dir ? empty(a, o) : 0;
+	r = for_dir ? empty(a, o) : 0;
+	if (r < 0)
+		o->leaving = false;
+	return r;
 }
 
 static int echo_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,

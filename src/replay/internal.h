@@ -17,7 +17,8 @@ struct item {
 	size_t bytes;
 	struct sl_object *dir; /* a reference: its attributes are in e.state */
 	bool look;	       /* with dir: compare it, that is all */
-	struct timespec upto;  /* with dir: what came here of what is in it, see sl_object_listed() */
+	struct timespec upto;  /* with dir: what came here of what is in it, see sl_object_listed(), */
+	uint32_t losses;       /* when events had been lost so many times */
 };
 
 #define CARRIED_MAX 1024
@@ -45,6 +46,8 @@ struct sl_replay {
 	size_t ntouched;
 	struct sl_list came; /* of struct came: what will have come to a directory, see touch_came() */
 	size_t ncame;
+	bool offline;	       /* as touch_look() found it last */
+	uint32_t losses;       /* of events: what was about to be noted then is not to be believed */
 	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
 	uint64_t links_after, links_pause;
@@ -81,9 +84,6 @@ int replay_refresh(struct sl_replay *p, struct sl_object *o, const struct sl_att
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */
 bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o);
-/** Native: of a file of several names nobody knows which a user has made, but that which is its place is
- * none. */
-bool replay_may_be_users(struct sl_object *dir, const char *name, struct sl_object *o);
 /** @name, which is not in @dir and is as @s says at the origin, was deleted or moved away here. */
 bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ostate *s);
 /** The clone has heard of a later change of it than @s. */
@@ -105,7 +105,9 @@ void replay_seen(struct sl_replay *p, struct sl_object *dir, const struct sl_ost
 void touch_ask(struct sl_replay *p);
 /** The answer is there: what is at names of @dir, up to @upto of the origin's time, has come here, as far as
  * events have told so far. Native: what is not here then, later, was deleted here, see sl_object_listed(). */
-void touch_came(struct sl_replay *p, struct sl_object *dir, struct timespec upto);
+void touch_came(struct sl_replay *p, struct sl_object *dir, struct timespec upto, uint32_t losses);
+/** Events were lost. */
+void touch_forget(struct sl_replay *p);
 /** When touch_look() has something to do, by sl_now(); 0: never. Lock held. */
 uint64_t touch_due(struct sl_replay *p);
 void touch_look(struct sl_replay *p);

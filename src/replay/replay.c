@@ -182,21 +182,21 @@ static bool is_state(struct sl_object *o, const struct sl_ostate *s)
 	return (s->attr.mode & S_IFMT) == o->type && replay_is(o, s->attr.ino, s->attr.generation);
 }
 
-/* Is something here of which watchers have not heard: SL_UNTOLD, SL_REPLACED? */
-static bool owed(struct sl_object *o, uint16_t flag)
+/* Is a version here of which watchers have not heard? */
+static bool owed(struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
-	bool is = o->rec.flags & flag;
+	bool is = o->rec.flags & SL_UNTOLD && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN));
 	pthread_mutex_unlock(&o->lock);
 	return is;
 }
 
 /* After they have: a service that is killed before that leaves it to the next one. */
-static void paid(struct sl_object *o, uint16_t flag)
+static void paid(struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
-	bool is = o->rec.flags & flag;
-	o->rec.flags &= (uint16_t)~flag;
+	bool is = o->rec.flags & SL_UNTOLD;
+	o->rec.flags &= (uint16_t)~SL_UNTOLD;
 	if (is)
 		(void)sl_object_save(o);
 	pthread_mutex_unlock(&o->lock);
@@ -496,7 +496,7 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	pthread_mutex_unlock(&o->lock);
 	int r = a->update(a->arg, dir, name, o, s, mask, how);
 	if (mask & FAN_MODIFY || (s->known && sl_version_eq(&had, &v)))
-		paid(o, SL_UNTOLD);
+		paid(o);
 	replay_seen(p, dir, s);
 	if (r == -EBUSY && dir) {
 		/* Its readers do not ask us: they must find all of the new content, or go on with the old. */
@@ -603,11 +603,12 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool dou
 	pthread_mutex_lock(&o->lock);
 	const struct sl_version *h = &o->rec.origin;
 	bool reg = sl_object_is_reg(o), changed = o->has_record && !sl_time_eq(h->ctime, v.ctime);
-	bool content =
-	    reg && (h->size != v.size || !sl_time_eq(h->mtime, v.mtime) || o->rec.flags & SL_UNTOLD);
+	bool ours = o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN);
+	bool content = reg && (h->size != v.size || !sl_time_eq(h->mtime, v.mtime) ||
+			       (o->rec.flags & SL_UNTOLD && !ours));
 	bool other = changed || (o->has_record && o->rec.mode != s->attr.mode);
 	/* Nobody has told what it was: it may have been written to, and been given its time again. */
-	bool unknown = reg && changed && !doubted;
+	bool unknown = reg && changed && !doubted && !ours;
 	/* The times of a directory are those of its names. */
 	if (sl_object_is_dir(o))
 		other = o->rec.mode != s->attr.mode;
@@ -617,7 +618,8 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool dou
 	return content ? FAN_MODIFY : (other ? FAN_ATTRIB : 0) | (unknown ? FAN_MODIFY : 0);
 }
 
-bool replay_may_be_users(struct sl_object *dir, const char *name, struct sl_object *o)
+/* Native: of a file of several names nobody knows which a user has made, but that which is its place. */
+static bool may_be_users(struct sl_object *dir, const char *name, struct sl_object *o)
 {
 	_cleanup_free_ char *above = NULL, *own = NULL, *place = NULL;
 	pthread_mutex_lock(&o->lock);
@@ -644,9 +646,8 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
 	if (replay_foreign(dir, name, o))
 		return 0;
-	if (owed(o, SL_REPLACED) || !is_state(o, s) || !is_joined(o, s) ||
-	    (S_ISLNK(o->type) && !same_target(o, s))) {
-		if (replay_may_be_users(dir, name, o))
+	if (!is_state(o, s) || !is_joined(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
+		if (may_be_users(dir, name, o))
 			return 0;
 		/* At every moment something has that name. */
 		if (!sl_object_is_dir(o) && !S_ISDIR(s->attr.mode))
@@ -728,10 +729,9 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 			h.attr.size = SL_MAX(h.attr.size, had.size);
 		s = &h;
 	}
-	bool replaced = o && owed(o, SL_REPLACED);
-	if (o && !replaced && !replay_foreign(dir, name, o) && is_state(o, s) &&
-	    (!S_ISLNK(o->type) || same_target(o, s)))
-		return 0; /* the listing showed it */
+	if (o && !replay_foreign(dir, name, o) && is_state(o, s) && (!S_ISLNK(o->type) || same_target(o, s)))
+		/* A listing showed it, or a reader came before us. */
+		return owed(o) ? replay_update(p, dir, name, o, s, FAN_MODIFY) : 0;
 	if (!o && sl_object_whiteout(dir, name))
 		return 0;
 	if (o && (replay_foreign(dir, name, o) || !moved)) {
@@ -755,9 +755,8 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		return r == -ENOENT ? 0 : r;
 	if (replay_foreign(dir, name, o))
 		return 0;
-	/* What the clone has is what came after it, and was shown by a listing. */
-	if (!is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state) &&
-	    !owed(o, SL_REPLACED))
+	/* What the clone has is what came after it. */
+	if (!is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
 		return 0;
 	return replay_vanish(p, dir, name, moved);
 }
@@ -995,7 +994,7 @@ static void run_item(struct sl_replay *p, struct item *i)
 	} else if (i->dir) {
 		/* No event: names changed it, and they had theirs. */
 		const struct sl_attr *a = &i->e.state.attr;
-		touch_came(p, i->dir, i->upto);
+		touch_came(p, i->dir, i->upto, i->losses);
 		/* Another one may have taken its place since it was asked for. */
 		if (replay_is(i->dir, a->ino, a->generation) && !replay_is_later(i->dir, &i->e.state))
 			(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0,
@@ -1078,6 +1077,8 @@ static void *replay_thread(void *arg)
 		p->resting = false;
 		pthread_mutex_unlock(&p->lock);
 		bool more = false;
+		if (lost)
+			touch_forget(p);
 		if (!i && !lost && !p->paused) {
 			unsure_look(p);
 			touch_look(p);

@@ -15,6 +15,7 @@ struct touch {
 	struct sl_replay *p;
 	struct sl_object *dir;
 	struct timespec upto; /* the latest change of what is in it that came here */
+	uint32_t losses;
 	char *place;
 	struct sl_oreq req;
 };
@@ -39,6 +40,7 @@ static void touch_upto(struct sl_replay *p, struct sl_object *dir, struct timesp
 			return;
 		t->p = p;
 		t->dir = sl_object_ref(dir);
+		t->losses = p->losses;
 		sl_list_add_tail(&p->touched, &t->link);
 		p->ntouched++;
 	}
@@ -67,6 +69,7 @@ static void touch_done(struct sl_oreq *r)
 		i->e.state = (struct sl_ostate){.known = true, .present = true, .attr = r->attr};
 		i->dir = sl_object_ref(t->dir);
 		i->upto = t->upto;
+		i->losses = t->losses;
 	}
 	sl_oreq_fini(r);
 	drop(t);
@@ -124,10 +127,17 @@ static void forget(struct sl_replay *p, struct came *c)
 	free(c);
 }
 
-void touch_came(struct sl_replay *p, struct sl_object *dir, struct timespec upto)
+void touch_forget(struct sl_replay *p)
+{
+	p->losses++;
+	sl_list_for_each_safe (l, &p->came)
+		forget(p, sl_list_entry(l, struct came, link));
+}
+
+void touch_came(struct sl_replay *p, struct sl_object *dir, struct timespec upto, uint32_t losses)
 {
 	uint64_t now = sl_now();
-	if (!sl_store_native(p->cfg.store) || (upto.tv_sec == 0 && upto.tv_nsec == 0))
+	if (!sl_store_native(p->cfg.store) || (upto.tv_sec == 0 && upto.tv_nsec == 0) || losses != p->losses)
 		return;
 	struct came *c = sl_list_empty(&p->came) ? NULL : sl_list_entry(p->came.prev, struct came, link);
 	if (c && c->dir == dir && now - c->since < SL_NS_PER_SEC) {
@@ -148,12 +158,19 @@ uint64_t touch_due(struct sl_replay *p)
 {
 	if (sl_list_empty(&p->came))
 		return 0;
+	if (p->offline)
+		return sl_now() + SL_NS_PER_SEC;
 	return SL_MIN(p->heard + QUIET_NS, sl_list_entry(p->came.next, struct came, link)->since + LATEST_NS);
 }
 
 void touch_look(struct sl_replay *p)
 {
 	uint64_t now = sl_now();
+	if (sl_list_empty(&p->came))
+		return;
+	p->offline = !sl_origin_connected(p->cfg.origin);
+	if (p->offline) /* silence says nothing */
+		return;
 	pthread_mutex_lock(&p->lock);
 	bool quiet = !p->nqueue && p->heard + QUIET_NS <= now;
 	pthread_mutex_unlock(&p->lock);
@@ -172,6 +189,5 @@ void touch_free(struct sl_replay *p)
 {
 	sl_list_for_each_safe (l, &p->touched)
 		drop(sl_list_entry(l, struct touch, link));
-	sl_list_for_each_safe (l, &p->came)
-		forget(p, sl_list_entry(l, struct came, link));
+	touch_forget(p);
 }

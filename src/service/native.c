@@ -238,6 +238,7 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 		   void *arg, char **why)
 {
 	struct sl_fan_config fc = {.store = c->store,
+				   .keeper = sl_keeper_pid(c->keeper),
 				   .fill = c->fill,
 				   .group = sl_kept_get(c->keeper, SL_KEPT_GROUP),
 				   .notify = sl_kept_get(c->keeper, SL_KEPT_NOTIFY)};

@@ -1008,19 +1008,18 @@ static int renew(struct sl_object *o, int fd, const struct timespec *atime)
 		return -errno;
 	int r = 0;
 	uint64_t had = (uint64_t)st.st_size, from = SL_ALIGN_UP(had, block);
+	bool cold = had % block && !sl_chunkmap_test(&o->map, had - 1, 1);
+	empty_map(o);
+	o->rewritten = true;
+	o->quiet = o->allowed + LET_NS;
 	if (size < had && ftruncate(fd, (off_t)size) < 0) {
 		/* A file cannot be cut off inside a block that cannot be read: that block is given anew. */
 		r = errno == EIO ? sl_disarm_last(o->store, fd, size) : -errno;
 		from = SL_ALIGN_DOWN(size, block);
-	} else if (size > had && had % block && !sl_chunkmap_test(&o->map, had - 1, 1)) {
+	} else if (size > had && cold) {
 		from = SL_ALIGN_DOWN(had, block); /* nor made longer, from inside one */
 	}
-	if (r < 0)
-		return r;
-	empty_map(o);
-	o->rewritten = true;
-	o->quiet = o->allowed + LET_NS;
-	if (size > from)
+	if (r == 0 && size > from)
 		r = sl_armour(o->store, fd, from, size);
 	if (r == -EOPNOTSUPP)
 		r = 0;
@@ -1074,8 +1073,11 @@ int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, con
 		return sl_object_drop(o, fd);
 	o->rec.origin = *v;
 	r = renew(o, fd, atime);
-	if (r < 0)
+	if (r < 0) { /* nothing is here of either */
+		o->rec.origin = old.origin;
+		empty_map(o);
 		return r;
+	}
 	o->rec.flags &= (uint16_t)~SL_RENEWED;
 	return sl_object_save(o);
 }

@@ -41,7 +41,6 @@ enum sl_record_flag {
 	SL_UNTOLD =
 	    1
 	    << 13, /* a reader came before the replay: this version is here, and no watcher has heard of it */
-	SL_REPLACED = 1 << 14, /* the same, of another object of the origin */
 	SL_RENEWED =
 	    1 << 12, /* native stores: being given another version; its size and times are no user's */
 };

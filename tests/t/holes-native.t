@@ -31,9 +31,12 @@ for name in sorted(os.listdir(c), key=int):
             if hole != size:
                 sys.exit(f"{name}: a hole at {hole} of {size} bytes")
         try:
-            got += os.read(reader.stdout.fileno(), 1 << 20).decode()
+            piece = os.read(reader.stdout.fileno(), 1 << 20).decode()
         except BlockingIOError:
-            pass
+            continue
+        if not piece:
+            sys.exit(f"{name}: the reader failed")
+        got += piece
     with open(f"{o}/{name}", "rb") as f:
         if bytes.fromhex(got) != f.read():
             sys.exit(f"{name}: wrong content")

@@ -34,7 +34,6 @@ machine() {
 machine "file operations, fanotify gate: " tests/t/fileops-native.t
 machine "conformance, fanotify gate: " tests/tools/conformance --gate fanotify --quick --tap
 machine "conformance, fuse gate: " tests/tools/conformance --gate fuse --quick --tap
-machine "one fetch for all, fanotify gate: " tests/t/singleflight-native.t
 wait "${_pids[@]}"
 
 for i in "${!labels[@]}"; do

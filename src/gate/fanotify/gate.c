@@ -196,10 +196,15 @@ void fan_keep_recent(struct sl_fan *g, struct sl_object *o)
 	sl_object_put(old);
 }
 
+/* The newest is last, and the one that was noted first is forgotten. */
 static void note_pid(struct sl_fan *g, int32_t pid)
 {
-	size_t n = SL_ARRAY_SIZE(g->area->pids);
-	for (size_t i = 0; i + 1 < n; i++)
+	size_t n = SL_ARRAY_SIZE(g->area->pids), i = 0;
+	while (i + 1 < n && g->area->pids[i] != pid)
+		i++;
+	if (g->area->pids[i] != pid)
+		i = 0;
+	for (; i + 1 < n; i++)
 		g->area->pids[i] = g->area->pids[i + 1];
 	g->area->pids[n - 1] = pid;
 }
@@ -228,8 +233,8 @@ static int set_area(struct sl_fan *g)
 	g->area->nslots = (uint32_t)SL_MIN((size - sizeof(*g->area)) / sizeof(struct slot), rl.rlim_cur);
 	g->area->magic = AREA_MAGIC;
 	/* The keeper closes what a service that died had open for writing, and that is told as well. */
-	if (!fan_ours(g, getppid()))
-		note_pid(g, getppid());
+	if (g->cfg.keeper)
+		note_pid(g, g->cfg.keeper);
 	note_pid(g, getpid());
 	return 0;
 }

@@ -27,6 +27,7 @@ struct sl_fan_config {
 	void
 	    *area; /* shared with that service and the next, zero at first; NULL: nothing outlives this one */
 	size_t area_size;
+	int keeper; /* its process: what it closes of a service that died is no change by a user; 0: none */
 };
 
 /** Make or take over the groups and marks. From now on nobody gets at content unasked, and who tries waits

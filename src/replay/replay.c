@@ -137,9 +137,9 @@ bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o
 	bool native = sl_store_native(o->store);
 	pthread_mutex_lock(&o->lock);
 	bool f = o->rec.flags & (SL_LOCAL | SL_MOVED) || o->damaged || (native && !o->has_record);
-	bool linked = o->rec.flags & SL_LINKED;
+	bool linked = o->rec.flags & SL_LINKED, recorded = o->has_record;
 	pthread_mutex_unlock(&o->lock);
-	if (!f && !native && !o->has_record)
+	if (!f && !native && !recorded)
 		return sl_object_whiteout(dir, name); /* see sl_object_adopt() */
 	if (f || !native || linked)
 		return f;

@@ -916,7 +916,7 @@ static int save_native(struct sl_object *o)
 		o->rec.flags &= (uint16_t)~SL_RENEWED;
 	size_t n = sl_record_encode_placed(&o->rec, sl_handle_hash(&o->handle), place, moves, b);
 	r = n ? put_attr(o, o->store->xattr_record, b, n) : -ENAMETOOLONG;
-	if (r == 0)
+	if (r == 0 && !o->has_record) /* most look at it without the lock */
 		o->has_record = true;
 	return r;
 }
@@ -932,7 +932,7 @@ int sl_object_save(struct sl_object *o)
 	if (r < 0)
 		return r;
 	r = sl_record_save_at(o->store, at.fd, at.name, &o->rec, NULL, 0);
-	if (r == 0)
+	if (r == 0 && !o->has_record) /* most look at it without the lock */
 		o->has_record = true;
 	else if ((r == -EPERM || r == -EOPNOTSUPP) && !S_ISREG(o->type) && !S_ISDIR(o->type))
 		r = 0; /* symlinks and special files of an unprivileged store go without */

@@ -10,7 +10,6 @@ ONLY=a,b runs some of them, BACKENDS=inotify chooses."""
 # long: yes
 
 import contextlib
-import ctypes
 import errno
 import os
 import signal
@@ -22,27 +21,11 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import slt  # noqa: E402
-from slt import NATIVE, ROOT, SLUICE, T, is_, note, ok, point, skip, status, wait_for  # noqa: E402
-from watch import Watcher  # noqa: E402
+from slt import NATIVE, ROOT, SLUICE, T, exchange, is_, note, ok, point, read, skip, status, wait_for, write  # noqa: E402
+from watch import Watcher, kinds  # noqa: E402
 
-libc = ctypes.CDLL(None, use_errno=True)
 BUILD = os.environ.get("SLUICE_BUILD", "build")
 BACKENDS = os.environ.get("BACKENDS", "fanotify inotify" if ROOT else "inotify").split()
-
-
-def write(path, data, mode="w"):
-    with open(path, mode, encoding="utf-8") as f:
-        f.write(data)
-
-
-def read(path):
-    with open(path, encoding="utf-8") as f:
-        return f.read()
-
-
-def exchange(a, b):
-    if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) < 0:
-        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 class Days:
@@ -113,12 +96,6 @@ class Days:
         if known:
             return slt.known(p.returncode == 0, f"{self.what}the trees are equal {what}", known, said)
         return ok(p.returncode == 0, f"{self.what}the trees are equal {what}", said)
-
-
-def kinds(events, *names):
-    """Of these names, without what merely was used; one that is told twice in a row is one (the kernel may merge them, or not)."""
-    v = [(w, k, n) for w, k, n in events if k not in ("OPEN", "ACCESS", "CLOSE_NOWRITE") and (not names or n in names)]
-    return [e for i, e in enumerate(v) if i == 0 or v[i - 1] != e]
 
 
 # ---- directories that are renamed while they are listed ----

@@ -11,7 +11,6 @@ SEED=... repeats a run, SEEDS=... makes that many, STEPS=... makes each longer (
 # long: yes
 
 import collections
-import ctypes
 import os
 import random
 import stat
@@ -25,7 +24,6 @@ import slt  # noqa: E402
 from slt import SANITIZED, SLUICE, T, clone, note, ok, status, wait_for  # noqa: E402
 from watch import Watcher  # noqa: E402
 
-libc = ctypes.CDLL(None, use_errno=True)
 DIRS = ["", "a", "b", "a/x", "a/y", "b/z"]
 NAMES = [f"n{i}" for i in range(12)] + ["with space", "\udcff\udcfe"]
 
@@ -101,8 +99,7 @@ class Origin:
         a, b = self.some(), self.some()
         if a != b and self.fresh("rename", self.ino(a), a, b) and self.fresh("rename", self.ino(b), b, a) and \
                 self.fresh("name", self.ino(a), b) and self.fresh("name", self.ino(b), a):
-            if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) < 0:
-                raise OSError(ctypes.get_errno(), "renameat2")
+            slt.exchange(a, b)
 
     def unlink(self):
         p = self.some()

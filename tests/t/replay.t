@@ -5,7 +5,6 @@ state than the event says, or something that was changed here is lost.
 
 Each kind alone, local changes in the way, and what happens when events were lost."""
 
-import ctypes
 import errno
 import os
 import signal
@@ -18,36 +17,14 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import slt  # noqa: E402
-from slt import NATIVE, ROOT, SLUICE, T, clone, is_, note, ok, point, status, wait_for  # noqa: E402
-from watch import CHANGES, Watcher  # noqa: E402
+from slt import NATIVE, ROOT, SLUICE, T, clone, exchange, is_, note, ok, point, read, status, wait_for, write  # noqa: E402
+from watch import CHANGES, Watcher, kinds  # noqa: E402
 
-libc = ctypes.CDLL(None, use_errno=True)
 O, C, OUT = T + "/o", T + "/c", T + "/out"
-
-
-def write(path, data, mode="w"):
-    with open(path, mode, encoding=None if "b" in mode else "utf-8") as f:
-        f.write(data)
-
-
-def read(path):
-    with open(path, encoding="utf-8") as f:
-        return f.read()
-
-
-def exchange(a, b):
-    if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) < 0:
-        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 def run(*cmd):
     subprocess.run(cmd, check=True, stdin=subprocess.DEVNULL, timeout=120)
-
-
-def kinds(events):
-    """Without what merely was used; one that is told twice in a row is one (the kernel may merge them, or not)."""
-    v = [(w, k, n) for w, k, n in events if k not in ("OPEN", "ACCESS", "CLOSE_NOWRITE")]
-    return [e for i, e in enumerate(v) if i == 0 or v[i - 1] != e]
 
 
 def quiet(path=C):

@@ -46,15 +46,34 @@ def run(test, also_as_user=False):
 
 def kernel_series():
     """Has this kernel the patches of kernel/? Then who looks for holes is asked for, too."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    group = libc.syscall(300, 0x9, os.O_RDONLY)  # fanotify_init: FAN_CLASS_PRE_CONTENT, FAN_CLOEXEC
+    group = _libc.syscall(300, 0x9, os.O_RDONLY)  # fanotify_init: FAN_CLASS_PRE_CONTENT, FAN_CLOEXEC
     if group < 0:
         return False
     try:
         # fanotify_mark: FAN_PRE_DIR_ACCESS, which others do not know; whether the filesystem can do it is another question.
-        return libc.syscall(301, group, 1, ctypes.c_uint64(0x200000), -100, b"/") == 0 or ctypes.get_errno() != errno.EINVAL
+        return _libc.syscall(301, group, 1, ctypes.c_uint64(0x200000), -100, b"/") == 0 or ctypes.get_errno() != errno.EINVAL
     finally:
         os.close(group)
+
+
+# ---- files ----
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def write(path, data, mode="w"):
+    with open(path, mode, encoding=None if "b" in mode else "utf-8") as f:
+        f.write(data)
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def exchange(a, b):
+    if _libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) < 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 # ---- TAP ----

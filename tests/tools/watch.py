@@ -21,6 +21,12 @@ class Event(tuple):
     """(where, kind, name); .cookie, .isdir, .when, .seen: what `look` returned when it was read"""
 
 
+def kinds(events, *names):
+    """Of these names, or of all, without what merely was used; one that is told twice in a row is one (the kernel may merge them, or not)."""
+    v = [(w, k, n) for w, k, n in events if k not in ("OPEN", "ACCESS", "CLOSE_NOWRITE") and (not names or n in names)]
+    return [e for i, e in enumerate(v) if i == 0 or v[i - 1] != e]
+
+
 class Watcher:
     def __init__(self, dirs, mask=CHANGES, look=None):
         """@dirs: label -> path. @look(event) is called as each event is read."""

@@ -178,7 +178,8 @@ void touch_look(struct sl_replay *p)
 		struct came *c = sl_list_entry(l, struct came, link);
 		if (!quiet && c->since + LATEST_NS > now)
 			return;
-		/* A comparison finds what is missing, and says so itself. */
+		/* One that is compared again later may lack something until then; the comparison says so
+		 * itself. */
 		if (!replay_is_unsure(p, c->dir))
 			(void)sl_object_listed(c->dir, c->upto);
 		forget(p, c);

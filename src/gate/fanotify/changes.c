@@ -10,7 +10,7 @@
 #include "base/log.h"
 #include "gate/fanotify/internal.h"
 
-bool fan_ours(struct sl_fan *g, int32_t pid)
+static bool ours(struct sl_fan *g, int32_t pid)
 {
 	for (size_t i = 0; i < SL_ARRAY_SIZE(g->area->pids); i++)
 		if (g->area->pids[i] == pid)
@@ -23,7 +23,7 @@ static void changed(struct sl_fan *g, const struct fanotify_event_metadata *m)
 	const struct fanotify_event_info_fid *x = (const void *)((const char *)m + m->metadata_len);
 	const struct file_handle *raw = (const void *)x->handle;
 	struct sl_handle h;
-	if (fan_ours(g, m->pid) || m->event_len < m->metadata_len + sizeof(*x) + sizeof(*raw) ||
+	if (ours(g, m->pid) || m->event_len < m->metadata_len + sizeof(*x) + sizeof(*raw) ||
 	    x->hdr.info_type != FAN_EVENT_INFO_TYPE_FID || raw->handle_bytes > sizeof(h.b) ||
 	    m->event_len < m->metadata_len + sizeof(*x) + sizeof(*raw) + raw->handle_bytes)
 		return;

@@ -127,4 +127,3 @@ static inline bool fan_full(struct sl_object *o, const struct stat *st)
 	return sl_chunkmap_full(&o->map) && !o->evicting && !fan_cut(o, st);
 }
 void *fan_changes(void *arg);
-bool fan_ours(struct sl_fan *g, int32_t pid);

@@ -182,6 +182,24 @@ int sl_disarm_last(struct sl_store *s, int fd, uint64_t size)
 	return r < 0 ? r : ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
 }
 
+int sl_object_mend_tail(struct sl_object *o, int fd)
+{
+	struct sl_store *s = o->store;
+	struct stat st;
+	if (!s->sealed || fstat(fd, &st) < 0)
+		return 0;
+	uint64_t size = (uint64_t)st.st_size, tail = SL_ALIGN_DOWN(size, (uint64_t)s->block);
+	pthread_mutex_lock(&o->lock);
+	bool missing = o->has_record && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN)) &&
+		       size == o->map.size && tail < size && !sl_chunkmap_test(&o->map, tail, size - tail);
+	pthread_mutex_unlock(&o->lock);
+	if (!missing || lseek(fd, (off_t)tail, SEEK_HOLE) != (off_t)tail)
+		return 0;
+	bool invisible;
+	_cleanup_close_ int own = sl_object_open_fill(o, &invisible);
+	return own < 0 ? own : sl_armour(s, own, tail, size);
+}
+
 int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off)
 {
 	uint64_t block = o->store->block, tail = SL_ALIGN_DOWN(off + n, block);
@@ -194,7 +212,8 @@ int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n,
 	/*
 	 * Part of a block that cannot be read cannot be written either. Punched out first, it would be a hole
 	 * until it is written: nobody asks us before he looks for holes (SEEK_HOLE), and takes them for
-	 * zeros.
+	 * zeros. Where nobody has it open nobody can look; and if we end just then, see
+	 * sl_object_mend_tail().
 	 */
 	size_t whole = tail > off ? (size_t)(tail - off) : 0;
 	const char *rest = (const char *)buf + whole;

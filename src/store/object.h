@@ -174,6 +174,12 @@ int sl_object_open_fill(struct sl_object *o, bool *invisible);
 /** Write what is missing, through such a descriptor: whole blocks, or up to the end of the file. Native: with
  * the io lock. */
 int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n, uint64_t off);
+/**
+ * Native, with the io lock held exclusively, before somebody opens it: a service that was killed, or a
+ * machine that lost its power, may have left a hole in the place of the last block, which was just being
+ * written. There is armour again then. @fd: any descriptor for reading; its position changes.
+ */
+int sl_object_mend_tail(struct sl_object *o, int fd);
 /** A descriptor of the directory for the *at calls, to be closed. */
 int sl_object_open_dir(struct sl_object *o);
 /** An O_PATH descriptor of it, to be closed. */

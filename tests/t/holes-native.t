@@ -65,4 +65,29 @@ with open(o, "rb") as a, open(c, "rb") as b:
     sys.exit(0 if a.read() == b.read() else "wrong content")
 EOP
 ok "no hole when the origin cuts a file off that is not here" python3 "$T/shorter.py" "$o/151" "$c/151"
+
+# What a service leaves that is killed, or a machine that loses its power, while the last block of a file that nobody has open gives
+# way to the origin's: done here through the service's own mount, which nobody is asked about.
+evict_all() { "$SLUICE" evict "$c"; }
+ok "nothing is here" evict_all
+tree=
+for fd in /proc/"$("$SLUICE" status --json "$c" | sed -n 's/.*"service_pid": *\([0-9]*\).*/\1/p')"/fd/*; do
+	[ -d "$fd/whiteouts" ] && tree=$fd/tree
+done
+punch() { fallocate -p -o $(($(stat -c %s "$1") / 4096 * 4096)) -l 4096 "$1"; }
+for i in {1..20}; do punch "$tree/$i"; done
+cat >"$T/first.py" <<'EOP'
+# Who opens it, and looks for holes before he reads anything.
+import os, sys
+o, c = sys.argv[1:]
+for i in range(1, 21):
+    fd = os.open(f"{c}/{i}", os.O_RDONLY)
+    size = os.fstat(fd).st_size
+    if os.lseek(fd, 0, os.SEEK_HOLE) != size or os.lseek(fd, size - 1, os.SEEK_DATA) != size - 1:
+        sys.exit(f"{i}: a hole in {size} bytes")
+    with open(f"{o}/{i}", "rb") as f:
+        if os.pread(fd, 1 << 20, 0) != f.read():
+            sys.exit(f"{i}: wrong content")
+EOP
+ok "no hole is left where a last block was lost" python3 "$T/first.py" "$o" "$c"
 done_testing

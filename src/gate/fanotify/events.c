@@ -72,11 +72,15 @@ static int look_open(struct sl_fan *g, int fd, struct sl_object *o, bool may_wai
 	/* Not while bytes of the origin are written to it: it may be open(O_TRUNC), see settle_opens(). */
 	if (io_lock(o, true, may_wait) != 0)
 		return LATER;
-	o->opened = sl_now();
-	respond(g, fd, FAN_ALLOW);
+	int r = sl_object_mend_tail(o, fd);
+	if (r == 0) {
+		o->opened = sl_now();
+		respond(g, fd, FAN_ALLOW);
+	}
 	pthread_rwlock_unlock(&o->io);
-	sl_fill_note_open(g->fill, o);
-	return ANSWERED;
+	if (r == 0)
+		sl_fill_note_open(g->fill, o);
+	return r < 0 ? r : ANSWERED;
 }
 
 static int look_range(struct sl_fan *g, int fd, struct sl_object *o, uint64_t off, uint64_t len,

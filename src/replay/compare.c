@@ -289,8 +289,8 @@ static int compare_dir(struct sl_compare *c, const struct todo *t, const struct 
 	if (!replay_is_later(dir, &own))
 		(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, dir, &own, 0,
 					 SL_UPDATE_KEEP | SL_UPDATE_LISTED);
-	if (r == 0 && sl_store_native(p->cfg.store))
-		(void)sl_object_listed(dir, sl_oreq_latest(q));
+	if (r == 0)
+		replay_listed(dir, q);
 	pthread_mutex_lock(&p->lock);
 	p->stats.compared++;
 	p->stats.differences += differ;

@@ -17,8 +17,6 @@ struct item {
 	size_t bytes;
 	struct sl_object *dir; /* a reference: its attributes are in e.state */
 	bool look;	       /* with dir: compare it, that is all */
-	struct timespec upto;  /* with dir: what came here of what is in it, see sl_object_listed(), */
-	uint32_t losses;       /* when events had been lost so many times */
 };
 
 #define CARRIED_MAX 1024
@@ -44,10 +42,6 @@ struct sl_replay {
 	struct sl_list unlisted;    /* of struct unlisted: directories that were shown and not listed yet */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
-	struct sl_list came; /* of struct came: what will have come to a directory, see touch_came() */
-	size_t ncame;
-	bool offline;	       /* as touch_look() found it last */
-	uint32_t losses;       /* of events: what was about to be noted then is not to be believed */
 	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
 	uint64_t links_after, links_pause;
@@ -69,6 +63,8 @@ void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n);
  */
 int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  bool doubted);
+/** All that is in @dir by the listing @q has come. */
+void replay_listed(struct sl_object *dir, const struct sl_oreq *q);
 /** The acts, with what goes with each: directories touched, conflicts noted. */
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  bool moved);
@@ -99,18 +95,8 @@ static inline uint64_t sl_earlier(uint64_t a, uint64_t b)
 /* touch.c; all on the replay's thread */
 /** @dir is one whose names came and go: its own times are asked for, later. */
 void replay_touch(struct sl_replay *p, struct sl_object *dir);
-/** The same, and what @s says is at a name of it was brought here. */
-void replay_seen(struct sl_replay *p, struct sl_object *dir, const struct sl_ostate *s);
 /** Ask for what was touched: in the background, and the answer comes through the queue. */
 void touch_ask(struct sl_replay *p);
-/** The answer is there: what is at names of @dir, up to @upto of the origin's time, has come here, as far as
- * events have told so far. Native: what is not here then, later, was deleted here, see sl_object_listed(). */
-void touch_came(struct sl_replay *p, struct sl_object *dir, struct timespec upto, uint32_t losses);
-/** Events were lost. */
-void touch_forget(struct sl_replay *p);
-/** When touch_look() has something to do, by sl_now(); 0: never. Lock held. */
-uint64_t touch_due(struct sl_replay *p);
-void touch_look(struct sl_replay *p);
 void touch_free(struct sl_replay *p);
 
 /* unsure.c */

@@ -155,8 +155,7 @@ bool replay_deleted(struct sl_object *dir, const char *name, const struct sl_ost
 {
 	if (!sl_store_native(dir->store))
 		return sl_object_whiteout(dir, name);
-	/* There are no whiteouts: but what had come here, and is not here, was taken away here. */
-	return sl_object_had(dir, s->attr.ctime);
+	return sl_object_taken(dir, name, &s->attr);
 }
 
 /* Not every backend knows both halves of an identity. */
@@ -264,6 +263,30 @@ static void conflict(struct sl_replay *p, struct sl_object *dir, const char *nam
 	pthread_mutex_unlock(&o->lock);
 }
 
+/* Behind the fanotify gate nobody tells of names that users take away: what has come and is missing was. */
+static void came(struct sl_object *dir, const char *name, const struct sl_attr *a)
+{
+	if (dir && sl_store_native(dir->store))
+		sl_object_came(dir, name, a);
+}
+
+/* The origin has renamed what is @name in @dir now, or has taken it from there. */
+static void came_as_it_is(struct sl_object *dir, const char *name)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	if (!sl_store_native(dir->store))
+		return;
+	if (sl_object_lookup(dir, name, &o) < 0) {
+		sl_object_forget_came(dir, name);
+		return;
+	}
+	pthread_mutex_lock(&o->lock);
+	const struct sl_version *v = &o->rec.origin;
+	struct sl_attr a = {.ino = v->ino, .generation = v->generation, .ctime = v->ctime};
+	pthread_mutex_unlock(&o->lock);
+	came(dir, name, &a);
+}
+
 /* The result of an act: a conflict is noted and is no error, and what is gone is gone. */
 static int acted(struct sl_replay *p, int r, struct sl_object *dir, const char *name)
 {
@@ -327,9 +350,17 @@ static int list_dir(struct sl_replay *p, struct sl_object *dir)
 	if (!all)
 		replay_unsure(p, dir);
 	else if (r == 0)
-		(void)sl_object_listed(dir, sl_oreq_latest(&q));
+		replay_listed(dir, &q);
 	sl_oreq_fini(&q);
 	return r == 0 ? 0 : -ESTALE;
+}
+
+void replay_listed(struct sl_object *dir, const struct sl_oreq *q)
+{
+	if (!sl_store_native(dir->store) || sl_object_listed(dir, sl_oreq_latest(q)) < 0)
+		return;
+	for (size_t i = 0; i < q->nentries; i++)
+		sl_object_forget_came(dir, q->entries[i].name);
 }
 
 /* Where directories are not lazy. One that has moved on is listed when we have moved it on as well. */
@@ -377,7 +408,7 @@ int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
 	replay_touch(p, dir);
 	if (r >= 0)
-		replay_seen(p, dir, s);
+		came(dir, name, &s->attr);
 	if (r > 0)
 		r = list_new(p, dir, name);
 	return acted(p, r, dir, name);
@@ -387,6 +418,8 @@ int replay_vanish(struct sl_replay *p, struct sl_object *dir, const char *name, 
 {
 	int r = p->cfg.acts.vanish(p->cfg.acts.arg, dir, name, moved);
 	replay_touch(p, dir);
+	if (r == 0 && sl_store_native(p->cfg.store))
+		sl_object_forget_came(dir, name);
 	return acted(p, r, dir, name);
 }
 
@@ -394,8 +427,11 @@ int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		  const char *newname, bool exchange)
 {
 	int r = p->cfg.acts.rename(p->cfg.acts.arg, dir, name, newdir, newname, exchange);
-	if (r == 0)
+	if (r == 0) {
+		came_as_it_is(dir, name);
+		came_as_it_is(newdir, newname);
 		list_again(p);
+	}
 	replay_touch(p, dir);
 	if (newdir != dir)
 		replay_touch(p, newdir);
@@ -497,7 +533,8 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	int r = a->update(a->arg, dir, name, o, s, mask, how);
 	if (mask & FAN_MODIFY || (s->known && sl_version_eq(&had, &v)))
 		paid(o);
-	replay_seen(p, dir, s);
+	if (s->known && s->present && (r == 0 || r == -EEXIST))
+		came(dir, name, &s->attr);
 	if (r == -EBUSY && dir) {
 		/* Its readers do not ask us: they must find all of the new content, or go on with the old. */
 		r = replay_refresh(p, o, &s->attr);
@@ -877,6 +914,15 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	return r;
 }
 
+/* Everything that events have told of @dir so far has been done. */
+static bool is_settled(struct sl_replay *p, struct sl_object *dir)
+{
+	sl_list_for_each (l, &p->unlisted)
+		if (sl_list_entry(l, struct unlisted, link)->dir == dir)
+			return false;
+	return !p->compare && !replay_is_unsure(p, dir);
+}
+
 static int changed(struct sl_replay *p, const struct sl_oevent *e)
 {
 	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
@@ -892,6 +938,8 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 	int r = find_name(p, e->place, &dir, &name);
 	if (r == 0)
 		r = sl_object_lookup(dir, name, &o);
+	if (r == -ENOENT && names_child(&s, e) && is_settled(p, dir))
+		came(dir, name, &s.attr); /* once: it was taken away here, and stays so */
 	if (r < 0)
 		return r == -ENOENT || r == -ENODATA ? 0 : r;
 	if (replay_foreign(dir, name, o) || !is_child(o, e))
@@ -994,7 +1042,6 @@ static void run_item(struct sl_replay *p, struct item *i)
 	} else if (i->dir) {
 		/* No event: names changed it, and they had theirs. */
 		const struct sl_attr *a = &i->e.state.attr;
-		touch_came(p, i->dir, i->upto, i->losses);
 		/* Another one may have taken its place since it was asked for. */
 		if (replay_is(i->dir, a->ino, a->generation) && !replay_is_later(i->dir, &i->e.state))
 			(void)p->cfg.acts.update(p->cfg.acts.arg, NULL, NULL, i->dir, &i->e.state, 0,
@@ -1045,7 +1092,7 @@ static void rest(struct sl_replay *p)
 	pthread_cond_broadcast(&p->cond);
 	if (p->stop || (!p->paused && (!sl_list_empty(&p->queue) || p->lost)))
 		return;
-	uint64_t due = sl_earlier(unsure_due(p), touch_due(p));
+	uint64_t due = unsure_due(p);
 	if ((p->nbusy || due || !sl_list_empty(&p->unlisted)) && !p->paused) {
 		uint64_t busy = sl_now() + BUSY_NS;
 		struct timespec ts = sl_ns_to_timespec(due ? SL_MIN(due, busy) : busy);
@@ -1077,12 +1124,8 @@ static void *replay_thread(void *arg)
 		p->resting = false;
 		pthread_mutex_unlock(&p->lock);
 		bool more = false;
-		if (lost)
-			touch_forget(p);
-		if (!i && !lost && !p->paused) {
+		if (!i && !lost && !p->paused)
 			unsure_look(p);
-			touch_look(p);
-		}
 		if (lost && compare_begin(p) < 0) {
 			usleep(10000);
 			pthread_mutex_lock(&p->lock);
@@ -1121,7 +1164,6 @@ int sl_replay_new(const struct sl_replay_config *cfg, struct sl_replay **ret)
 	p->lost = cfg->compare;
 	sl_list_init(&p->queue);
 	sl_list_init(&p->touched);
-	sl_list_init(&p->came);
 	sl_list_init(&p->busy);
 	sl_list_init(&p->unlisted);
 	sl_list_init(&p->unsure);

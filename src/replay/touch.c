@@ -1,21 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/*
- * Directories whose names came and went: their own times, which no event tells; and, behind the fanotify
- * gate, up to which time of the origin's their names are here. What is older than that and not here was
- * deleted here.
- */
+/* Directories whose names came and went: their own times, which no event tells. */
 #include "base/time.h"
 #include "replay/internal.h"
 
 #define ASKED_MAX 64
-#define CAME_MAX  65536
 
 struct touch {
 	struct sl_list link;
 	struct sl_replay *p;
 	struct sl_object *dir;
-	struct timespec upto; /* the latest change of what is in it that came here */
-	uint32_t losses;
 	char *place;
 	struct sl_oreq req;
 };
@@ -28,7 +21,7 @@ static void drop(struct touch *t)
 	free(t);
 }
 
-static void touch_upto(struct sl_replay *p, struct sl_object *dir, struct timespec upto)
+void replay_touch(struct sl_replay *p, struct sl_object *dir)
 {
 	struct touch *t = NULL;
 	sl_list_for_each (l, &p->touched)
@@ -40,23 +33,9 @@ static void touch_upto(struct sl_replay *p, struct sl_object *dir, struct timesp
 			return;
 		t->p = p;
 		t->dir = sl_object_ref(dir);
-		t->losses = p->losses;
 		sl_list_add_tail(&p->touched, &t->link);
 		p->ntouched++;
 	}
-	if (sl_time_after(upto, t->upto))
-		t->upto = upto;
-}
-
-void replay_touch(struct sl_replay *p, struct sl_object *dir)
-{
-	touch_upto(p, dir, (struct timespec){0});
-}
-
-void replay_seen(struct sl_replay *p, struct sl_object *dir, const struct sl_ostate *s)
-{
-	if (dir && s->known && s->present && sl_store_native(p->cfg.store))
-		touch_upto(p, dir, s->attr.ctime);
 }
 
 /* On a thread of the origin's. */
@@ -68,8 +47,6 @@ static void touch_done(struct sl_oreq *r)
 	if (i) {
 		i->e.state = (struct sl_ostate){.known = true, .present = true, .attr = r->attr};
 		i->dir = sl_object_ref(t->dir);
-		i->upto = t->upto;
-		i->losses = t->losses;
 	}
 	sl_oreq_fini(r);
 	drop(t);
@@ -108,87 +85,8 @@ void touch_ask(struct sl_replay *p)
 	}
 }
 
-/* ---- what has come ---- */
-
-/* The state of a name may be newer than an event that is still to come, of another name: until nothing more
- * can come that is as old, a name that is missing is not one that was deleted here. */
-struct came {
-	struct sl_list link;
-	struct sl_object *dir;
-	struct timespec upto;
-	uint64_t since; /* sl_now() */
-};
-
-static void forget(struct sl_replay *p, struct came *c)
-{
-	sl_list_del(&c->link);
-	p->ncame--;
-	sl_object_put(c->dir);
-	free(c);
-}
-
-void touch_forget(struct sl_replay *p)
-{
-	p->losses++;
-	sl_list_for_each_safe (l, &p->came)
-		forget(p, sl_list_entry(l, struct came, link));
-}
-
-void touch_came(struct sl_replay *p, struct sl_object *dir, struct timespec upto, uint32_t losses)
-{
-	uint64_t now = sl_now();
-	if (!sl_store_native(p->cfg.store) || (upto.tv_sec == 0 && upto.tv_nsec == 0) || losses != p->losses)
-		return;
-	struct came *c = sl_list_empty(&p->came) ? NULL : sl_list_entry(p->came.prev, struct came, link);
-	if (c && c->dir == dir && now - c->since < SL_NS_PER_SEC) {
-		c->upto = sl_time_after(upto, c->upto) ? upto : c->upto;
-		return;
-	}
-	if (p->ncame == CAME_MAX) /* a deletion here may be undone, and no name is missing */
-		forget(p, sl_list_entry(p->came.next, struct came, link));
-	c = malloc(sizeof(*c));
-	if (!c)
-		return;
-	*c = (struct came){.dir = sl_object_ref(dir), .upto = upto, .since = now};
-	sl_list_add_tail(&p->came, &c->link);
-	p->ncame++;
-}
-
-uint64_t touch_due(struct sl_replay *p)
-{
-	if (sl_list_empty(&p->came))
-		return 0;
-	if (p->offline)
-		return sl_now() + SL_NS_PER_SEC;
-	return SL_MIN(p->heard + QUIET_NS, sl_list_entry(p->came.next, struct came, link)->since + LATEST_NS);
-}
-
-void touch_look(struct sl_replay *p)
-{
-	uint64_t now = sl_now();
-	if (sl_list_empty(&p->came))
-		return;
-	p->offline = !sl_origin_connected(p->cfg.origin);
-	if (p->offline) /* silence says nothing */
-		return;
-	pthread_mutex_lock(&p->lock);
-	bool quiet = !p->nqueue && p->heard + QUIET_NS <= now;
-	pthread_mutex_unlock(&p->lock);
-	sl_list_for_each_safe (l, &p->came) {
-		struct came *c = sl_list_entry(l, struct came, link);
-		if (!quiet && c->since + LATEST_NS > now)
-			return;
-		/* One that is compared again later may lack something until then; the comparison says so
-		 * itself. */
-		if (!replay_is_unsure(p, c->dir))
-			(void)sl_object_listed(c->dir, c->upto);
-		forget(p, c);
-	}
-}
-
 void touch_free(struct sl_replay *p)
 {
 	sl_list_for_each_safe (l, &p->touched)
 		drop(sl_list_entry(l, struct touch, link));
-	touch_forget(p);
 }

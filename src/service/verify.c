@@ -127,17 +127,6 @@ static bool moved_here(struct sl_object *o, const char *dir_place, const char *n
 	return sl_store_native(o->store) && sl_object_place(o, &own) == 0 && place && strcmp(own, place) != 0;
 }
 
-/* The same of a name that is gone: names were changed here, and this one was there when they were @listed. */
-static bool deleted_here(struct sl_object *dir, const struct sl_version *listed, const struct sl_attr *entry,
-			 bool same_dir)
-{
-	struct sl_attr a;
-	const struct timespec *x = &entry->ctime, *y = &listed->ctime;
-	bool newer = x->tv_sec != y->tv_sec ? x->tv_sec > y->tv_sec : x->tv_nsec > y->tv_nsec;
-	return sl_store_native(dir->store) && sl_object_attr(dir, &a) == 0 &&
-	       !sl_time_eq(a.mtime, listed->mtime) && (same_dir || !newer);
-}
-
 /* One name that is here, in the directory of @place, against the origin's entry of that name, or none. */
 static void verify_name(struct verify *v, struct sl_object *o, const char *path, const char *place,
 			const char *name, const struct sl_oentry *e, bool same_dir)
@@ -225,7 +214,8 @@ static int verify_dir(struct verify *v, struct sl_object *dir, const char *path)
 	for (size_t i = 0; i < q.nentries && r == 0; i++) {
 		if (seen[i] || sl_object_whiteout(dir, q.entries[i].name))
 			continue;
-		if (deleted_here(dir, &had, &q.entries[i].attr, same)) {
+		if (sl_store_native(dir->store) &&
+		    sl_object_taken(dir, q.entries[i].name, &q.entries[i].attr)) {
 			v->local++;
 			continue;
 		}

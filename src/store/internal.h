@@ -50,6 +50,12 @@ struct sl_store {
 	pthread_mutex_t places;
 	struct sl_move *moves; /* the first one's number is moves_base + 1 */
 	uint32_t nmoves, moves_base;
+
+	/* Native: names that have come since their directories were listed: came.c */
+	pthread_mutex_t came_lock; /* the last of all */
+	struct sl_htab came;
+	int came_fd;
+	size_t came_logged; /* entries in the log */
 };
 
 /* Where an object is: "name" in fd, or fd itself when name is empty. Holds the tree lock for reading. */
@@ -76,6 +82,10 @@ void sl_dirfd_unpin(struct sl_object *dir);
 /** For what is called with the tree lock held for writing and changes attributes at @at. As the system calls,
  * with -errno. */
 int sl_at_setxattr(const struct sl_at *at, const char *name, const void *buf, size_t n);
+
+/* came.c */
+int sl_came_open(struct sl_store *s);
+void sl_came_close(struct sl_store *s);
 
 /* place.c: places of a native store. */
 #define SL_MOVES "moves"

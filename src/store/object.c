@@ -1126,32 +1126,3 @@ int sl_object_new_pinned(struct sl_store *s, int fd, struct sl_object **ret)
 		(*ret)->fd = fd;
 	return r;
 }
-
-/* 0: never; times before the epoch count as that. */
-static uint64_t origin_ns(struct timespec t)
-{
-	return t.tv_sec > 0 ? (uint64_t)t.tv_sec * SL_NS_PER_SEC + (uint64_t)t.tv_nsec : 1;
-}
-
-int sl_object_listed(struct sl_object *dir, struct timespec upto)
-{
-	int r = 0;
-	pthread_mutex_lock(&dir->lock);
-	uint64_t was = dir->rec.listed;
-	if (dir->has_record && origin_ns(upto) > was) {
-		dir->rec.listed = origin_ns(upto);
-		r = sl_object_save(dir);
-		if (r < 0)
-			dir->rec.listed = was;
-	}
-	pthread_mutex_unlock(&dir->lock);
-	return r;
-}
-
-bool sl_object_had(struct sl_object *dir, struct timespec ctime)
-{
-	pthread_mutex_lock(&dir->lock);
-	bool had = origin_ns(ctime) <= dir->rec.listed;
-	pthread_mutex_unlock(&dir->lock);
-	return had;
-}

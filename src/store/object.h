@@ -236,12 +236,19 @@ int sl_object_set_meta(struct sl_object *o);
 /* Names. All check nothing about rights; the gate's kernel did. Each marks the directory as changed here. */
 
 /**
- * Native: what was in @dir at the origin and had not changed since @upto (the origin's clock) has come here.
- * What of that is not here any more was deleted or taken away here: nobody tells of that when it happens.
+ * Native: @dir was listed, and all has come that was in it; what of that had changed last was changed at
+ * @upto (the origin's clock).
  */
 int sl_object_listed(struct sl_object *dir, struct timespec upto);
-/** Is @dir known to have had what changed last at @ctime? */
-bool sl_object_had(struct sl_object *dir, struct timespec ctime);
+/** Native: @name of @dir has come since, or has changed at the origin: it is what @a says there. After it
+ * has.
+ */
+void sl_object_came(struct sl_object *dir, const char *name, const struct sl_attr *a);
+/** It is gone at the origin, or was listed again. */
+void sl_object_forget_came(struct sl_object *dir, const char *name);
+/** Native: is what @a says of @name, at the origin, known to have come to @dir? Where it is not there, a user
+ * has taken it away. */
+bool sl_object_taken(struct sl_object *dir, const char *name, const struct sl_attr *a);
 
 /** The new object @name was made in @dir's directory by the caller: give it its record and return it. */
 int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_t rdev,

@@ -23,8 +23,8 @@
 #define CONFIG_FORMAT 1
 
 static const char *const parts[] = {"tree", "links", "whiteouts"};
-static const char *const files[] = {"clean", "cold",  "complete",  "control", "log",
-				    "pid",   "image", CONFIG_NAME, "lock"};
+static const char *const files[] = {"clean", "cold",	  "complete", "control", "log",	    "pid",
+				    "image", CONFIG_NAME, "lock",     "came",	 "came.new"};
 
 void sl_store_config_fini(struct sl_store_config *c)
 {
@@ -312,6 +312,7 @@ static void store_free(struct sl_store *s)
 		     s->links_fd, s->whiteouts_fd, s->lock_fd};
 	sl_armour_close(s);
 	sl_places_close(s);
+	sl_came_close(s);
 	for (size_t i = 0; i < SL_ARRAY_SIZE(fds); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -364,6 +365,7 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 		return -ENOMEM;
 	s->base_fd = -EBADF;
 	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = -EBADF;
+	s->came_fd = -EBADF;
 	s->lock_fd = lock_fd;
 	s->work_fd = work_fd;
 	s->path = strdup(path);
@@ -441,6 +443,11 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 	r = sl_places_open(s);
 	if (r < 0) {
 		sl_fail(why, r, "store %s/moves: %s", path, strerror(-r));
+		goto fail;
+	}
+	r = sl_came_open(s);
+	if (r < 0) {
+		sl_fail(why, r, "store %s/came: %s", path, strerror(-r));
 		goto fail;
 	}
 	probe_reflinks(s);

@@ -945,6 +945,59 @@ static void test_killed(void **state)
 	}
 }
 
+/* ---- what has come ---- */
+
+static struct sl_attr changed_at(uint64_t ns, uint64_t ino)
+{
+	return (struct sl_attr){.ino = ino, .generation = 7, .ctime = sl_ns_to_timespec(ns)};
+}
+
+/* A name that is missing was taken away if it is known to have come; that later ones have come says nothing
+ * of it. */
+static void test_came(void **state)
+{
+	struct fx *x = *state;
+	need_all();
+	up(x);
+	struct sl_object *root = sl_object_root(x->s);
+	uint64_t listed = SL_NS_PER_SEC * 4000000000; /* later than anything that is listed */
+	assert_int_equal(sl_object_listed(root, sl_ns_to_timespec(listed)), 0);
+	struct sl_attr before = changed_at(listed - 5, 1), came = changed_at(listed + 20, 2),
+		       missing = changed_at(listed + 10, 3), changed = changed_at(listed + 30, 2),
+		       anew = changed_at(listed + 30, 4);
+	assert_true(sl_object_taken(root, "x", &before));
+	assert_false(sl_object_taken(root, "x", &came));
+	sl_object_came(root, "x", &came);
+	for (int times = 0; times < 2; times++) {
+		assert_true(sl_object_taken(root, "x", &came));
+		assert_true(sl_object_taken(root, "x", &changed));
+		assert_false(sl_object_taken(root, "x", &anew));
+		assert_false(sl_object_taken(root, "y", &missing));
+		/* So it is known to the next service, of a store that was not closed in good order or was. */
+		down(x);
+		up(x);
+		root = sl_object_root(x->s);
+	}
+	/* More notes than the log has room for, of names that come and go. */
+	for (unsigned i = 0; i < 20000; i++) {
+		char name[16];
+		snprintf(name, sizeof(name), "n%u", i % 3000);
+		if (i % 2)
+			sl_object_came(root, name, &came);
+		else
+			sl_object_forget_came(root, name);
+	}
+	down(x);
+	up(x);
+	root = sl_object_root(x->s);
+	assert_true(sl_object_taken(root, "x", &came));
+	assert_true(sl_object_taken(root, "n1", &came));
+	assert_false(sl_object_taken(root, "n2", &came));
+	sl_object_forget_came(root, "x");
+	assert_false(sl_object_taken(root, "x", &came));
+	down(x);
+}
+
 int main(void)
 {
 	const char *sanitizer = getenv("SLUICE_SANITIZER");
@@ -959,6 +1012,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_update, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_many, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_killed, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_came, setup, teardown),
 	};
 	return cmocka_run_group_tests_name("native acts", tests, NULL, NULL);
 }

@@ -293,6 +293,11 @@ static int drop_name(struct sl_object *o, struct sl_object *dir, int dirfd, cons
 		return -errno;
 	if (sl_object_is_reg(o))
 		lose_place(o, dir, name);
+	pthread_mutex_lock(&o->lock);
+	bool linked = o->rec.flags & SL_LINKED;
+	pthread_mutex_unlock(&o->lock);
+	if (linked) /* if others are to come they will be of a file of their own */
+		(void)sl_links_note(o, 1);
 	return 0;
 }
 
@@ -497,7 +502,7 @@ static void note_links(struct sl_native_acts *a, struct sl_object *dir, const ch
 {
 	_cleanup_object_ struct sl_object *o = NULL;
 	if (a->cfg.lazy && S_ISREG(at->mode) && at->nlink > 1 && sl_object_lookup(dir, name, &o) == 0)
-		(void)sl_links_note(o);
+		(void)sl_links_note(o, at->nlink);
 }
 
 static int make(struct sl_native_acts *a, struct sl_object *dir, const char *name, const struct sl_ostate *s,
@@ -511,8 +516,12 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 		return dirfd;
 	_cleanup_object_ struct sl_object *other =
 	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v) : NULL;
-	if (other)
-		return link_here(a, other, dirfd, name, moved);
+	if (other) {
+		int q = link_here(a, other, dirfd, name, moved);
+		if (q == 0 && a->cfg.lazy)
+			(void)sl_links_note(other, at->nlink);
+		return q;
+	}
 	if (S_ISREG(at->mode) && !moved) {
 		int q = make_file(a, dir, dirfd, name, at);
 		if (q == 0)
@@ -738,14 +747,14 @@ static int update_file(struct sl_native_acts *a, struct sl_object *o, int fd, co
 	pthread_mutex_lock(&o->lock);
 	struct sl_version had = o->rec.origin;
 	uint32_t was = o->rec.mode;
-	bool local = !o->has_record || o->rec.flags & SL_LOCAL;
+	bool local = !o->has_record || o->rec.flags & SL_LOCAL, linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
 	bool same = sl_version_eq(&had, &v) && !(how & SL_UPDATE_CONTENT);
 	bool stays = same_content(&had, &v) && how & SL_UPDATE_KEEP;
 	if (local)
 		return -EEXIST;
-	if (a->cfg.lazy && at->nlink > 1 && sl_version_same_object(&had, &v))
-		(void)sl_links_note(o);
+	if (a->cfg.lazy && (linked || at->nlink > 1) && sl_version_same_object(&had, &v))
+		(void)sl_links_note(o, at->nlink);
 	/* A fill that met this version first has left the mode to us. */
 	if (same && at->mode == was)
 		return 0;

@@ -113,10 +113,12 @@ char *sl_link_key(const struct sl_version *v, char buf[SL_LINK_KEY_MAX]);
 /* links.c. The calls for names of files are made between begin and end; these are for native stores. */
 struct sl_store *sl_links_begin(struct sl_store *s);
 void sl_links_end(struct sl_store **s);
-/** Make @name of @dirfd one more name of the object that stands for @v. -ENOENT: none does; as linkat(2). */
-int sl_links_name(struct sl_store *s, const struct sl_version *v, int dirfd, const char *name);
+/** Make @name of @dirfd one more name of the object that stands for @v. @nlink: how many it has at the
+ * origin. -ENOENT: none does; as linkat(2). */
+int sl_links_name(struct sl_store *s, const struct sl_version *v, uint32_t nlink, int dirfd,
+		  const char *name);
 /** @name of @dirfd stands for @v. -EEXIST: another one does. */
-int sl_links_add(struct sl_store *s, const struct sl_version *v, int dirfd, const char *name);
+int sl_links_add(struct sl_store *s, const struct sl_version *v, uint32_t nlink, int dirfd, const char *name);
 /** The object that stands for @v. -ENOENT. */
 int sl_links_stat(struct sl_store *s, const struct sl_version *v, struct stat *st);
 /** Note that @name of the directory with inode number @ino was deleted here / is the directory gone itself.

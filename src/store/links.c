@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Files of which the origin has several names: "links/IDENTITY" says which object here stands for one. In
- * most stores it is one more hard link of it. In a native store users would see that in its link count, also
- * while names are still to come; there it is a symlink whose target is the object's handle, and is checked
- * when it is used.
+ * most stores it is one more hard link of it. In a native store users see that in its link count; there it is
+ * a symlink whose target is the object's handle, and is checked when it is used. While names are still to
+ * come, as lazy directories have it, "links/IDENTITY.more" is a hard link in their stead: who asks whether a
+ * file has other names (tar, rsync) is told so.
  */
 #include <fcntl.h>
 #include <stdio.h>
 
 #include "store/internal.h"
 
+#define MORE	   ".more"
 #define TARGET_MAX (2 * SL_HANDLE_MAX + 16)
 
 static char *encode(const struct sl_handle *h, char buf[TARGET_MAX])
@@ -74,6 +76,27 @@ static int find(struct sl_store *s, const struct sl_version *v, struct sl_object
 	return 0;
 }
 
+/* Native, lock held: @fd, which stands for @v, has as many names as there are at the origin, or one for those
+ * that are to come. */
+static void balance(struct sl_store *s, const struct sl_version *v, int fd, uint32_t nlink)
+{
+	char key[SL_LINK_KEY_MAX], more[SL_LINK_KEY_MAX + sizeof(MORE)], p[SL_PROC_FD_MAX];
+	struct stat st, x;
+	snprintf(more, sizeof(more), "%s" MORE, sl_link_key(v, key));
+	if (fstat(fd, &st) < 0)
+		return;
+	bool has = fstatat(s->links_fd, more, &x, AT_SYMLINK_NOFOLLOW) == 0;
+	if (has && x.st_ino != st.st_ino) {
+		unlinkat(s->links_fd, more, 0);
+		has = false;
+	}
+	uint64_t here = st.st_nlink - has;
+	if (has && (here >= nlink || here == 0))
+		unlinkat(s->links_fd, more, 0);
+	else if (!has && here && here < nlink)
+		(void)linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), s->links_fd, more, AT_SYMLINK_FOLLOW);
+}
+
 /* Its place is one of several from now on. */
 static int set_linked(struct sl_object *o)
 {
@@ -89,7 +112,7 @@ static int set_linked(struct sl_object *o)
 	return r;
 }
 
-int sl_links_name(struct sl_store *s, const struct sl_version *v, int dirfd, const char *name)
+int sl_links_name(struct sl_store *s, const struct sl_version *v, uint32_t nlink, int dirfd, const char *name)
 {
 	char key[SL_LINK_KEY_MAX], p[SL_PROC_FD_MAX];
 	if (!s->native)
@@ -101,11 +124,13 @@ int sl_links_name(struct sl_store *s, const struct sl_version *v, int dirfd, con
 	_cleanup_close_ int fd = r == 0 ? sl_object_pin(o) : r;
 	if (fd < 0)
 		return fd;
-	return linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), dirfd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno
-												  : 0;
+	if (linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), dirfd, name, AT_SYMLINK_FOLLOW) < 0)
+		return -errno;
+	balance(s, v, fd, nlink);
+	return 0;
 }
 
-int sl_links_add(struct sl_store *s, const struct sl_version *v, int dirfd, const char *name)
+int sl_links_add(struct sl_store *s, const struct sl_version *v, uint32_t nlink, int dirfd, const char *name)
 {
 	char key[SL_LINK_KEY_MAX], text[TARGET_MAX];
 	struct sl_handle h;
@@ -113,7 +138,11 @@ int sl_links_add(struct sl_store *s, const struct sl_version *v, int dirfd, cons
 	if (!s->native)
 		return linkat(dirfd, name, s->links_fd, key, 0) < 0 ? -errno : 0;
 	int r = sl_handle_get(dirfd, name, &h);
-	return r < 0 ? r : symlinkat(encode(&h, text), s->links_fd, key) < 0 ? -errno : 0;
+	if (r < 0 || symlinkat(encode(&h, text), s->links_fd, key) < 0)
+		return r < 0 ? r : -errno;
+	_cleanup_close_ int fd = openat(dirfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	balance(s, v, fd, nlink);
+	return 0;
 }
 
 int sl_links_stat(struct sl_store *s, const struct sl_version *v, struct stat *st)
@@ -127,7 +156,7 @@ int sl_links_stat(struct sl_store *s, const struct sl_version *v, struct stat *s
 	return fd < 0 ? fd : fstat(fd, st) < 0 ? -errno : 0;
 }
 
-int sl_links_note(struct sl_object *o)
+int sl_links_note(struct sl_object *o, uint32_t nlink)
 {
 	struct sl_store *s = o->store;
 	_cleanup_object_ struct sl_object *known = NULL;
@@ -137,7 +166,13 @@ int sl_links_note(struct sl_object *o)
 	struct sl_version v = o->rec.origin;
 	bool may = s->native && o->has_record && sl_object_is_reg(o) && v.ino;
 	pthread_mutex_unlock(&o->lock);
-	if (!may || find(s, &v, &known) == 0)
+	if (!may)
 		return 0;
-	return symlinkat(encode(&o->handle, text), s->links_fd, sl_link_key(&v, key)) < 0 ? -errno : 0;
+	if (find(s, &v, &known) < 0 &&
+	    symlinkat(encode(&o->handle, text), s->links_fd, sl_link_key(&v, key)) < 0)
+		return -errno;
+	_cleanup_close_ int fd = sl_object_pin(o);
+	if (fd >= 0 && (!known || known == o))
+		balance(s, &v, fd, nlink);
+	return SL_MIN(fd, 0);
 }

@@ -221,7 +221,7 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 	for (int tries = 0; tries < 5; tries++) {
 		int r = -ENOENT;
 		if (linked) {
-			r = sl_links_name(s, &rec.origin, dirfd, name);
+			r = sl_links_name(s, &rec.origin, a->nlink, dirfd, name);
 			if (r == 0)
 				return 0;
 			if (r == -EMLINK) /* the origin's filesystem allows more: an object of its own */
@@ -230,7 +230,8 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 		if (r != -EEXIST) {
 			r = S_ISREG(a->mode) ? make_file(s, dir, dirfd, name, a, &rec, &at)
 					     : make_other(s, dir, dirfd, name, a, target, &rec, &at);
-			if (r == 0 && linked && (r = sl_links_add(s, &rec.origin, dirfd, name)) < 0) {
+			if (r == 0 && linked &&
+			    (r = sl_links_add(s, &rec.origin, a->nlink, dirfd, name)) < 0) {
 				unlinkat(dirfd, name, 0);
 				/* Another directory with a name of the same file is being populated: it was
 				 * faster, and what it made is the object. */
@@ -244,7 +245,7 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 		if (r < 0)
 			return r;
 		if (r == 1) {
-			r = linked ? sl_links_add(s, &rec.origin, dirfd, name) : 0;
+			r = linked ? sl_links_add(s, &rec.origin, a->nlink, dirfd, name) : 0;
 			return r == -EEXIST ? 0 : r;
 		}
 	}

@@ -3,8 +3,8 @@
  * Files of which the origin has several names: "links/IDENTITY" says which object here stands for one. In
  * most stores it is one more hard link of it. In a native store users see that in its link count; there it is
  * a symlink whose target is the object's handle, and is checked when it is used. While names are still to
- * come, as lazy directories have it, "links/IDENTITY.more" is a hard link in their stead: who asks whether a
- * file has other names (tar, rsync) is told so.
+ * come, as lazy directories have it, "links/IDENTITY.moreN" are hard links in their stead: who asks how many
+ * names a file has is told what the origin would say.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -12,6 +12,7 @@
 #include "store/internal.h"
 
 #define MORE	   ".more"
+#define MORE_MAX   16 /* so many: who asks for the number of a file that has more of them is told less */
 #define TARGET_MAX (2 * SL_HANDLE_MAX + 16)
 
 static char *encode(const struct sl_handle *h, char buf[TARGET_MAX])
@@ -76,25 +77,40 @@ static int find(struct sl_store *s, const struct sl_version *v, struct sl_object
 	return 0;
 }
 
-/* Native, lock held: @fd, which stands for @v, has as many names as there are at the origin, or one for those
- * that are to come. */
+/* Does @more stand for a name that is to come of the file @st? If it is another file's it goes. */
+static bool stands_in(struct sl_store *s, const char *more, const struct stat *st)
+{
+	struct stat x;
+	if (fstatat(s->links_fd, more, &x, AT_SYMLINK_NOFOLLOW) < 0)
+		return false;
+	if (x.st_ino != st->st_ino)
+		unlinkat(s->links_fd, more, 0);
+	return x.st_ino == st->st_ino;
+}
+
+/* Native, lock held: @fd, which stands for @v, has as many links as it has names at the origin. */
 static void balance(struct sl_store *s, const struct sl_version *v, int fd, uint32_t nlink)
 {
-	char key[SL_LINK_KEY_MAX], more[SL_LINK_KEY_MAX + sizeof(MORE)], p[SL_PROC_FD_MAX];
-	struct stat st, x;
-	snprintf(more, sizeof(more), "%s" MORE, sl_link_key(v, key));
+	char key[SL_LINK_KEY_MAX], more[SL_LINK_KEY_MAX + sizeof(MORE) + 4], p[SL_PROC_FD_MAX];
+	struct stat st;
+	unsigned had = 0;
+	sl_link_key(v, key);
 	if (fstat(fd, &st) < 0)
 		return;
-	bool has = fstatat(s->links_fd, more, &x, AT_SYMLINK_NOFOLLOW) == 0;
-	if (has && x.st_ino != st.st_ino) {
+	while (had < MORE_MAX &&
+	       (snprintf(more, sizeof(more), "%s" MORE "%u", key, had), stands_in(s, more, &st)))
+		had++;
+	uint64_t here = st.st_nlink - SL_MIN((uint64_t)had, (uint64_t)st.st_nlink);
+	unsigned want = here && nlink > here ? (unsigned)SL_MIN(nlink - here, (uint64_t)MORE_MAX) : 0;
+	for (; had > want; had--) {
+		snprintf(more, sizeof(more), "%s" MORE "%u", key, had - 1);
 		unlinkat(s->links_fd, more, 0);
-		has = false;
 	}
-	uint64_t here = st.st_nlink - has;
-	if (has && (here >= nlink || here == 0))
-		unlinkat(s->links_fd, more, 0);
-	else if (!has && here && here < nlink)
-		(void)linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), s->links_fd, more, AT_SYMLINK_FOLLOW);
+	for (; had < want; had++) {
+		snprintf(more, sizeof(more), "%s" MORE "%u", key, had);
+		if (linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), s->links_fd, more, AT_SYMLINK_FOLLOW) < 0)
+			break;
+	}
 }
 
 /* Its place is one of several from now on. */

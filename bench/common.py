@@ -213,6 +213,35 @@ def cannot_drop():
     return "" if is_root() else " Caches can be dropped by root only: what comes from the disk was not measured."
 
 
+# ---- trees ----
+
+LISTED = 100  # files in the directory of make_levels() that is listed
+
+
+def make_levels(root, files):
+    """Ten names in the root: the listed directory, and nine over which the other files are spread, a hundred in each directory."""
+    listed = os.path.join(root, "listed")
+    os.makedirs(listed)
+    for i in range(LISTED):
+        with open(os.path.join(listed, f"file-{i:03}"), "w", encoding="ascii") as f:
+            f.write("small\n")
+    tops = [os.path.join(root, f"part-{i}") for i in range(9)]
+    for t in tops:
+        os.mkdir(t)
+    left = files - LISTED
+    for n in range((left + 99) // 100):
+        # Two more levels, of at most 34 and 34 names.
+        middle = os.path.join(tops[n % 9], f"middle-{n // 9 // 34:02}")
+        if n // 9 % 34 == 0:
+            os.mkdir(middle)
+        leaf = os.path.join(middle, f"leaf-{n // 9 % 34:02}")
+        os.mkdir(leaf)
+        fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY)
+        for i in range(min(100, left - n * 100)):
+            os.close(os.open(f"file-{i:03}", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=fd))
+        os.close(fd)
+
+
 # ---- ways to reach a tree ----
 
 

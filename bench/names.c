@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What building the names of a native clone costs at least: names ORIGIN IMAGE THREADS makes an image as a
+ * What building the names of a native clone costs at least: names ORIGIN IMAGE THREADS [plain] makes an image as a
  * clone has it, and in it, in a plain loop, all objects of the local tree ORIGIN: create, armour, attribute,
- * owner, times, nothing else. What is at ORIGIN is looked up before the clock runs. Prints "OBJECTS SECONDS
+ * owner, times, nothing else. plain: without armour and attribute, as any program makes files. What is at ORIGIN is looked up before the clock runs. Prints "OBJECTS SECONDS
  * CPU-SECONDS".
  */
 #include <dirent.h>
@@ -44,6 +44,7 @@ static struct dir *dirs;
 static size_t ndirs, objects;
 static atomic_size_t next;
 static int root, cold, tails[BLOCK];
+static bool plain;
 
 static char *join(const char *a, const char *b)
 {
@@ -96,14 +97,16 @@ static void make_file(int at, const struct entry *e, const char *record, size_t 
 	int fd = openat(at, e->name, O_RDWR | O_CREAT | O_EXCL, e->st.st_mode & 07777);
 	if (fd < 0)
 		err(1, "%s", e->name);
-	for (uint64_t off = 0, k; off < whole; off += k) {
+	if (plain && ftruncate(fd, (off_t)size) < 0)
+		err(1, "%s", e->name);
+	for (uint64_t off = 0, k; off < whole && !plain; off += k) {
 		k = whole - off < (1u << 20) ? whole - off : 1u << 20;
 		clone_range(fd, cold, k, off);
 	}
-	if (size > whole)
+	if (size > whole && !plain)
 		clone_range(fd, tails[size - whole], size - whole, whole);
-	if (fchown(fd, e->st.st_uid, e->st.st_gid) < 0 || fsetxattr(fd, "trusted.sluice", record, n, 0) < 0 ||
-	    futimens(fd, ts) < 0)
+	if (fchown(fd, e->st.st_uid, e->st.st_gid) < 0 ||
+	    (!plain && fsetxattr(fd, "trusted.sluice", record, n, 0) < 0) || futimens(fd, ts) < 0)
 		err(1, "%s", e->name);
 	close(fd);
 }
@@ -149,9 +152,10 @@ static double cpu_seconds(void)
 int main(int argc, char **argv)
 {
 	char dev[SL_LOOP_DEV_MAX], name[32], *why = NULL;
-	int loop, mnt, origin = argc == 4 ? open(argv[1], O_RDONLY | O_DIRECTORY) : -1;
+	int loop, mnt, origin = argc == 4 || argc == 5 ? open(argv[1], O_RDONLY | O_DIRECTORY) : -1;
 	if (origin < 0)
-		errx(2, "usage: names ORIGIN IMAGE THREADS");
+		errx(2, "usage: names ORIGIN IMAGE THREADS [plain]");
+	plain = argc == 5;
 	struct rlimit rl = {16384, 16384};
 	setrlimit(RLIMIT_NOFILE, &rl);
 	umask(0);

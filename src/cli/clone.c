@@ -177,11 +177,15 @@ static int choose_gate(struct request *q, char **why)
 	q->cfg.native = q->gate && !strcmp(q->gate, "fanotify");
 	if (q->gate && !strcmp(q->gate, "auto")) {
 		_cleanup_free_ char *no = NULL;
-		q->cfg.native = sl_fanotify_available(NULL, &no) == 0;
-		if (asprintf(&q->because, "%s",
-			     q->cfg.native ? "everything that the fanotify gate needs is here"
-			     : no	   ? no
-					   : "it is not possible here") < 0)
+		bool lazy = false;
+		q->cfg.native = sl_fanotify_available(NULL, &lazy, &no) == 0;
+		if (asprintf(
+			&q->because, "%s",
+			q->cfg.native
+			    ? lazy ? "everything that it needs is here, and names need not be fetched first"
+				   : "everything that it needs is here, but for lazy directories"
+			: no ? no
+			     : "it is not possible here") < 0)
 			q->because = NULL;
 	}
 	if (!q->cfg.native && (q->device || q->cfg.capacity))
@@ -384,8 +388,8 @@ const struct sl_command sl_cmd_clone = {
 	"2m)\n"
 	"      --allow-other     let other users use DIR, as far as its permissions do\n"
 	"      --gate GATE       auto, fuse, or fanotify: DIR is then a real local filesystem (root, Linux "
-	"6.15; all "
-	"names are fetched first)\n"
+	"6.15; without "
+	"the project's kernel series all names are fetched first)\n"
 	"      --capacity SIZE   give a fanotify clone so much room, with what is written locally (default: "
 	"as "
 	"much as there is)\n"

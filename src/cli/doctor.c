@@ -208,8 +208,9 @@ static json_t *check_all(bool print, bool *bad)
 	return list;
 }
 
-/* *@why: why it cannot be used, for the caller to free; NULL if it can. */
-static json_t *check_fanotify(bool print, char **why)
+/* *@why: why it cannot be used, for the caller to free; NULL if it can. *@lazy: names need not be fetched
+ * first. */
+static json_t *check_fanotify(bool print, bool *lazy, char **why)
 {
 	struct sl_fanotify_feature *f = NULL;
 	int n = sl_fanotify_probe(NULL, &f);
@@ -226,6 +227,7 @@ static json_t *check_fanotify(bool print, char **why)
 			print_line(f[i].name, f[i].what, f[i].why, f[i].ok, f[i].needed,
 				   f[i].tried ? "no" : "-");
 	}
+	*lazy = sl_fanotify_lazy(f, n);
 	sl_fanotify_features_free(f, n);
 	return list;
 }
@@ -234,7 +236,7 @@ static int run_doctor(const struct sl_command *cmd, int argc, char **argv)
 {
 	static const struct option opts[] = {
 	    {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
-	bool json = false, bad = false;
+	bool json = false, bad = false, lazy;
 	int c;
 	while ((c = getopt_long(argc, argv, "jh", opts, NULL)) != -1) {
 		if (c == 'h')
@@ -254,10 +256,11 @@ static int run_doctor(const struct sl_command *cmd, int argc, char **argv)
 	if (!json)
 		printf("\nThe fanotify gate:\n");
 	_cleanup_free_ char *no = NULL, *because = NULL;
-	json_t *features = check_fanotify(!json, &no);
+	json_t *features = check_fanotify(!json, &lazy, &no);
 	const char *gate = !no ? "fanotify" : bad ? "none" : "fuse";
 	if (asprintf(&because, "%s%s",
-		     !no   ? "everything that the fanotify gate needs is here"
+		     !no   ? lazy ? "everything that it needs is here, and names need not be fetched first"
+				  : "everything that it needs is here, but for lazy directories"
 		     : bad ? "neither gate can be used; fanotify: "
 			   : "the fanotify gate cannot be used: ",
 		     no ? no : "") < 0)
@@ -265,8 +268,9 @@ static int run_doctor(const struct sl_command *cmd, int argc, char **argv)
 	bool fuse = !bad;
 	bad = bad && no;
 	if (json) {
-		json_t *gates = json_pack("{s{sb} s{sb ss* so} ss ss*}", "fuse", "ok", fuse, "fanotify", "ok",
-					  !no, "why", no, "features", features, "auto", gate, "why", because);
+		json_t *gates =
+		    json_pack("{s{sb} s{sb sb ss* so} ss ss*}", "fuse", "ok", fuse, "fanotify", "ok", !no,
+			      "lazy", lazy, "why", no, "features", features, "auto", gate, "why", because);
 		json_t *j = json_pack("{sb ss ss sb so ss so}", "ok", !bad, "version", SL_VERSION, "kernel",
 				      u.release, "root", geteuid() == 0, "checks", list, "gate", gate,
 				      "gates", gates);

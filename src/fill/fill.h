@@ -26,7 +26,8 @@ struct sl_fill_config {
 	/*
 	 * Of the native gate; NULL without. guard(): opens of @o, which is about to be evicted, must be asked
 	 * about again. settle(): returns 0 when every change made to a file before the call was told by
-	 * sl_fill_written(). complete(): the last missing bytes of @o have arrived; no lock is held.
+	 * sl_fill_written(). complete(): the last missing bytes of @o, or its
+	 * names, have arrived; no lock is held.
 	 */
 	void (*guard)(void *arg, struct sl_object *o);
 	void (*complete)(void *arg, struct sl_object *o);

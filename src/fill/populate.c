@@ -16,6 +16,13 @@ struct job {
 	struct sl_oreq req;
 	char *place;
 	int err;
+	/* of a directory */
+	unsigned tries;
+	bool admitted, own_time;
+	struct stat before;
+	atomic_uint left;      /* entries whose extended attributes are on their way, and one */
+	_Atomic int attrs_err; /* of one of them */
+	int made;
 };
 
 static void job_done(struct sl_oreq *r)
@@ -119,37 +126,56 @@ static int remove_leftovers(struct sl_object *dir, int dirfd, const struct sl_or
 	return r;
 }
 
-static void xattrs_ignored(struct sl_want *w, int err)
+/* An entry whose extended attributes are on their way. */
+struct attrs {
+	struct sl_want want; /* want.o is a reference */
+	struct job *j;
+};
+
+static void attrs_left(struct job *j)
 {
-	if (err) {
-		_cleanup_free_ char *path = sl_object_path(w->o);
-		sl_warn("cannot fetch the extended attributes of '%s': %s", path, strerror(-err));
-	}
-	sl_object_put(w->o);
-	free(w);
+	if (--j->left == 0)
+		sl_pool_push(j->f->workers, &j->work);
 }
 
-/* Native: nobody asks before extended attributes are read. */
-static int want_all_xattrs(struct sl_fill *f, struct sl_object *dir, const struct sl_oreq *q)
+static void attrs_done(struct sl_want *w, int err)
+{
+	struct attrs *x = sl_container_of(w, struct attrs, want);
+	struct job *j = x->j;
+	if (err) {
+		_cleanup_free_ char *path = sl_object_path(w->o);
+		sl_warn("cannot fetch the extended attributes of '%s': %s", path ? path : "", strerror(-err));
+	}
+	/* What is gone at the origin has none; what must not be read there is not read here either. */
+	if (err && err != -ESTALE && err != -EACCES)
+		j->attrs_err = err;
+	sl_object_put(w->o);
+	free(x);
+	attrs_left(j);
+}
+
+/* Native: nobody asks before extended attributes are read, so they come with the names. */
+static int want_all_xattrs(struct job *j)
 {
 	int r = 0;
-	for (size_t i = 0; r >= 0 && i < q->nentries; i++) {
-		const struct sl_oentry *e = &q->entries[i];
+	for (size_t i = 0; r >= 0 && i < j->req.nentries; i++) {
+		const struct sl_oentry *e = &j->req.entries[i];
 		struct sl_object *o;
 		if (e->attr.no_xattrs || !(S_ISREG(e->attr.mode) || S_ISDIR(e->attr.mode)))
 			continue;
-		r = sl_object_lookup(dir, e->name, &o);
-		struct sl_want *w = r == 0 ? calloc(1, sizeof(*w)) : NULL;
-		if (r == 0 && !w) {
+		r = sl_object_lookup(j->o, e->name, &o);
+		struct attrs *x = r == 0 ? calloc(1, sizeof(*x)) : NULL;
+		if (r == 0 && !x) {
 			sl_object_put(o);
 			r = -ENOMEM;
 		}
 		if (r < 0)
 			break;
-		*w = (struct sl_want){.o = o, .done = xattrs_ignored};
-		r = sl_fill_want(f, SL_WANT_XATTRS, w);
+		*x = (struct attrs){.want = {.o = o, .done = attrs_done}, .j = j};
+		j->left++;
+		r = sl_fill_want(j->f, SL_WANT_XATTRS, &x->want);
 		if (r != 0)
-			xattrs_ignored(w, SL_MIN(r, 0));
+			attrs_done(&x->want, SL_MIN(r, 0));
 	}
 	return SL_MIN(r, 0);
 }
@@ -174,6 +200,95 @@ static bool other_directory(struct job *j)
 	return j->f->cfg.mark && j->req.marked && sl_fill_met_other(j->o, &j->req.attr);
 }
 
+/* Native: it was renamed at the origin, and so it was here: its names are at its place. */
+static bool moved_since(struct job *j)
+{
+	char *now = NULL;
+	bool gone = j->err == -ENOENT || j->err == -ESTALE || j->err == -ENOTDIR;
+	if (!gone || !j->place || !sl_store_native(j->f->store) || j->tries >= RESTARTS_MAX ||
+	    sl_object_place(j->o, &now) < 0 || !strcmp(now, j->place)) {
+		free(now);
+		return false;
+	}
+	sl_oreq_fini(&j->req);
+	free(j->place);
+	j->place = now;
+	j->tries++;
+	j->err = 0;
+	submit(j, SL_OREQ_LIST, true);
+	return true;
+}
+
+/* Native: where names come when they are wanted somebody may have set its time before. What an interrupted
+ * attempt has left names in has another one because of that. */
+static bool has_own_time(struct sl_object *dir, const struct stat *st)
+{
+	struct sl_name *v = NULL;
+	size_t n = 0;
+	pthread_mutex_lock(&dir->lock);
+	bool other = sl_store_native(dir->store) && !sl_time_eq(st->st_mtim, dir->rec.origin.mtime);
+	pthread_mutex_unlock(&dir->lock);
+	if (!other || sl_names_read(dir, &v, &n) < 0)
+		return false;
+	sl_names_free(v, n);
+	return n == 0;
+}
+
+static int make_names(struct job *j, int fd)
+{
+	struct sl_object *dir = j->o;
+	bool whiteouts = sl_object_has_whiteouts(dir);
+	int r = remove_leftovers(dir, fd, &j->req);
+	for (size_t i = 0, n; r == 0 && i < j->req.nentries; i += n) {
+		const struct sl_oentry *e = &j->req.entries[i];
+		size_t at = 0;
+		n = whiteouts ? 1 : j->req.nentries;
+		if (whiteouts && sl_object_whiteout(dir, e->name))
+			continue; /* it was deleted here, once */
+		r = sl_placeholder_make_all(dir, fd, e, n, &at);
+		if (r < 0) {
+			_cleanup_free_ char *path = sl_object_path(dir);
+			sl_err("cannot make the placeholder of '%s' in '%s': %s", e[at].name, path,
+			       strerror(-r));
+		}
+	}
+	return r;
+}
+
+/* All names are there, with what belongs to them, or @j->made says why not. */
+static void populate_end(struct sl_work *work)
+{
+	struct job *j = sl_container_of(work, struct job, work);
+	struct sl_object *dir = j->o;
+	struct sl_fill *f = j->f;
+	int r = j->made < 0 ? j->made : j->attrs_err;
+	_cleanup_close_ int fd = j->admitted ? sl_object_open_dir(dir) : -EBADF;
+	if (r == 0)
+		r = sl_placeholder_populated(dir, &j->req.attr, j->before.st_mtim);
+	if (r == 0 && j->own_time && fd >= 0) {
+		struct timespec ts[2] = {j->before.st_atim, j->before.st_mtim};
+		(void)futimens(fd, ts);
+	}
+	if (r == 0 && sl_store_native(f->store))
+		r = sl_object_listed(dir, sl_oreq_latest(&j->req));
+	if (fd >= 0 && (r == -ENOSPC || r == -EDQUOT)) {
+		/* What was made is seen by nobody, and takes the room that others need. */
+		const struct sl_oreq nothing = {0};
+		(void)remove_leftovers(dir, fd, &nothing);
+	}
+	if (j->admitted)
+		sl_space_settle(f, j->req.nentries * 512);
+	if (r < 0 && j->err == 0 && r != -ENOSPC && r != -EDQUOT && r != -ENOMEM && r != -ENAMETOOLONG)
+		r = -EIO; /* our own trouble with the store is not the origin's */
+	if (r < 0 && j->err < 0) {
+		_cleanup_free_ char *path = sl_object_path(dir);
+		sl_warn("cannot list '%s' at the origin: %s", path, strerror(-r));
+	}
+	if (r == 0 && sl_store_native(f->store) && f->cfg.complete)
+		f->cfg.complete(f->cfg.arg, dir);
+	job_end(j, true, r);
+}
+
 static void populate_run(struct sl_work *work)
 {
 	struct job *j = sl_container_of(work, struct job, work);
@@ -188,51 +303,27 @@ static void populate_run(struct sl_work *work)
 		}
 		r = j->err = -ESTALE;
 	}
+	if (r < 0 && moved_since(j))
+		return;
 	if (r == 0)
 		r = sl_space_admit(f, j->req.nentries * 512);
-	bool admitted = r == 0 && j->err == 0;
+	j->admitted = r == 0 && j->err == 0;
 	_cleanup_close_ int fd = r == 0 ? sl_object_open_dir(dir) : -EBADF;
-	struct stat before = {0};
 	if (r == 0 && fd < 0)
 		r = fd;
-	if (r == 0 && fstat(fd, &before) < 0)
+	if (r == 0 && fstat(fd, &j->before) < 0)
 		r = -errno;
-	if (r == 0)
-		r = remove_leftovers(dir, fd, &j->req);
-	bool whiteouts = sl_object_has_whiteouts(dir);
-	for (size_t i = 0, n; r == 0 && i < j->req.nentries; i += n) {
-		const struct sl_oentry *e = &j->req.entries[i];
-		size_t at = 0;
-		n = whiteouts ? 1 : j->req.nentries;
-		if (whiteouts && sl_object_whiteout(dir, e->name))
-			continue; /* it was deleted here, once */
-		r = sl_placeholder_make_all(dir, fd, e, n, &at);
-		if (r < 0) {
-			_cleanup_free_ char *path = sl_object_path(dir);
-			sl_err("cannot make the placeholder of '%s' in '%s': %s", e[at].name, path,
-			       strerror(-r));
-		}
+	if (r == 0) {
+		j->own_time = has_own_time(dir, &j->before);
+		r = make_names(j, fd);
 	}
+	j->made = r;
+	j->work.run = populate_end;
+	j->left = 1;
 	if (r == 0 && sl_store_native(f->store))
-		r = want_all_xattrs(f, dir, &j->req);
-	if (r == 0)
-		r = sl_placeholder_populated(dir, &j->req.attr, before.st_mtim);
-	if (r == 0 && sl_store_native(f->store))
-		r = sl_object_listed(dir, sl_oreq_latest(&j->req));
-	if (fd >= 0 && (r == -ENOSPC || r == -EDQUOT)) {
-		/* What was made is seen by nobody, and takes the room that others need. */
-		const struct sl_oreq nothing = {0};
-		(void)remove_leftovers(dir, fd, &nothing);
-	}
-	if (admitted)
-		sl_space_settle(f, j->req.nentries * 512);
-	if (r < 0 && j->err == 0 && r != -ENOSPC && r != -EDQUOT && r != -ENOMEM && r != -ENAMETOOLONG)
-		r = -EIO; /* our own trouble with the store is not the origin's */
-	if (r < 0 && j->err < 0) {
-		_cleanup_free_ char *path = sl_object_path(dir);
-		sl_warn("cannot list '%s' at the origin: %s", path, strerror(-r));
-	}
-	job_end(j, true, r);
+		j->made = want_all_xattrs(j);
+	if (--j->left == 0)
+		populate_end(&j->work);
 }
 
 int sl_populate_start(struct sl_fill *f, struct sl_object *dir)

@@ -16,6 +16,7 @@
 #include "store/xattr.h"
 
 #define SIBLINGS_MAX 4096 /* among which another name of a file is looked for */
+#define TRIES	     16
 
 struct sl_native_acts {
 	struct sl_native_acts_config cfg;
@@ -292,7 +293,42 @@ static int drop_name(struct sl_object *o, struct sl_object *dir, int dirfd, cons
 		return -errno;
 	if (sl_object_is_reg(o))
 		lose_place(o, dir, name);
+	pthread_mutex_lock(&o->lock);
+	bool linked = o->rec.flags & SL_LINKED;
+	pthread_mutex_unlock(&o->lock);
+	if (linked) /* if others are to come they will be of a file of their own */
+		(void)sl_links_note(o, 1);
 	return 0;
+}
+
+/* Somebody may just be looking into it: names are on their way. They come, or do not. */
+static void settle_listing(struct sl_native_acts *a, struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool listing = sl_object_is_dir(o) && o->rec.state != SL_FULL && o->flight;
+	pthread_mutex_unlock(&o->lock);
+	if (listing)
+		(void)sl_fill_wait(a->cfg.fill, SL_WANT_NAMES, o, 0, 0);
+}
+
+static int clear(struct sl_native_acts *a, struct sl_object *o);
+
+/* Take away @name of @dir, which is @o, with all that is below it. -EEXIST, -ENOTEMPTY where something is to
+ * stay. */
+static int drop_all(struct sl_native_acts *a, struct sl_object *o, struct sl_object *dir, int dirfd,
+		    const char *name)
+{
+	int r;
+	for (int tries = 0; tries < TRIES; tries++) {
+		settle_listing(a, o);
+		r = sl_object_is_dir(o) ? clear(a, o) : 0;
+		if (r == 0)
+			r = drop_name(o, dir, dirfd, name);
+		/* Names that came here for the first time just now: they are gone at the origin as well. */
+		if (r != -ENOTEMPTY || !a->cfg.lazy)
+			break;
+	}
+	return r;
 }
 
 /* Remove everything below @o, as rm -rf would. -EEXIST where something is to stay. */
@@ -308,10 +344,8 @@ static int clear(struct sl_native_acts *a, struct sl_object *o)
 		int q = look(a, o, v[i].name, &x, &st);
 		if (q == 0)
 			q = st == OURS ? 0 : -EEXIST;
-		if (q == 0 && sl_object_is_dir(x))
-			q = clear(a, x);
 		if (q == 0)
-			q = drop_name(x, o, fd, v[i].name);
+			q = drop_all(a, x, o, fd, v[i].name);
 		if (q == -EEXIST || q == -ENOTEMPTY)
 			left = -EEXIST;
 		else if (q != -ENOENT)
@@ -340,16 +374,14 @@ static int move_out(struct sl_native_acts *a, struct sl_object *dir, int dirfd, 
 static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const char *name,
 			 struct sl_object *o, bool moved)
 {
+	settle_listing(a, o);
 	int r = kept(a, o);
 	_cleanup_close_ int fd = r == 0 ? sl_object_pin(dir) : -EBADF;
 	if (r < 0 || fd < 0)
 		return r < 0 ? r : fd;
 	if (moved)
 		return move_out(a, dir, fd, name, o);
-	if (sl_object_is_dir(o))
-		r = clear(a, o);
-	if (r == 0)
-		r = drop_name(o, dir, fd, name);
+	r = drop_all(a, o, dir, fd, name);
 	return r == -ENOTEMPTY ? -EEXIST : r;
 }
 
@@ -399,10 +431,13 @@ static int make_dir(struct sl_native_acts *a, struct sl_object *dir, int dirfd, 
 	int r = sl_pending_set(s, &p);
 	if (r < 0)
 		return r;
+	/* Without a record it would be a user's, and empty. */
+	sl_fan_making(a->cfg.fan, a->cfg.lazy);
 	if (mkdirat(dirfd, name, at->mode & 01777) < 0)
 		r = -errno;
 	else
-		r = sl_placeholder_adopt(dir, dirfd, name, at);
+		r = sl_placeholder_adopt(dir, dirfd, name, at, a->cfg.lazy);
+	sl_fan_making(a->cfg.fan, false);
 	sl_pending_clear(s);
 	if (r < 0 || fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return r;
@@ -461,6 +496,15 @@ static int show(struct sl_native_acts *a, const char *tmp, int dirfd, const char
 	return 0;
 }
 
+/* Its other names may be in directories that nobody has looked into. */
+static void note_links(struct sl_native_acts *a, struct sl_object *dir, const char *name,
+		       const struct sl_attr *at)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	if (a->cfg.lazy && S_ISREG(at->mode) && at->nlink > 1 && sl_object_lookup(dir, name, &o) == 0)
+		(void)sl_links_note(o, at->nlink);
+}
+
 static int make(struct sl_native_acts *a, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		bool moved)
 {
@@ -472,16 +516,24 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 		return dirfd;
 	_cleanup_object_ struct sl_object *other =
 	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v) : NULL;
-	if (other)
-		return link_here(a, other, dirfd, name, moved);
-	if (S_ISREG(at->mode) && !moved)
-		return make_file(a, dir, dirfd, name, at);
+	if (other) {
+		int q = link_here(a, other, dirfd, name, moved);
+		if (q == 0 && a->cfg.lazy)
+			(void)sl_links_note(other, at->nlink);
+		return q;
+	}
+	if (S_ISREG(at->mode) && !moved) {
+		int q = make_file(a, dir, dirfd, name, at);
+		if (q == 0)
+			note_links(a, dir, name, at);
+		return q;
+	}
 	if (S_ISDIR(at->mode) && !moved)
 		return make_dir(a, dir, dirfd, name, at);
 	int r = sl_placeholder_stage(dir, name, at, s->target, a->stage, staged(a, "in", tmp)), empty = 0;
 	if (r == 0)
-		r = complete(a, tmp, at, moved);
-	if (S_ISDIR(at->mode) && (r == -ESTALE || r == -EIO)) {
+		r = complete(a, tmp, at, moved && !a->cfg.lazy);
+	if (S_ISDIR(at->mode) && !a->cfg.lazy && (r == -ESTALE || r == -EIO)) {
 		/* It has moved on, or something below it has: what is in it comes later. */
 		(void)sl_remove_tree(a->stage, tmp);
 		r = sl_placeholder_stage(dir, name, at, NULL, a->stage, staged(a, "in", tmp));
@@ -493,6 +545,8 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 		r = show(a, tmp, dirfd, name, moved);
 	if (r < 0)
 		(void)sl_remove_tree(a->stage, tmp);
+	else
+		note_links(a, dir, name, at);
 	return r < 0 ? r : empty;
 }
 
@@ -524,7 +578,7 @@ static int native_appear(void *arg, struct sl_object *dir, const char *name, con
 	r = make(a, dir, name, s, moved);
 	if (r >= 0 && o && sl_object_is_reg(o))
 		lose_place(o, dir, name);
-	return r < 0 ? r : S_ISDIR(s->attr.mode) && (r || !moved);
+	return r < 0 ? r : S_ISDIR(s->attr.mode) && !a->cfg.lazy && (r || !moved);
 }
 
 /* ---- rename ---- */
@@ -597,6 +651,7 @@ static int native_rename(void *arg, struct sl_object *dir, const char *name, str
 		sl_object_put(t);
 		t = NULL;
 	} else if (t && !exchange && sl_object_is_dir(t)) {
+		settle_listing(a, t);
 		r = clear(a, t);
 	} else {
 		r = 0;
@@ -692,12 +747,14 @@ static int update_file(struct sl_native_acts *a, struct sl_object *o, int fd, co
 	pthread_mutex_lock(&o->lock);
 	struct sl_version had = o->rec.origin;
 	uint32_t was = o->rec.mode;
-	bool local = !o->has_record || o->rec.flags & SL_LOCAL;
+	bool local = !o->has_record || o->rec.flags & SL_LOCAL, linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
 	bool same = sl_version_eq(&had, &v) && !(how & SL_UPDATE_CONTENT);
 	bool stays = same_content(&had, &v) && how & SL_UPDATE_KEEP;
 	if (local)
 		return -EEXIST;
+	if (a->cfg.lazy && (linked || at->nlink > 1) && sl_version_same_object(&had, &v))
+		(void)sl_links_note(o, at->nlink);
 	/* A fill that met this version first has left the mode to us. */
 	if (same && at->mode == was)
 		return 0;
@@ -898,7 +955,7 @@ static int finish_mkdir(struct sl_native_acts *a, const struct sl_pending *p)
 	sl_object_put(o); /* what is known of it will be another thing */
 	o = NULL;
 	_cleanup_close_ int fd = sl_object_pin(dir);
-	return fd < 0 ? fd : sl_placeholder_adopt(dir, fd, p->name, &p->attr);
+	return fd < 0 ? fd : sl_placeholder_adopt(dir, fd, p->name, &p->attr, a->cfg.lazy);
 }
 
 static void finish(struct sl_native_acts *a)
@@ -945,6 +1002,11 @@ int sl_native_acts_new(const struct sl_native_acts_config *cfg, struct sl_native
 				 .arg = a};
 	*ret = a;
 	return 0;
+}
+
+void sl_native_acts_listed(struct sl_native_acts *a, struct sl_object *dir)
+{
+	sl_peers_note_names(a->peers, dir);
 }
 
 void sl_native_acts_free(struct sl_native_acts *a)

@@ -18,9 +18,12 @@ struct sl_native_acts_config {
 	struct sl_store *store;
 	struct sl_fill *fill;
 	struct sl_fan *fan;
+	bool lazy; /* a directory that appears is listed when somebody looks into it */
 };
 
 /** Ends what the last service left unfinished. @acts are called on one thread. */
 int sl_native_acts_new(const struct sl_native_acts_config *cfg, struct sl_native_acts **ret,
 		       struct sl_acts *acts);
+/** The names of @dir have come: other names of its files are found by them. Any thread. */
+void sl_native_acts_listed(struct sl_native_acts *a, struct sl_object *dir);
 void sl_native_acts_free(struct sl_native_acts *a); /* NULL is fine */

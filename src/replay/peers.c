@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "replay/peers.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 
 #include "base/log.h"
 #include "base/time.h"
@@ -14,6 +16,7 @@ struct peer {
 
 struct sl_peers {
 	struct sl_store *store;
+	pthread_mutex_t lock; /* protects all below; objects' locks are taken after it */
 	struct sl_htab table;
 	bool made;
 };
@@ -24,6 +27,7 @@ int sl_peers_new(struct sl_store *s, struct sl_peers **ret)
 	if (!*ret)
 		return -ENOMEM;
 	(*ret)->store = s;
+	pthread_mutex_init(&(*ret)->lock, NULL);
 	return 0;
 }
 
@@ -38,6 +42,7 @@ void sl_peers_free(struct sl_peers *p)
 		free(sl_container_of(h, struct peer, node));
 	}
 	sl_htab_fini(&p->table);
+	pthread_mutex_destroy(&p->lock);
 	free(p);
 }
 
@@ -66,29 +71,64 @@ static int note_one(void *arg, const char *path, struct sl_object *o, int err)
 
 void sl_peers_note(struct sl_peers *p, struct sl_object *o)
 {
+	pthread_mutex_lock(&p->lock);
 	if (p->made && note(p, o) < 0)
 		p->made = false; /* and is made anew */
+	pthread_mutex_unlock(&p->lock);
 }
 
-struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
+void sl_peers_note_names(struct sl_peers *p, struct sl_object *dir)
 {
-	struct sl_object *o = NULL;
+	struct sl_name *v = NULL;
+	size_t n = 0;
+	pthread_mutex_lock(&p->lock);
+	bool made = p->made;
+	pthread_mutex_unlock(&p->lock);
+	if (!made) /* it will find them */
+		return;
+	if (sl_names_read(dir, &v, &n) < 0) {
+		pthread_mutex_lock(&p->lock);
+		p->made = false;
+		pthread_mutex_unlock(&p->lock);
+		return;
+	}
+	for (size_t i = 0; i < n; i++) {
+		_cleanup_object_ struct sl_object *o = NULL;
+		if ((v[i].type == DT_REG || v[i].type == DT_UNKNOWN) &&
+		    sl_object_lookup(dir, v[i].name, &o) == 0)
+			sl_peers_note(p, o);
+	}
+	sl_names_free(v, n);
+}
+
+/* With the lock held. */
+static bool find(struct sl_peers *p, const struct sl_version *v, struct sl_handle *ret)
+{
 	if (!p->made) {
 		uint64_t began = sl_now();
 		int r = sl_walk(sl_object_root(p->store), note_one, p);
 		if (r < 0) {
 			sl_warn("other names of files cannot be told: %s", strerror(-r));
-			return NULL;
+			return false;
 		}
 		p->made = true;
 		sl_info("read %zu records for hard links, in %llu ms", p->table.n,
 			(unsigned long long)(sl_now() - began) / SL_NS_PER_MS);
 	}
 	struct sl_hnode *h = sl_htab_find(&p->table, v->ino);
-	if (!h)
-		return NULL;
-	_cleanup_close_ int fd =
-	    sl_handle_open(sl_store_tree_fd(p->store), &sl_container_of(h, struct peer, node)->h, O_PATH);
+	if (h)
+		*ret = sl_container_of(h, struct peer, node)->h;
+	return h;
+}
+
+struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
+{
+	struct sl_object *o = NULL;
+	struct sl_handle at;
+	pthread_mutex_lock(&p->lock);
+	bool known = find(p, v, &at);
+	pthread_mutex_unlock(&p->lock);
+	_cleanup_close_ int fd = known ? sl_handle_open(sl_store_tree_fd(p->store), &at, O_PATH) : -EBADF;
 	struct stat st;
 	if (fd < 0 || fstat(fd, &st) < 0 || st.st_nlink == 0 || sl_object_of_fd(p->store, fd, &o) < 0)
 		return NULL;

@@ -2,7 +2,7 @@
 /*
  * Native: which object stands for an object of the origin, so that another name of a file there becomes
  * another name of the same file here. Made by reading the records of the whole tree once, when it is first
- * asked for: a few microseconds for each file. What it says is checked when it is used. For one thread.
+ * asked for: a few microseconds for each file. What it says is checked when it is used. Any thread.
  */
 #pragma once
 
@@ -16,3 +16,5 @@ void sl_peers_free(struct sl_peers *p); /* NULL is fine */
 struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v);
 /** @o was made, or stands for another object now. */
 void sl_peers_note(struct sl_peers *p, struct sl_object *o);
+/** The names of @dir have come here. */
+void sl_peers_note_names(struct sl_peers *p, struct sl_object *dir);

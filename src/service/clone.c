@@ -52,8 +52,11 @@ static void on_guard(void *arg, struct sl_object *o)
 static void on_complete(void *arg, struct sl_object *o)
 {
 	struct sl_clone *c = arg;
+	struct sl_native_acts *a = c->acts;
 	if (c->fan)
 		sl_fan_complete(c->fan, o);
+	if (a && sl_object_is_dir(o))
+		sl_native_acts_listed(a, o);
 }
 
 static int on_settle(void *arg)
@@ -94,13 +97,17 @@ static void start_replay(struct sl_clone *c)
 	struct sl_replay_config rc = {
 	    .store = c->store, .fill = c->fill, .origin = c->origin, .find = sl_remote_find, .compare = true};
 	struct sl_echo_acts_config ec = {.store = c->store, .gate = c->gate, .helper = c->helper};
-	struct sl_native_acts_config nc = {.store = c->store, .fill = c->fill, .fan = c->fan};
+	struct sl_native_acts_config nc = {
+	    .store = c->store, .fill = c->fill, .fan = c->fan, .lazy = c->fan && sl_fan_lazy(c->fan)};
+	struct sl_native_acts *acts = NULL;
 	struct sl_replay *p = NULL;
 	int r;
 	if (c->fan) {
 		rc.find = sl_object_by_place;
 		rc.compare = !c->listed || c->missed;
-		r = sl_native_acts_new(&nc, &c->acts, &rc.acts);
+		r = sl_native_acts_new(&nc, &acts, &rc.acts);
+		c->acts = acts;
+		sl_fan_making(c->fan, false);
 	} else if (c->gate && c->helper) {
 		r = sl_echo_acts_new(&ec, &c->echo, &rc.acts);
 	} else {

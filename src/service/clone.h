@@ -21,13 +21,13 @@ struct sl_clone {
 	struct sl_fan *fan;	  /* the fanotify gate, or NULL */
 	struct sl_helper *helper; /* the replay's, behind the fuse gate */
 	struct sl_echo_acts *echo;
-	struct sl_native_acts *acts;	  /* behind the fanotify gate */
-	bool listed;			  /* all names were listed by this service */
-	struct sl_replay *_Atomic replay; /* or NULL: none yet, and none any more */
-	_Atomic bool missed;		  /* events came while there was none */
-	dev_t dev;			  /* of its filesystem; 0: not looked up yet */
-	uint64_t started;		  /* seconds since the epoch */
-	int stop_fd;			  /* an eventfd; written to when the service shall end */
+	struct sl_native_acts *_Atomic acts; /* behind the fanotify gate */
+	bool listed;			     /* all names that are here were listed by this service */
+	struct sl_replay *_Atomic replay;    /* or NULL: none yet, and none any more */
+	_Atomic bool missed;		     /* events came while there was none */
+	dev_t dev;			     /* of its filesystem; 0: not looked up yet */
+	uint64_t started;		     /* seconds since the epoch */
+	int stop_fd;			     /* an eventfd; written to when the service shall end */
 	/* what the last crash made us forget; counted in the background after an unclean start */
 	bool unclean;
 	_Atomic uint64_t forgotten_files, forgotten_bytes;

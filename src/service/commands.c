@@ -144,6 +144,7 @@ static json_t *service_json(struct sl_clone *c)
 			      sl_store_reflinks(c->store), "privileged", sl_store_privileged(c->store),
 			      "limit", (json_int_t)cfg->limit, "unclean_start", c->unclean);
 	json_object_set_new(j, "gate", json_string(c->fan ? "fanotify" : "fuse"));
+	json_object_set_new(j, "lazy", json_boolean(!c->fan || sl_fan_lazy(c->fan)));
 	char program[PATH_MAX];
 	ssize_t n = readlink("/proc/self/exe", program, sizeof(program) - 1);
 	program[n < 0 ? 0 : n] = '\0';

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/time.h"
 #include "store/fs.h"
+#include "store/pending.h"
 
 #define GONE_NS	     (5 * SL_NS_PER_SEC)
 #define ELSEWHERE_NS (15 * SL_NS_PER_SEC)
@@ -234,10 +235,62 @@ static int attach(struct sl_clone *c, char **why)
 	return sl_mount_attach(mnt, sl_store_config(c->store)->dir, why);
 }
 
+/*
+ * The kernel asks before names are used: the root is enough, and what is missing comes when it is wanted.
+ * What is in it was listed, and marked, by an earlier service, if at all.
+ */
+static int show_root(struct sl_clone *c, char **why)
+{
+	struct sl_object *root = sl_object_root(c->store);
+	pthread_mutex_lock(&root->lock);
+	bool known = root->rec.origin.ino, xattrs = root->rec.flags & SL_XATTRS;
+	c->listed = root->rec.state != SL_FULL;
+	pthread_mutex_unlock(&root->lock);
+	if (!known)
+		return sl_fail(why, -EIO,
+			       "nothing is known of the origin's root yet, and it cannot be reached");
+	int r = xattrs ? sl_fill_wait(c->fill, SL_WANT_XATTRS, root, 0, 0) : 0;
+	return r < 0 ? sl_fail(why, r, "the extended attributes of the origin's root: %s", strerror(-r)) : 0;
+}
+
+static int bring_all_names(struct sl_clone *c, bool (*progress)(void *arg, const struct sl_fill_progress *p),
+			   void *arg, char **why)
+{
+	struct sl_object *root = sl_object_root(c->store);
+	pthread_mutex_lock(&root->lock);
+	bool none = root->rec.state != SL_FULL; /* else some were listed by an earlier service */
+	pthread_mutex_unlock(&root->lock);
+	/* Nobody asks before names are looked up: it must not be seen as it is. */
+	int r = sl_native_shown(c) ? sl_native_hide(c, true, why) : 0;
+	if (r < 0)
+		return r;
+	r = sl_fill_tree(c->fill, root, progress, arg);
+	c->listed = r == 0 && none;
+	if (r == 0)
+		r = sl_fill_commit(c->fill);
+	if (r == 0)
+		r = sl_store_complete(c->store);
+	return r == 0
+		   ? 0
+		   : sl_fail(why, r, "not all names could be fetched: %s%s", strerror(-r),
+			     r == -EACCES ? " (a directory that the exporter may not read; the log names it)"
+			     : r == -ENOSPC
+				 ? " (the clone's filesystem is too small for them: give it more with "
+				   "--capacity, or another place with --store)"
+			     : r == -ENAMETOOLONG
+				 ? " (a path, or the target of a symlink, is longer than the clone's "
+				   "filesystem has room for; the log names it)"
+				 : "");
+}
+
 int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct sl_fill_progress *p),
 		   void *arg, char **why)
 {
+	const struct sl_store_config *cfg = sl_store_config(c->store);
+	bool own = cfg->image || cfg->device, complete = sl_store_is_complete(c->store);
 	struct sl_fan_config fc = {.store = c->store,
+				   .own = own,
+				   .lazy = own && !complete,
 				   .keeper = sl_keeper_pid(c->keeper),
 				   .fill = c->fill,
 				   .group = sl_kept_get(c->keeper, SL_KEPT_GROUP),
@@ -248,28 +301,18 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 		return r;
 	sl_kept_put(c->keeper, SL_KEPT_GROUP, sl_fan_group(c->fan));
 	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
-	if (!sl_store_is_complete(c->store)) {
-		r = sl_fill_tree(c->fill, sl_object_root(c->store), progress, arg);
-		c->listed = r == 0;
-		if (r == 0)
-			r = sl_fill_commit(c->fill);
-		if (r == 0)
-			r = sl_store_complete(c->store);
-		if (r < 0)
-			return sl_fail(
-			    why, r, "not all names could be fetched: %s%s", strerror(-r),
-			    r == -EACCES ? " (a directory that the exporter may not read; the log names it)"
-			    : r == -ENOSPC
-				? " (the clone's filesystem is too small for them: give it more with "
-				  "--capacity, or another place with --store)"
-			    : r == -ENAMETOOLONG
-				? " (a path, or the target of a symlink, is longer than the clone's "
-				  "filesystem has room for; the log names it)"
-				: "");
+	struct sl_pending p;
+	if (sl_fan_lazy(c->fan)) {
+		r = show_root(c, why);
+		/* What the last service was about to make will have its record soon. */
+		sl_fan_making(c->fan, sl_pending_get(c->store, &p) == 0 && p.op == SL_PENDING_MKDIR);
+	} else if (!complete) {
+		r = bring_all_names(c, progress, arg, why);
 	}
+	if (r < 0)
+		return r;
 	/* An earlier service may have shown it. */
-	_cleanup_close_ int dir =
-	    sl_native_shown(c) ? open(sl_store_config(c->store)->dir, O_PATH | O_CLOEXEC) : -EBADF;
+	_cleanup_close_ int dir = sl_native_shown(c) ? open(cfg->dir, O_PATH | O_CLOEXEC) : -EBADF;
 	if (dir >= 0)
 		(void)sl_fan_set_mount(c->fan, dir);
 	r = sl_fan_start(c->fan);

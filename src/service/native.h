@@ -11,7 +11,9 @@ bool sl_native_left(const char *store, const struct sl_store_config *cfg);
  * Before the store is opened. */
 int sl_native_clear(const char *store, const struct sl_store_config *cfg, char **why);
 /**
- * Close the gate, bring all names, and show the tree. @progress: as sl_fill_tree().
+ * Close the gate, and show the tree: at once where names can come when they are wanted, else after all of
+ * them were brought (@progress: as sl_fill_tree()). A store that is complete stays so: its directories are
+ * not lazy.
  */
 int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct sl_fill_progress *p),
 		   void *arg, char **why);

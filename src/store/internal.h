@@ -26,12 +26,13 @@ struct sl_store {
 	pthread_mutex_t armour_lock; /* held while many files are armoured: see placeholder.c */
 	pthread_mutex_t cold_lock;   /* cold_size, and growing the cold extent */
 	_Atomic uint64_t cold_size;
-	bool cold_fixed;	   /* it does not grow */
-	_Atomic int *tail_fds;	   /* by length, + 1; 0: not opened yet */
-	unsigned block;		   /* of the filesystem, for reflinks */
-	pthread_mutex_t trim_lock; /* one trim at a time; before room_lock */
-	pthread_mutex_t room_lock; /* see room.c: trimmed, and how much is kept */
-	uint64_t trimmed;	   /* free bytes of the image that were given back to the host, about */
+	bool cold_fixed;	    /* it does not grow */
+	_Atomic int *tail_fds;	    /* by length, + 1; 0: not opened yet */
+	unsigned block;		    /* of the filesystem, for reflinks */
+	pthread_mutex_t links_lock; /* native: the link index; before objects' locks */
+	pthread_mutex_t trim_lock;  /* one trim at a time; before room_lock */
+	pthread_mutex_t room_lock;  /* see room.c: trimmed, and how much is kept */
+	uint64_t trimmed;	    /* free bytes of the image that were given back to the host, about */
 	uint64_t last, synced; /* free bytes when looked at last; what would be free if nothing was written
 				  since a sync */
 	_Atomic uint64_t owed; /* evicted and not given back to the host yet */
@@ -119,6 +120,17 @@ int sl_object_new_pinned(struct sl_store *s, int fd, struct sl_object **ret);
 /** The name of an object in the link index, in @buf. */
 #define SL_LINK_KEY_MAX 32
 char *sl_link_key(const struct sl_version *v, char buf[SL_LINK_KEY_MAX]);
+/* links.c. The calls for names of files are made between begin and end; these are for native stores. */
+struct sl_store *sl_links_begin(struct sl_store *s);
+void sl_links_end(struct sl_store **s);
+/** Make @name of @dirfd one more name of the object that stands for @v. @nlink: how many it has at the
+ * origin. -ENOENT: none does; as linkat(2). */
+int sl_links_name(struct sl_store *s, const struct sl_version *v, uint32_t nlink, int dirfd,
+		  const char *name);
+/** @name of @dirfd stands for @v. -EEXIST: another one does. */
+int sl_links_add(struct sl_store *s, const struct sl_version *v, uint32_t nlink, int dirfd, const char *name);
+/** The object that stands for @v. -ENOENT. */
+int sl_links_stat(struct sl_store *s, const struct sl_version *v, struct stat *st);
 /** Note that @name of the directory with inode number @ino was deleted here / is the directory gone itself.
  */
 int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name);

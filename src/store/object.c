@@ -512,6 +512,35 @@ int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret)
 	return *ret ? 0 : object_new(s, NULL, NULL, &at, &st, ret);
 }
 
+void sl_object_recorded(struct sl_store *s, int dirfd, const char *name)
+{
+	struct sl_handle h;
+	struct stat st;
+	if (sl_handle_get(dirfd, name, &h) < 0 || fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return;
+	struct sl_object *o = find_handle(s, st.st_ino, &h);
+	if (!o)
+		return;
+	pthread_mutex_lock(&o->lock);
+	if (!o->has_record && !o->damaged) {
+		struct sl_record rec;
+		_cleanup_free_ char *place = NULL;
+		uint32_t moves;
+		if (sl_record_load_at(s, dirfd, name, &rec, NULL, &place, &moves) == 0) {
+			o->rec = rec;
+			o->has_record = true;
+			o->local = false;
+			pthread_mutex_lock(&s->places);
+			free(o->place);
+			o->place = sl_steal_ptr(&place);
+			o->place_moves = moves;
+			pthread_mutex_unlock(&s->places);
+		}
+	}
+	pthread_mutex_unlock(&o->lock);
+	sl_object_put(o);
+}
+
 static bool lost_name(struct sl_object *o)
 {
 	pthread_rwlock_rdlock(&o->store->tree);

@@ -130,6 +130,8 @@ int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret);
 /** The same in one system call, if it is in memory; else NULL. @fd must be known to be on the store's
  * filesystem. */
 struct sl_object *sl_object_known_fd(struct sl_store *s, int fd);
+/** Native: @name of @dirfd was given a record. Who has come to know it without one sees it from now on. */
+void sl_object_recorded(struct sl_store *s, int dirfd, const char *name);
 /** Load the root; used by sl_store_open(). */
 int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
 
@@ -260,6 +262,8 @@ int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *
 int sl_object_link(struct sl_object *o, struct sl_object *newdir, const char *newname);
 /** An O_TMPFILE in @dir: @fd is its descriptor. */
 int sl_object_adopt_tmpfile(struct sl_object *dir, int fd, uint32_t mode, struct sl_object **ret);
+/** Native: the origin has @nlink names for the file @o. Those that come here are names of it. */
+int sl_links_note(struct sl_object *o, uint32_t nlink);
 /** True if a whiteout says that @name of @dir was deleted or renamed away here. */
 bool sl_object_whiteout(struct sl_object *dir, const char *name);
 bool sl_object_has_whiteouts(struct sl_object *dir);
@@ -286,9 +290,12 @@ int sl_placeholder_stage(struct sl_object *dir, const char *name, const struct s
 /** The same of a file, which has no name. Returns a descriptor that is open for writing. */
 int sl_placeholder_tmpfile(struct sl_object *dir, const char *name, const struct sl_attr *a, int stage);
 /**
- * Native: the directory @name was just made in @dirfd of @dir by the caller: it is the origin's, and empty.
+ * Native: the directory @name was just made in @dirfd of @dir by the caller: it is the origin's, and empty;
+ * with
+ * @lazy it is unpopulated.
  */
-int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a);
+int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
+			 bool lazy);
 /** Remove what an interrupted attempt left and the origin no longer has, unless it was changed here. */
 int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name);
 /**

@@ -154,20 +154,18 @@ static int make_other(struct sl_store *s, struct sl_object *dir, int dirfd, cons
 	return r;
 }
 
-/* @st is a file that the index knows by @key, or one that it does not know. */
-static bool is_indexed(struct sl_store *s, const char *key, const struct stat *st)
+/* @st is a file that the index knows by @v, or one that it does not know. */
+static bool is_indexed(struct sl_store *s, const struct sl_version *v, const struct stat *st)
 {
 	struct stat in;
-	return fstatat(s->links_fd, key, &in, AT_SYMLINK_NOFOLLOW) < 0 || in.st_ino == st->st_ino;
+	return sl_links_stat(s, v, &in) < 0 || in.st_ino == st->st_ino;
 }
 
 /*
  * What stands where a placeholder is to be made was left by an interrupted attempt, or belongs to the user.
- * @key: of the link index, for a file of several names, else NULL. Returns 1 to keep it, 0 when it was
- * removed, or -errno.
+ * @linked: it is a file of several names. Returns 1 to keep it, 0 when it was removed, or -errno.
  */
-static int clear_place(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
-		       const char *key)
+static int clear_place(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a, bool linked)
 {
 	struct sl_record old;
 	struct stat st;
@@ -179,7 +177,8 @@ static int clear_place(struct sl_store *s, int dirfd, const char *name, const st
 		if (old.flags & (SL_LOCAL | SL_MODIFIED))
 			return 1;
 		if (sl_version_same_object(&old.origin, &v) && ((old.mode ^ a->mode) & S_IFMT) == 0 &&
-		    (S_ISDIR(a->mode) || sl_version_eq(&old.origin, &v)) && (!key || is_indexed(s, key, &st)))
+		    (S_ISDIR(a->mode) || sl_version_eq(&old.origin, &v)) &&
+		    (!linked || is_indexed(s, &v, &st)))
 			return 1;
 		if (S_ISDIR(old.mode) && old.state != SL_COLD)
 			return 1; /* what is below may have been changed here */
@@ -211,19 +210,18 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 		return -EFBIG;
 	struct sl_record rec = make_record(a);
 	bool linked = S_ISREG(a->mode) && a->nlink > 1;
-	char key[SL_LINK_KEY_MAX];
 	if (linked)
 		rec.flags |= SL_LINKED;
 	_cleanup_(at_fini) struct at at = {0};
 	int q = at_below(dir, name, &at);
 	if (q < 0)
 		return q;
+	_cleanup_(sl_links_end) struct sl_store *held = linked ? sl_links_begin(s) : NULL;
 
 	for (int tries = 0; tries < 5; tries++) {
 		int r = -ENOENT;
 		if (linked) {
-			r = linkat(s->links_fd, sl_link_key(&rec.origin, key), dirfd, name, 0) < 0 ? -errno
-												   : 0;
+			r = sl_links_name(s, &rec.origin, a->nlink, dirfd, name);
 			if (r == 0)
 				return 0;
 			if (r == -EMLINK) /* the origin's filesystem allows more: an object of its own */
@@ -232,8 +230,8 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 		if (r != -EEXIST) {
 			r = S_ISREG(a->mode) ? make_file(s, dir, dirfd, name, a, &rec, &at)
 					     : make_other(s, dir, dirfd, name, a, target, &rec, &at);
-			if (r == 0 && linked && linkat(dirfd, name, s->links_fd, key, 0) < 0) {
-				r = -errno;
+			if (r == 0 && linked &&
+			    (r = sl_links_add(s, &rec.origin, a->nlink, dirfd, name)) < 0) {
 				unlinkat(dirfd, name, 0);
 				/* Another directory with a name of the same file is being populated: it was
 				 * faster, and what it made is the object. */
@@ -243,13 +241,12 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 		}
 		if (r != -EEXIST)
 			return r;
-		r = clear_place(s, dirfd, name, a, linked ? key : NULL);
+		r = clear_place(s, dirfd, name, a, linked);
 		if (r < 0)
 			return r;
 		if (r == 1) {
-			if (linked && linkat(dirfd, name, s->links_fd, key, 0) < 0 && errno != EEXIST)
-				return -errno;
-			return 0;
+			r = linked ? sl_links_add(s, &rec.origin, a->nlink, dirfd, name) : 0;
+			return r == -EEXIST ? 0 : r;
 		}
 	}
 	return -EEXIST;
@@ -290,7 +287,8 @@ int sl_placeholder_tmpfile(struct sl_object *dir, const char *name, const struct
 	return r < 0 ? r : sl_steal_fd(&fd);
 }
 
-int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a)
+int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
+			 bool lazy)
 {
 	struct sl_store *s = dir->store;
 	struct sl_record rec = make_record(a);
@@ -298,8 +296,10 @@ int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, con
 	_Alignas(struct file_handle) char room[SL_HANDLE_ROOM];
 	uint8_t b[SL_PLACED_MAX];
 	struct sl_handle h;
-	rec.state = SL_FULL;
-	rec.origin.ctime = (struct timespec){0}; /* what is in it is not known yet */
+	if (!lazy) {
+		rec.state = SL_FULL;
+		rec.origin.ctime = (struct timespec){0}; /* what is in it is not known yet */
+	}
 	int r = at_below(dir, name, &at);
 	if (r == 0)
 		r = sl_handle_get(dirfd, name, &h);
@@ -307,9 +307,11 @@ int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, con
 		return r;
 	size_t n = sl_record_encode_placed(&rec, sl_handle_hash(&h), at.place, at.moves, b);
 	/* Its watchers have heard of it. */
-	if (n && s->invisible)
-		return sl_xfs_set_attr(s->base_fd, sl_handle_raw(&h, room), "sluice", b, n);
-	return sl_record_save_at(s, dirfd, name, &rec, at.place, at.moves);
+	r = n && s->invisible ? sl_xfs_set_attr(s->base_fd, sl_handle_raw(&h, room), "sluice", b, n)
+			      : sl_record_save_at(s, dirfd, name, &rec, at.place, at.moves);
+	if (r == 0)
+		sl_object_recorded(s, dirfd, name);
+	return r;
 }
 
 /*
@@ -386,8 +388,7 @@ int sl_placeholder_populated(struct sl_object *dir, const struct sl_attr *a, str
 		dir->rec.origin.ino = old.origin.ino;
 		dir->rec.origin.generation = old.origin.generation;
 	}
-	int r = 0;
-	r = sl_object_restore_mtime(dir, &mtime);
+	int r = sl_object_restore_mtime(dir, &mtime);
 	if (r == 0)
 		r = sl_object_save(dir);
 	if (r < 0)
@@ -405,6 +406,9 @@ int sl_placeholder_root(struct sl_store *s, const struct sl_attr *a)
 		struct sl_record rec = make_record(a);
 		if (s->privileged &&
 		    (fchown(s->tree_fd, a->uid, a->gid) < 0 || fchmod(s->tree_fd, a->mode & 07777) < 0))
+			r = -errno;
+		struct timespec ts[2] = {a->atime, a->mtime};
+		if (r == 0 && s->native && futimens(s->tree_fd, ts) < 0)
 			r = -errno;
 		if (r == 0) {
 			struct sl_record old = o->rec;

@@ -425,6 +425,7 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 		goto fail;
 	}
 	set_names(s);
+	pthread_mutex_init(&s->links_lock, NULL);
 	pthread_mutex_init(&s->cold_lock, NULL);
 	pthread_mutex_init(&s->armour_lock, NULL);
 	pthread_mutex_init(&s->table_lock, NULL);
@@ -481,6 +482,7 @@ void sl_store_close(struct sl_store *s)
 	pthread_rwlock_destroy(&s->tree);
 	pthread_mutex_destroy(&s->table_lock);
 	pthread_mutex_destroy(&s->fd_lock);
+	pthread_mutex_destroy(&s->links_lock);
 	pthread_mutex_destroy(&s->cold_lock);
 	pthread_mutex_destroy(&s->room_lock);
 	pthread_mutex_destroy(&s->trim_lock);
@@ -560,7 +562,7 @@ bool sl_store_is_complete(struct sl_store *s)
 
 int sl_store_complete(struct sl_store *s)
 {
-	/* Every entry of the index is one more name of its file, and users would see that. */
+	/* Nobody needs the index any more, and an earlier version made it of names that users would see. */
 	int r = sl_remove_tree(s->base_fd, "links");
 	if (r == 0 && mkdirat(s->base_fd, "links", 0700) < 0)
 		r = -errno;

@@ -32,6 +32,9 @@ machine() {
 }
 
 machine "file operations, fanotify gate: " tests/t/fileops-native.t
+mkdir "$T/kept"
+machine "lazy directories: " tests/tools/lazy-native
+machine "a store that is kept: " tests/tools/lazy-kept make "$T/kept"
 machine "conformance, fanotify gate: " tests/tools/conformance --gate fanotify --quick --tap
 machine "conformance, fuse gate: " tests/tools/conformance --gate fuse --quick --tap
 wait "${_pids[@]}"
@@ -40,4 +43,10 @@ for i in "${!labels[@]}"; do
 	import_tap "${labels[i]}" cat "$T/um.$i"
 	is "$(cat "$T/um.$i.status")" 0 "${labels[i]}it ends well, and the kernel has not complained" || diag "$(head -n 150 "$T/um.$i.err")"
 done
+# That store once more, without the series.
+if [ "$(id -u)" = 0 ] && [ "$("$SLUICE" doctor --json | python3 -c 'import json, sys; g = json.load(sys.stdin)["gates"]["fanotify"]; print(g["ok"] and not g["lazy"])')" = True ]; then
+	import_tap "the store, on this kernel: " "$TOOLS/lazy-kept" use "$T/kept"
+else
+	skip "there is no fanotify gate here, or this kernel has the series"
+fi
 done_testing

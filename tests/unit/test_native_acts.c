@@ -45,7 +45,8 @@ struct fx {
 	struct sl_fan *g;
 	struct sl_native_acts *n;
 	struct sl_acts a;
-	int in; /* inotify */
+	int in;	   /* inotify */
+	bool lazy; /* names come when somebody wants them, which the tests do */
 	struct {
 		int wd;
 		char path[64];
@@ -142,17 +143,22 @@ static void up(struct fx *x)
 		expect_ok(sl_origin_call(x->o, &q), NULL);
 		expect_ok(sl_placeholder_root(x->s, &q.attr), NULL);
 		sl_oreq_fini(&q);
+		if (x->lazy) {
+			expect_ok(sl_fill_wait(x->f, SL_WANT_NAMES, sl_object_root(x->s), 0, 0), NULL);
+			goto show;
+		}
 		expect_ok(sl_fill_tree(x->f, sl_object_root(x->s), NULL, NULL), NULL);
 		expect_ok(sl_fill_commit(x->f), NULL);
 		expect_ok(sl_store_complete(x->s), NULL);
 	}
 	int mnt;
+show:
 	expect_ok(sl_mount_clone(sl_store_work_fd(x->s), "tree", &mnt), NULL);
 	expect_ok(sl_fan_set_mount(x->g, mnt), NULL);
 	expect_ok(sl_fan_start(x->g), NULL);
 	expect_ok(sl_mount_attach(mnt, x->m, &why), &why);
 	close(mnt);
-	struct sl_native_acts_config ac = {.store = x->s, .fill = x->f, .fan = x->g};
+	struct sl_native_acts_config ac = {.store = x->s, .fill = x->f, .fan = x->g, .lazy = x->lazy};
 	expect_ok(sl_native_acts_new(&ac, &x->n, &x->a), NULL);
 }
 
@@ -751,6 +757,108 @@ static void test_update(void **state)
 }
 
 /* A directory of many: one note instead of a record for each. */
+static bool populated(struct fx *x, const char *place)
+{
+	_cleanup_object_ struct sl_object *o = find(x, place);
+	assert_non_null(o);
+	return o->rec.state == SL_FULL;
+}
+
+static void populate(struct fx *x, const char *place)
+{
+	_cleanup_object_ struct sl_object *o = find(x, place);
+	assert_non_null(o);
+	expect_ok(sl_fill_wait(x->f, SL_WANT_NAMES, o, 0, 0), NULL);
+}
+
+static void make_dirs(struct fx *x, const char *dir, const char *sub)
+{
+	mkdir(at_origin(x, dir), 0755);
+	mkdir(at_origin(x, sub), 0755);
+}
+
+/* Where names come when they are wanted. */
+static void test_lazy(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	struct stat st;
+	x->lazy = true;
+	make_dirs(x, "d", "d/cold");
+	make_dirs(x, "l", "l/a");
+	make_dirs(x, "l/b", "l/c");
+	put(at_origin(x, "d/cold/f"), "f");
+	put(at_origin(x, "l/a/one"), "links");
+	char *from = strdup(at_origin(x, "l/a/one"));
+	assert_int_equal(link(from, at_origin(x, "l/b/two")) | link(from, at_origin(x, "l/c/three")), 0);
+	free(from);
+	up(x);
+	assert_true(populated(x, "") && !populated(x, "d"));
+
+	/* Nothing is known below, and nothing happens there. */
+	assert_int_equal(appear(x, "d/cold/f", false), -ENOTDIR);
+	populate(x, "d");
+	watch(x, "d");
+	assert_false(populated(x, "d/cold"));
+
+	/* New directories are not listed. */
+	make_dirs(x, "d/new", "d/new/sub");
+	assert_int_equal(appear(x, "d/new", false), 0);
+	assert_false(populated(x, "d/new"));
+	make_dirs(x, "d/moved", "d/moved/sub");
+	assert_int_equal(appear(x, "d/moved", true), 0);
+	assert_false(populated(x, "d/moved"));
+	hears(x, "CREATE d/new, TO d/moved");
+	populate(x, "d/new");
+	populate(x, "d/moved");
+	assert_true(is_here(x, "d/new/sub") && is_here(x, "d/moved/sub"));
+
+	/* Whoever came to know it before it had a record knows that it is the origin's. */
+	make_dirs(x, "d/early", "d/early/sub");
+	assert_int_equal(mkdir(at_clone(x, "d/early"), 0755), 0);
+	struct sl_object *o = NULL;
+	struct sl_object *d = find(x, "d");
+	expect_ok(sl_object_lookup(d, "early", &o), NULL);
+	assert_true(!o->has_record && o->rec.state == SL_FULL);
+	struct sl_ostate s = state_of(x, "d/early");
+	_cleanup_close_ int dirfd = sl_object_pin(d);
+	expect_ok(sl_placeholder_adopt(d, dirfd, "early", &s.attr, true), NULL);
+	assert_true(o->has_record && o->rec.state == SL_COLD);
+	sl_object_put(o);
+	sl_object_put(d);
+	populate(x, "d/early");
+	assert_true(is_here(x, "d/early/sub"));
+	heard(x);
+
+	/* What goes is gone, listed or not. */
+	populate(x, "d/early/sub");
+	assert_int_equal(vanish(x, "d/early", false), 0);
+	assert_int_equal(vanish(x, "d/moved", true), 0);
+	assert_int_equal(rename_to(x, "d/cold", "d/warm", false), 0);
+	hears(x, "DELETE d/early, FROM d/moved, FROM d/cold, TO d/warm");
+	assert_int_equal(rename(at_origin(x, "d/cold"), strcat(strcpy((char[256]){0}, x->origin), "/d/warm")),
+			 0);
+	populate(x, "d/warm");
+	assert_true(is_here(x, "d/warm/f"));
+
+	/* A file has as many links as there are names at the origin, whichever have come. */
+	populate(x, "l");
+	populate(x, "l/a");
+	same_stat(x, "l/a/one");
+	populate(x, "l/b");
+	same_stat(x, "l/a/one");
+	populate(x, "l/c");
+	same_stat(x, "l/c/three");
+	assert_int_equal(stat(at_clone(x, "l/a/one"), &st), 0);
+	ino_t ino = st.st_ino;
+	assert_int_equal(stat(at_clone(x, "l/b/two"), &st), 0);
+	assert_int_equal(st.st_ino, ino);
+	assert_int_equal(unlink(at_origin(x, "l/b/two")), 0);
+	assert_int_equal(vanish(x, "l/b/two", false), 0);
+	same_stat(x, "l/a/one");
+	down(x);
+}
+
 static void test_many(void **state)
 {
 	need_all();
@@ -1010,6 +1118,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_vanish, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_rename, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_update, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_lazy, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_many, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_killed, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_came, setup, teardown),

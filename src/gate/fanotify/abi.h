@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What of fanotify's interface the system's headers may be too old to know. Linux 6.14,
- * include/uapi/linux/fanotify.h. */
+ * include/uapi/linux/fanotify.h; and what the project's kernel series adds (kernel/series1). */
 #pragma once
 
 #include <linux/fanotify.h>
@@ -20,6 +20,13 @@
 #endif
 #ifndef FAN_MARK_EVICTABLE
 #define FAN_MARK_EVICTABLE 0x00000200
+#endif
+/* kernel/series1: before a directory's content is used; EIO when the group is gone. */
+#ifndef FAN_PRE_DIR_ACCESS
+#define FAN_PRE_DIR_ACCESS 0x00200000
+#endif
+#ifndef FAN_MARK_FAIL_CLOSED
+#define FAN_MARK_FAIL_CLOSED 0x00000800
 #endif
 #define SL_FAN_IGNORE (FAN_MARK_IGNORE | FAN_MARK_IGNORED_SURV_MODIFY)
 

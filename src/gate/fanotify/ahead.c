@@ -51,7 +51,7 @@ static void mark(struct sl_fan *g, int dirfd, const char *name)
 /* Who comes to a file that was fetched ahead of him need not be asked about it. */
 void sl_fan_complete(struct sl_fan *g, struct sl_object *o)
 {
-	_cleanup_close_ int fd = sl_object_open(o, O_PATH);
+	_cleanup_close_ int fd = sl_object_is_reg(o) ? sl_object_open(o, O_PATH) : -EBADF;
 	if (fd >= 0)
 		mark_full(g, fd, o);
 }

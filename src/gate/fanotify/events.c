@@ -10,8 +10,6 @@
 #include "gate/fanotify/internal.h"
 #include "store/zone.h"
 
-#define EVICT_WAIT_US 1000
-
 /* ---- answers ---- */
 
 static struct slot *slot_of(struct sl_fan *g, int fd)
@@ -35,7 +33,7 @@ static uint32_t refusal(int err)
 	}
 }
 
-static void respond(struct sl_fan *g, int fd, uint32_t response)
+void fan_respond(struct sl_fan *g, int fd, uint32_t response)
 {
 	struct fanotify_response r = {.fd = fd, .response = response};
 	if (write(g->group, &r, sizeof(r)) == sizeof(r) || errno == ENOENT) /* who waited was killed */
@@ -57,8 +55,6 @@ static void settled(struct sl_fan *g, int fd)
 
 /* ---- looking at one ---- */
 
-enum { ANSWERED = 0, WANTS = 1, LATER = 2 };
-
 static int io_lock(struct sl_object *o, bool exclusive, bool may_wait)
 {
 	if (may_wait)
@@ -71,16 +67,16 @@ static int look_open(struct sl_fan *g, int fd, struct sl_object *o, bool may_wai
 {
 	/* Not while bytes of the origin are written to it: it may be open(O_TRUNC), see settle_opens(). */
 	if (io_lock(o, true, may_wait) != 0)
-		return LATER;
+		return FAN_LATER;
 	int r = sl_object_mend_tail(o, fd);
 	if (r == 0) {
 		o->opened = sl_now();
-		respond(g, fd, FAN_ALLOW);
+		fan_respond(g, fd, FAN_ALLOW);
 	}
 	pthread_rwlock_unlock(&o->io);
 	if (r == 0)
 		sl_fill_note_open(g->fill, o);
-	return r < 0 ? r : ANSWERED;
+	return r < 0 ? r : FAN_ANSWERED;
 }
 
 static int look_range(struct sl_fan *g, int fd, struct sl_object *o, uint64_t off, uint64_t len,
@@ -89,18 +85,18 @@ static int look_range(struct sl_fan *g, int fd, struct sl_object *o, uint64_t of
 	/* Nothing that is here goes until the reader has been let through; after that the descriptor that it
 	 * reads by keeps evictions away. */
 	if (io_lock(o, false, may_wait) != 0)
-		return LATER;
+		return FAN_LATER;
 	pthread_mutex_lock(&o->lock);
 	bool here = sl_chunkmap_test(&o->map, off, len), full = sl_chunkmap_full(&o->map);
 	pthread_mutex_unlock(&o->lock);
 	if (here) {
 		o->allowed = sl_now();
-		respond(g, fd, FAN_ALLOW);
+		fan_respond(g, fd, FAN_ALLOW);
 	}
 	pthread_rwlock_unlock(&o->io);
 	if (here && !full)
 		sl_fill_note_read(g->fill, o, off, len);
-	return here ? ANSWERED : WANTS;
+	return here ? FAN_ANSWERED : FAN_WANTS;
 }
 
 /*
@@ -111,7 +107,7 @@ static int look_range(struct sl_fan *g, int fd, struct sl_object *o, uint64_t of
  */
 static bool look_quickly(struct sl_fan *g, int fd, const struct slot *s)
 {
-	if (s->mask & FAN_OPEN_PERM || !s->len)
+	if (s->mask & (FAN_OPEN_PERM | FAN_PRE_DIR_ACCESS) || !s->len)
 		return false;
 	_cleanup_object_ struct sl_object *o = sl_object_known_fd(g->store, fd);
 	if (!o || !sl_object_is_reg(o) || o->damaged)
@@ -123,12 +119,12 @@ static bool look_quickly(struct sl_fan *g, int fd, const struct slot *s)
 	if (!here || fan_need(g, s->pid, NULL) != FAN_RANGE)
 		return false;
 	fan_keep_recent(g, o);
-	return look_range(g, fd, o, s->off, s->len, false) == ANSWERED;
+	return look_range(g, fd, o, s->off, s->len, false) == FAN_ANSWERED;
 }
 
 /*
- * Answer the access @s by descriptor @fd if that is possible now. WANTS: not before [*off, +*len) of *@ret is
- * here. LATER: not without waiting for a lock. Or -errno, to be told to who waits.
+ * Answer the access @s by descriptor @fd if that is possible now. FAN_WANTS: not before [*off, +*len) of
+ * *@ret is here. FAN_LATER: not without waiting for a lock. Or -errno, to be told to who waits.
  */
 static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, struct sl_object **ret,
 		uint64_t *off, uint64_t *len)
@@ -137,9 +133,11 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	struct stat st;
 	if (fstat(fd, &st) < 0)
 		return -errno;
+	if (s->mask & FAN_PRE_DIR_ACCESS)
+		return fan_look_dir(g, fd, may_wait, ret);
 	if (!S_ISREG(st.st_mode)) {
-		respond(g, fd, FAN_ALLOW);
-		return ANSWERED;
+		fan_respond(g, fd, FAN_ALLOW);
+		return FAN_ANSWERED;
 	}
 	int r = sl_object_of_fd(g->store, fd, &o);
 	if (r < 0)
@@ -158,7 +156,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	bool uncertain = sl_object_uncertain(o);
 	if (full) {
 		/* With the lock: whoever evicts it takes the mark away after this. */
-		respond(g, fd, FAN_ALLOW);
+		fan_respond(g, fd, FAN_ALLOW);
 		fan_ignore(g, fd);
 	}
 	*len = o->map.size;
@@ -166,25 +164,25 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	if (full) {
 		if (s->mask & FAN_OPEN_PERM)
 			fan_mark_ahead(g, fd, st.st_ino);
-		return ANSWERED;
+		return FAN_ANSWERED;
 	}
 	if (cut) {
 		/* Somebody opened it with O_TRUNC, of which the kernel tells nobody: from then on it is his.
 		 */
 		sl_fill_written(g->fill, o);
-		respond(g, fd, FAN_ALLOW);
-		return ANSWERED;
+		fan_respond(g, fd, FAN_ALLOW);
+		return FAN_ANSWERED;
 	}
 	if (evicting) {
 		if (may_wait)
-			usleep(EVICT_WAIT_US);
-		return LATER;
+			usleep(FAN_LATER_US);
+		return FAN_LATER;
 	}
 	fan_keep_recent(g, o);
 	*off = 0;
 	if (uncertain) {
 		*len = 1;
-		return WANTS; /* and then what was asked for */
+		return FAN_WANTS; /* and then what was asked for */
 	}
 	if (s->mask & FAN_OPEN_PERM) {
 		if (!g->whole_on_open && fan_mount_known(g, fd, s->pid))
@@ -197,7 +195,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 		if (need == FAN_RANGE_AND_END && !end) {
 			*off = *len - 1;
 			*len = 1;
-			return WANTS; /* and then the range */
+			return FAN_WANTS; /* and then the range */
 		}
 		if (need != FAN_WHOLE) {
 			*off = s->off;
@@ -217,7 +215,7 @@ static void waiter_end(struct waiter *w, int err)
 {
 	struct sl_fan *g = w->g;
 	if (err)
-		respond(g, w->fd, refusal(err));
+		fan_respond(g, w->fd, refusal(err));
 	settled(g, w->fd);
 	free(w);
 	g->waiting--;
@@ -231,10 +229,14 @@ static void want_done(struct sl_want *want, int err)
 		err = 0;
 	}
 	sl_object_put(want->o);
-	if (err)
+	if (err && w->s.mask & FAN_PRE_DIR_ACCESS && fan_dir_gone(w->fd)) {
+		fan_respond(w->g, w->fd, FAN_ALLOW);
+		waiter_end(w, 0);
+	} else if (err) {
 		waiter_end(w, err);
-	else
+	} else {
 		fan_dispatch(w);
+	}
 }
 
 static void dispatch(struct waiter *w, bool may_wait);
@@ -251,19 +253,21 @@ static void dispatch(struct waiter *w, bool may_wait)
 		struct sl_object *o = NULL;
 		uint64_t off = 0, len = 0;
 		int r = look(g, w->fd, &w->s, may_wait, &o, &off, &len);
-		if (r == WANTS && g->refusing)
+		if (r == FAN_WANTS && g->refusing)
 			r = -EIO;
-		if (r == WANTS) {
+		if (r == FAN_WANTS) {
 			w->want = (struct sl_want){.o = o, .off = off, .len = len, .done = want_done};
-			r = sl_fill_want(g->fill, SL_WANT_RANGE, &w->want);
+			r = sl_fill_want(g->fill,
+					 w->s.mask & FAN_PRE_DIR_ACCESS ? SL_WANT_NAMES : SL_WANT_RANGE,
+					 &w->want);
 			if (r == 0)
 				return; /* want_done() goes on, maybe already has */
-			r = r > 0 ? WANTS : r;
+			r = r > 0 ? FAN_WANTS : r;
 		}
 		sl_object_put(o);
-		if (r == WANTS)
+		if (r == FAN_WANTS)
 			continue; /* it arrived meanwhile */
-		if (r == LATER) {
+		if (r == FAN_LATER) {
 			w->work.run = run_later;
 			sl_pool_push(g->pool, &w->work);
 		} else {
@@ -297,7 +301,7 @@ static void keep(struct sl_fan *g, int fd, const struct slot *s)
 {
 	struct waiter *w = calloc(1, sizeof(*w));
 	if (!w) {
-		respond(g, fd, refusal(-ENOMEM));
+		fan_respond(g, fd, refusal(-ENOMEM));
 		settled(g, fd);
 		return;
 	}
@@ -308,10 +312,13 @@ static void keep(struct sl_fan *g, int fd, const struct slot *s)
 
 /* ---- reading ---- */
 
-/* The range of an event; without one, or of no length, all of the file. */
+/* What an event is about. Its range; without one, or of no length, all of the file. */
 static struct slot parse(const struct fanotify_event_metadata *m)
 {
-	struct slot s = {.mask = m->mask & FAN_OPEN_PERM ? FAN_OPEN_PERM : FAN_PRE_ACCESS, .pid = m->pid};
+	struct slot s = {.mask = m->mask & FAN_OPEN_PERM	? FAN_OPEN_PERM
+				 : m->mask & FAN_PRE_DIR_ACCESS ? FAN_PRE_DIR_ACCESS
+								: FAN_PRE_ACCESS,
+			 .pid = m->pid};
 	const char *p = (const char *)m + m->metadata_len, *end = (const char *)m + m->event_len;
 	while (end - p >= (ptrdiff_t)sizeof(struct fanotify_event_info_header)) {
 		const struct sl_fan_range *x = (const void *)p;
@@ -338,15 +345,15 @@ static void take(struct sl_fan *g, struct fanotify_event_metadata *m)
 	struct slot s = parse(m);
 	struct sl_object *o = NULL;
 	if (m->pid == g->replay && m->pid) {
-		respond(g, fd, FAN_ALLOW);
+		fan_respond(g, fd, FAN_ALLOW);
 		m->fd = FAN_NOFD;
 		settled(g, fd);
 		return;
 	}
 	uint64_t off, len;
-	int r = look_quickly(g, fd, &s) ? ANSWERED : look(g, fd, &s, false, &o, &off, &len);
+	int r = look_quickly(g, fd, &s) ? FAN_ANSWERED : look(g, fd, &s, false, &o, &off, &len);
 	sl_object_put(o);
-	if (r == ANSWERED) {
+	if (r == FAN_ANSWERED) {
 		/* Before it is closed, and the number may mean something else. */
 		m->fd = FAN_NOFD;
 		settled(g, fd);

@@ -54,17 +54,43 @@ void sl_fan_changed(struct sl_fan *g, struct sl_object *o)
 	pthread_mutex_unlock(&o->lock);
 }
 
+/* The group that asks, on the whole filesystem but for the mount that the store works through. What only the
+ * kernel series has is tried first. */
+static int mark_asking(struct sl_fan *g)
+{
+	const uint64_t closed = g->cfg.own ? FAN_MARK_FAIL_CLOSED : 0;
+	const struct {
+		uint64_t mask, flags;
+		bool can;
+	} tries[] = {{FAN_ASKED | FAN_PRE_DIR_ACCESS, closed, g->cfg.lazy && closed},
+		     {FAN_ASKED, closed, closed},
+		     {FAN_ASKED, 0, true}};
+	int fd = sl_store_fs_fd(g->store), r = -EINVAL;
+	for (size_t i = 0; i < SL_ARRAY_SIZE(tries) && r == -EINVAL; i++) {
+		if (!tries[i].can)
+			continue;
+		g->asked = tries[i].mask;
+		r = fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, g->asked, fd,
+				  NULL) < 0 ||
+			    fanotify_mark(g->group,
+					  FAN_MARK_ADD | FAN_MARK_FILESYSTEM | (unsigned)tries[i].flags,
+					  g->asked, fd, NULL) < 0
+			? -errno
+			: 0;
+	}
+	return r;
+}
+
 /* Both groups on the whole filesystem, but for the mount that the store works through. */
 static int mark_all(struct sl_fan *g, char **why)
 {
 	int fd = sl_store_fs_fd(g->store);
-	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_ASKED, fd, NULL) < 0)
-		return sl_fail(why, -errno, "cannot exempt the store's own mount: %s", strerror(errno));
-	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_ASKED, fd, NULL) < 0)
-		return sl_fail(why, -errno,
+	int r = mark_asking(g);
+	if (r < 0)
+		return sl_fail(why, r,
 			       "the kernel cannot ask before access on this filesystem: %s (it takes Linux "
 			       "6.14, and ext4, XFS or btrfs)",
-			       strerror(errno));
+			       strerror(-r));
 	if (fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_TOLD, fd, NULL) < 0 ||
 	    fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_TOLD, fd, NULL) < 0)
 		return sl_fail(why, -errno, "the kernel cannot tell of changes on this filesystem: %s",
@@ -89,7 +115,11 @@ static int make_groups(struct sl_fan *g, char **why)
 	if (g->notify < 0 || g->group < 0)
 		return sl_fail(why, -errno, "no fanotify group: %s%s", strerror(errno),
 			       errno == EPERM ? " (the fanotify gate needs root)" : "");
-	return mark_all(g, why);
+	int r = mark_all(g, why);
+	/* The bits are not Linux's yet: what they do here is believed when it is seen. */
+	if (r == 0 && sl_fan_lazy(g) && !fan_asks_for_names(g))
+		g->asked = FAN_ASKED;
+	return r;
 }
 
 /* ---- whose mount ---- */
@@ -260,9 +290,8 @@ int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why)
 		r = sl_pool_new(THREADS, "gate", &g->pool);
 	if (r == 0 && (g->group < 0 || g->notify < 0))
 		r = make_groups(g, why);
-	else if (r == 0 && fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_ASKED,
-					 sl_store_fs_fd(g->store), NULL) < 0)
-		r = sl_fail(why, -errno, "cannot exempt the store's own mount: %s", strerror(errno));
+	else if (r == 0 && (r = mark_asking(g)) < 0) /* as it was made, by the same rules */
+		r = sl_fail(why, r, "cannot exempt the store's own mount: %s", strerror(-r));
 	if (r < 0) {
 		/* Groups that were just made have let nobody wait. */
 		if (cfg->group < 0 && g->group >= 0)
@@ -298,7 +327,7 @@ void sl_fan_set_replay(struct sl_fan *g, int tid)
 
 int sl_fan_exempt(struct sl_fan *g, int fd)
 {
-	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_ASKED, fd, NULL) < 0 ||
+	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, g->asked, fd, NULL) < 0 ||
 	    fanotify_mark(g->notify, FAN_MARK_ADD | FAN_MARK_MOUNT | SL_FAN_IGNORE, FAN_TOLD, fd, NULL) < 0)
 		return -errno;
 	return 0;

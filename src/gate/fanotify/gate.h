@@ -11,6 +11,11 @@
  * that the store works through is exempt. A file that is completely here, or nobody's but the user's, gets an
  * ignore mark that the kernel may drop with the inode: it is read at the filesystem's own speed.
  *
+ * With the project's kernel series the group also asks before a directory is listed, searched or changed
+ * (FAN_PRE_DIR_ACCESS): names then come when they are wanted, as bytes do, and DIR can be shown at once
+ * (dirs.c). And where the filesystem is the clone's alone, whoever would be asked gets EIO once nobody is
+ * left to ask (FAN_MARK_FAIL_CLOSED).
+ *
  * An event is answered by the number of its descriptor, whoever writes it. What was read and not answered
  * stands in the memory that outlives the service (internal.h): the next one answers it.
  */
@@ -27,12 +32,16 @@ struct sl_fan_config {
 	void
 	    *area; /* shared with that service and the next, zero at first; NULL: nothing outlives this one */
 	size_t area_size;
+	bool own;   /* the filesystem is the clone's alone: it may stay closed when all of us were killed */
+	bool lazy;  /* names may be missing: ask before directories are used, if the kernel can */
 	int keeper; /* its process: what it closes of a service that died is no change by a user; 0: none */
 };
 
 /** Make or take over the groups and marks. From now on nobody gets at content unasked, and who tries waits
  * until sl_fan_start(). */
 int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why);
+/** Nobody gets at names that are not here: the kernel asks for them. */
+bool sl_fan_lazy(const struct sl_fan *g);
 int sl_fan_group(const struct sl_fan *g);
 int sl_fan_notify(const struct sl_fan *g);
 /** The mount that users see, so that accesses through others can be told from them. Before sl_fan_start(). */
@@ -51,6 +60,9 @@ void sl_fan_free(struct sl_fan *g);
 
 /** Accesses of the thread @tid are let through at once: it replays what happened at the origin. */
 void sl_fan_set_replay(struct sl_fan *g, int tid);
+/** A directory may be in the tree that is the origin's, and has no record yet: who looks into one without
+ * waits until that is over. */
+void sl_fan_making(struct sl_fan *g, bool on);
 /** Nothing that comes through the mount of the directory @fd is asked about or told. */
 int sl_fan_exempt(struct sl_fan *g, int fd);
 

@@ -24,7 +24,7 @@
  */
 #define READ_BYTES 32768
 struct slot {
-	uint32_t mask; /* 0: free; FAN_OPEN_PERM or FAN_PRE_ACCESS */
+	uint32_t mask; /* 0: free; FAN_OPEN_PERM, FAN_PRE_ACCESS or FAN_PRE_DIR_ACCESS */
 	int32_t pid;
 	uint64_t off, len; /* len 0: all of the file */
 };
@@ -64,6 +64,8 @@ struct sl_fan {
 	struct sl_fill *fill;
 	struct area *area;
 	bool own_area;
+	uint64_t asked; /* FAN_ASKED, and with lazy directories FAN_PRE_DIR_ACCESS */
+	atomic_bool making;
 	int group, notify, stop_fd;
 	/*
 	 * Where what a placeholder is made of can be read, it would be by what raises no events: a mapping
@@ -94,6 +96,21 @@ struct sl_fan {
 	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
 };
 
+/* How looking at an access ends. */
+enum { FAN_ANSWERED = 0, FAN_WANTS = 1, FAN_LATER = 2 };
+#define FAN_LATER_US 1000 /* of a thread that may wait, before it looks again */
+
+/** As fanotify(7) has it; @response is FAN_ALLOW or a refusal. */
+void fan_respond(struct sl_fan *g, int fd, uint32_t response);
+/**
+ * Answer an access to the names of the directory @fd if they are here: FAN_ANSWERED. FAN_WANTS: not before
+ * the names of *@ret are here. FAN_LATER: it is just being made. Or -errno, to be told to who waits.
+ */
+int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret);
+/** The directory @fd is no more: it has no names, and never will. */
+bool fan_dir_gone(int fd);
+/** Before anybody can come: does the kernel ask before names are looked up? It is tried. */
+bool fan_asks_for_names(struct sl_fan *g);
 /** @o, one of whose names is open as @fd, lost its place at the origin: that name is its place now. False if
  * it did not, or nobody knows. */
 bool fan_find_place(struct sl_fan *g, int fd, struct sl_object *o);

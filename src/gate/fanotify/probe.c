@@ -13,6 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "base/fd.h"
@@ -40,6 +41,9 @@ enum feature {
 	F_WORK_MOUNT,
 	F_CLONE_DETACHED,
 	F_OPEN_DIR,
+	F_LOOKUP,
+	F_LISTING,
+	F_FAIL_CLOSED,
 	F_PRE_EXT4,
 	F_PRE_BTRFS,
 	F_COUNT,
@@ -63,6 +67,10 @@ static const struct sl_fanotify_feature table[F_COUNT] = {
     [F_CLONE_DETACHED] = {"clone-detached", "a mount that nobody sees can be cloned (Linux 6.15)",
 			  .needed = false},
     [F_OPEN_DIR] = {"open-dir", "opening a directory can be held up", .needed = false},
+    [F_LOOKUP] = {"dir-lookup", "names can come when one is looked up (the kernel series)", .needed = false},
+    [F_LISTING] = {"dir-listing", "and when a directory is listed", .needed = false},
+    [F_FAIL_CLOSED] = {"fail-closed", "nobody gets in when nobody is left to ask (the kernel series)",
+		       .needed = false},
     [F_PRE_EXT4] = {"pre-access-ext4", "ext4 asks before content is read", .needed = false},
     [F_PRE_BTRFS] = {"pre-access-btrfs", "btrfs asks before content is read", .needed = false},
 };
@@ -230,6 +238,113 @@ static int mark(int group, unsigned flags, uint64_t mask, int fd, const char *wh
 	return 0;
 }
 
+/* ---- directories ---- */
+
+/* A look into the directory @at, on a thread that may be held up. */
+struct look {
+	pthread_t thread;
+	const char *at;
+	bool list;
+	int r; /* 0 or -errno */
+};
+
+static void *look_one(void *arg)
+{
+	struct look *x = arg;
+	_cleanup_close_ int fd = open(x->at, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	char b[1024];
+	if (fd < 0)
+		x->r = -errno;
+	else if (x->list)
+		x->r = syscall(SYS_getdents64, fd, b, sizeof(b)) < 0 ? -errno : 0;
+	else
+		x->r = faccessat(fd, "no such name", F_OK, 0) < 0 ? -errno : 0;
+	return NULL;
+}
+
+/* Refuse what @group asks of a look with EIO; @group may be negative. *@asked: it asked for the directory.
+ * What came of it. */
+static int look_with_event(int group, struct look *x, bool *asked)
+{
+	struct pollfd pfd = {group, POLLIN, 0};
+	int r = pthread_create(&x->thread, NULL, look_one, x);
+	*asked = false;
+	if (r)
+		return -r;
+	while (pthread_tryjoin_np(x->thread, NULL) == EBUSY) {
+		struct fanotify_event_metadata m[4];
+		ssize_t n = poll(&pfd, 1, 1) > 0 ? read(group, m, sizeof(m)) : 0;
+		for (struct fanotify_event_metadata *e = m; FAN_EVENT_OK(e, n); e = FAN_EVENT_NEXT(e, n)) {
+			struct fanotify_response a = {.fd = e->fd, .response = SL_FAN_DENY_ERRNO(EIO)};
+			*asked |= e->mask & FAN_PRE_DIR_ACCESS;
+			if (write(group, &a, sizeof(a)) == sizeof(a) && e->fd >= 0)
+				close(e->fd);
+		}
+	}
+	return x->r;
+}
+
+static int probe_look(struct probe *p, int group, bool list, char **why)
+{
+	struct look x = {.at = p->at, .list = list};
+	bool asked;
+	int r = look_with_event(group, &x, &asked);
+	if (!asked)
+		return sl_fail(why, -EBADMSG, "%s raises no event", list ? "a listing" : "a lookup");
+	return r == -EIO ? 0
+			 : sl_fail(why, -EBADMSG, "%s that was refused with EIO ended with %d",
+				   list ? "a listing" : "a lookup", r);
+}
+
+static int probe_fail_closed(struct probe *p, int group, char **why)
+{
+	struct look x = {.at = p->at, .list = true};
+	char path[SL_PROC_FD_MAX];
+	bool asked;
+	close(group);
+	int r = look_with_event(-1, &x, &asked);
+	if (r != -EIO)
+		return sl_fail(why, -EBADMSG, "a listing after the end of the group ended with %d", r);
+	_cleanup_close_ int next = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC, O_RDONLY | O_CLOEXEC);
+	r = mark(next, FAN_MARK_FILESYSTEM | FAN_MARK_FAIL_CLOSED, FAN_PRE_DIR_ACCESS, p->mnt,
+		 "it cannot be opened again", why);
+	if (r == 0 && fanotify_mark(next, FAN_MARK_REMOVE | FAN_MARK_FILESYSTEM, FAN_PRE_DIR_ACCESS, AT_FDCWD,
+				    sl_proc_fd_path(path, p->mnt, NULL)) < 0)
+		r = -errno;
+	x.r = 0;
+	if (r == 0 && (r = look_with_event(-1, &x, &asked)) < 0)
+		sl_fail(why, r, "it stays closed");
+	return r;
+}
+
+static void probe_dirs(struct probe *p)
+{
+	char *why = NULL;
+	int group = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK, O_RDONLY | O_CLOEXEC);
+	int r = group < 0
+		    ? -errno
+		    : mark(group, FAN_MARK_FILESYSTEM, FAN_PRE_DIR_ACCESS, p->mnt,
+			   "this kernel does not ask before names are used: all are fetched before a clone "
+			   "is shown (the kernel series has it)",
+			   &why);
+	if (r == 0)
+		r = probe_look(p, group, false, &why);
+	if (result(p, F_LOOKUP, r, &why)) {
+		r = probe_look(p, group, true, &why);
+		result(p, F_LISTING, r, &why);
+	}
+	r = group < 0
+		? -errno
+		: mark(group, FAN_MARK_FILESYSTEM | FAN_MARK_FAIL_CLOSED,
+		       p->f[F_LOOKUP].ok ? FAN_PRE_DIR_ACCESS : FAN_PRE_ACCESS, p->mnt,
+		       "what is missing is an error of the cold zone then (the kernel series has it)", &why);
+	if (r == 0 && p->f[F_LOOKUP].ok)
+		r = probe_fail_closed(p, sl_steal_fd(&group), &why);
+	result(p, F_FAIL_CLOSED, r, &why);
+	if (group >= 0)
+		close(group);
+}
+
 static void probe_events(struct probe *p)
 {
 	char *why = NULL;
@@ -368,8 +483,11 @@ static void probe_image(struct probe *p)
 		close(hidden);
 	r = sl_mount_attach(p->mnt, p->at, &why);
 	p->attached = r == 0;
-	if (result(p, F_ATTACH, r, &why))
-		probe_events(p);
+	if (!result(p, F_ATTACH, r, &why))
+		return;
+	probe_events(p);
+	if (p->f[F_PRE_XFS].ok)
+		probe_dirs(p);
 }
 
 static void probe_in(struct probe *p)
@@ -450,7 +568,12 @@ void sl_fanotify_features_free(struct sl_fanotify_feature *f, int n)
 	free(f);
 }
 
-int sl_fanotify_available(const char *scratch, char **why)
+bool sl_fanotify_lazy(const struct sl_fanotify_feature *f, int n)
+{
+	return n == F_COUNT && f[F_LOOKUP].ok && f[F_LISTING].ok && f[F_FAIL_CLOSED].ok;
+}
+
+int sl_fanotify_available(const char *scratch, bool *lazy, char **why)
 {
 	struct sl_fanotify_feature *f = NULL;
 	int n = sl_fanotify_probe(scratch, &f), r = n < 0 ? n : 0;
@@ -458,6 +581,7 @@ int sl_fanotify_available(const char *scratch, char **why)
 		if (f[i].needed && !f[i].ok)
 			r = sl_fail(why, -EOPNOTSUPP, "the fanotify gate cannot be used here: %s: %s",
 				    f[i].name, f[i].why ? f[i].why : "not tried");
+	*lazy = sl_fanotify_lazy(f, n);
 	sl_fanotify_features_free(f, n);
 	return r;
 }

@@ -26,5 +26,8 @@ struct sl_fanotify_feature {
 int sl_fanotify_probe(const char *scratch, struct sl_fanotify_feature **ret);
 void sl_fanotify_features_free(struct sl_fanotify_feature *f, int n);
 
-/** 0 if all that is needed is there; else -errno, with the first thing that is missing in *@why. */
-int sl_fanotify_available(const char *scratch, char **why);
+/** Of all of them: names need not be there before a clone on an image is shown. */
+bool sl_fanotify_lazy(const struct sl_fanotify_feature *f, int n);
+/** 0 if all that is needed is there, and whether names can be lazy in *@lazy; else -errno, with the first
+ * thing that is missing in *@why. */
+int sl_fanotify_available(const char *scratch, bool *lazy, char **why);

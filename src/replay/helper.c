@@ -103,7 +103,8 @@ static int run(const struct message *m, const char *const s[4])
 		r = utimensat(d, s[1], ts, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH);
 		break;
 	case SL_HELPER_CLOSE:
-		fd = openat(d, s[1], O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+		fd = openat(d, *s[1] ? s[1] : ".",
+			    (int)m->flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 		r = fd < 0 ? -1 : close(fd);
 		break;
 	default:

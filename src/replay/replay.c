@@ -18,6 +18,8 @@
 #define SWAP_SEEN_NS (1 * SL_NS_PER_SEC)
 #define SWAP_LOOK    4	  /* renames */
 #define STEP_EVERY   1024 /* events, if there are so many */
+#define CHANGES	     (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE)
+#define USES	     (FAN_OPEN | FAN_ACCESS | FAN_CLOSE_NOWRITE)
 #define PAUSE_NS     (5 * SL_NS_PER_SEC)
 
 /* ---- the queue ---- */
@@ -883,11 +885,14 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 	const char *name = NULL;
 	struct sl_ostate s = e->state;
 	uint64_t mask = e->mask & ~(uint64_t)FAN_ONDIR;
+	if (!(mask & CHANGES))
+		s = (struct sl_ostate){0}; /* what may be new is told next */
 	if (!*e->place) {
 		o = sl_object_ref(sl_object_root(p->cfg.store));
 		if (!s.present || !is_state(o, &s))
 			s.known = false;
-		return replay_update(p, NULL, NULL, o, &s, mask);
+		mask = sl_uses_news(&p->uses, sl_object_ino(o), mask);
+		return mask ? replay_update(p, NULL, NULL, o, &s, mask) : 0;
 	}
 	int r = find_name(p, e->place, &dir, &name);
 	if (r == 0)
@@ -900,7 +905,8 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		s.known = false; /* of what comes next */
 	if (!s.known && mask & (FAN_MODIFY | FAN_CLOSE_WRITE))
 		uncertain(p, dir, name, o, &e->state);
-	return replay_update(p, dir, name, o, &s, mask);
+	mask = sl_uses_news(&p->uses, sl_object_ino(o), mask);
+	return mask ? replay_update(p, dir, name, o, &s, mask) : 0;
 }
 
 static int apply(struct sl_replay *p, const struct sl_oevent *e)
@@ -1006,7 +1012,8 @@ static void run_item(struct sl_replay *p, struct item *i)
 			replay_unsure(p, dir);
 	} else {
 		do_event(p, &i->e);
-		check(p, i->e.place, &i->e.state);
+		if (!i->e.mask || i->e.mask & ~(uint64_t)(USES | FAN_ONDIR))
+			check(p, i->e.place, &i->e.state);
 		if (i->e.newplace)
 			check(p, i->e.newplace, &i->e.newstate);
 		if (i->e.mask & (FAN_CREATE | FAN_MOVED_TO))

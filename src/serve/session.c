@@ -34,6 +34,7 @@ struct sl_session {
 	struct sl_nodes *nodes;
 	struct sl_own *changes;
 	struct sl_list link; /* of the events' */
+	uint64_t uses;	     /* the events' */
 
 	pthread_mutex_t lock; /* protects all below */
 	pthread_cond_t cond;
@@ -408,6 +409,11 @@ void sl_session_get_stats(struct sl_session *s, struct sl_session_stats *st)
 struct sl_list *sl_session_link(struct sl_session *s)
 {
 	return &s->link;
+}
+
+uint64_t *sl_session_uses(struct sl_session *s)
+{
+	return &s->uses;
 }
 
 struct sl_session *sl_session_of(struct sl_list *link)

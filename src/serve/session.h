@@ -75,6 +75,7 @@ struct sl_session_stats {
 };
 void sl_session_get_stats(struct sl_session *s, struct sl_session_stats *st);
 
-/* For sl_events (serve/events.h), under its lock: its list of sessions. */
+/* For sl_events (serve/events.h), under its lock: its list of sessions, */
 struct sl_list *sl_session_link(struct sl_session *s);
+uint64_t *sl_session_uses(struct sl_session *s); /* what its marks have ever asked for of SL_CHANGE_USE */
 struct sl_session *sl_session_of(struct sl_list *link);

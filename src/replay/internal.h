@@ -61,6 +61,7 @@ struct sl_replay {
 	struct sl_object *carried[CARRIED_MAX];
 	unsigned ncarried;
 	struct sl_uses uses;
+	bool as_said; /* the event under way left its name as its state has it: no need to look */
 };
 
 void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n);

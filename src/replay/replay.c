@@ -745,7 +745,9 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		if (r <= 0)
 			return r;
 	}
-	return replay_appear(p, dir, name, s, moved);
+	r = replay_appear(p, dir, name, s, moved);
+	p->as_said = r > 0 && s == &e->state && (!S_ISREG(s->attr.mode) || s->attr.nlink < 2);
+	return r;
 }
 
 static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *dir, const char *name,
@@ -760,7 +762,9 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 	/* What the clone has is what came after it. */
 	if (!is_child(o, e) && e->state.known && e->state.present && is_state(o, &e->state))
 		return 0;
-	return replay_vanish(p, dir, name, moved);
+	r = replay_vanish(p, dir, name, moved);
+	p->as_said = r > 0 && e->state.known && !e->state.present;
+	return r;
 }
 
 /* With the lock held. 1: the other half of the exchange that @e is a half of is in the queue; 0: something
@@ -1011,8 +1015,9 @@ static void run_item(struct sl_replay *p, struct item *i)
 		if (p->cfg.find(p->cfg.store, i->e.place, &dir) == 0 && replay_populated(dir))
 			replay_unsure(p, dir);
 	} else {
+		p->as_said = false;
 		do_event(p, &i->e);
-		if (!i->e.mask || i->e.mask & ~(uint64_t)(USES | FAN_ONDIR))
+		if (!p->as_said && (!i->e.mask || i->e.mask & ~(uint64_t)(USES | FAN_ONDIR)))
 			check(p, i->e.place, &i->e.state);
 		if (i->e.newplace)
 			check(p, i->e.newplace, &i->e.newstate);

@@ -450,6 +450,8 @@ static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 		sl_list_for_each (l, &ev->sessions)
 			sl_own_heard(sl_session_own(sl_session_of(l)), v[0].when);
 	}
+	sl_list_for_each (l, &ev->sessions)
+		sl_session_flush(sl_session_of(l));
 	sl_states_clear(ev->states);
 	pthread_mutex_unlock(&ev->lock);
 }

@@ -593,8 +593,9 @@ int sl_store_drop_links(struct sl_store *s)
 
 int sl_store_stage(struct sl_store *s)
 {
-	if (mkdirat(s->base_fd, SL_STAGING, 0700) < 0 && errno != EEXIST)
-		return -errno;
-	int fd = openat(s->base_fd, SL_STAGING, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW;
+	int fd = openat(s->base_fd, SL_STAGING, flags);
+	if (fd < 0 && errno == ENOENT && (mkdirat(s->base_fd, SL_STAGING, 0700) == 0 || errno == EEXIST))
+		fd = openat(s->base_fd, SL_STAGING, flags);
 	return fd < 0 ? -errno : fd;
 }

@@ -10,6 +10,7 @@
 #include <getopt.h>
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/macros.h"
 
@@ -35,3 +36,8 @@ int sl_cli_help(const struct sl_command *cmd);
 int sl_cli_usage(const struct sl_command *cmd, const char *fmt, ...) SL_PRINTF(2, 3);
 /** Print "sluice: message" to standard error; returns SL_EXIT_FAIL. */
 int sl_cli_fail(const char *fmt, ...) SL_PRINTF(1, 2);
+
+/** The argument of --events: kinds that watchers hear of only when somebody asks for them. False: it is none.
+ */
+bool sl_cli_events(const char *list, uint64_t *uses);
+#define SL_CLI_EVENTS "open,access,close"

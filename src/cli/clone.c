@@ -255,19 +255,14 @@ static void undo(struct request *q)
 
 static int parse(const struct sl_command *cmd, int argc, char **argv, struct request *q)
 {
-	static const struct option opts[] = {{"store", required_argument, NULL, 's'},
-					     {"limit", required_argument, NULL, 'l'},
-					     {"reserve", required_argument, NULL, 'r'},
-					     {"timeout", required_argument, NULL, 't'},
-					     {"allow-other", no_argument, NULL, 'a'},
-					     {"insecure-plain", no_argument, NULL, 'i'},
-					     {"gate", required_argument, NULL, 'g'},
-					     {"capacity", required_argument, NULL, 'c'},
-					     {"device", required_argument, NULL, 'd'},
-					     {"no-start", no_argument, NULL, 'n'},
-					     {"json", no_argument, NULL, 'j'},
-					     {"help", no_argument, NULL, 'h'},
-					     {0}};
+	static const struct option opts[] = {
+	    {"store", required_argument, NULL, 's'},	{"limit", required_argument, NULL, 'l'},
+	    {"reserve", required_argument, NULL, 'r'},	{"timeout", required_argument, NULL, 't'},
+	    {"allow-other", no_argument, NULL, 'a'},	{"insecure-plain", no_argument, NULL, 'i'},
+	    {"events", required_argument, NULL, 'e'},	{"gate", required_argument, NULL, 'g'},
+	    {"capacity", required_argument, NULL, 'c'}, {"device", required_argument, NULL, 'd'},
+	    {"no-start", no_argument, NULL, 'n'},	{"json", no_argument, NULL, 'j'},
+	    {"help", no_argument, NULL, 'h'},		{0}};
 	int c;
 	while ((c = getopt_long(argc, argv, "jh", opts, NULL)) != -1)
 		switch (c) {
@@ -292,6 +287,10 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct req
 			break;
 		case 'i':
 			q->cfg.insecure_plain = true;
+			break;
+		case 'e':
+			if (!sl_cli_events(optarg, &q->cfg.uses))
+				return sl_cli_usage(cmd, "--events: '%s' is not of " SL_CLI_EVENTS, optarg);
 			break;
 		case 'g':
 			if (strcmp(optarg, "fuse") && strcmp(optarg, "fanotify") && strcmp(optarg, "auto"))
@@ -394,6 +393,9 @@ const struct sl_command sl_cmd_clone = {
 	"as "
 	"much as there is)\n"
 	"      --device DEV      put it on a block device, which must be empty\n"
+	"      --events LIST     let watchers hear as well of what is only opened, read or closed at the "
+	"origin:\n"
+	"                        some of " SL_CLI_EVENTS "\n"
 	"      --insecure-plain  allow tcp: origins, which are neither encrypted nor authenticated\n"
 	"      --no-start        make the clone, but do not start it\n"
 	"  -j, --json            print the result as JSON\n"

@@ -6,6 +6,8 @@
 
 #include "cli/cli.h"
 #include "keeper/keeper.h"
+#include "notify/backend.h"
+#include "service/watch.h"
 
 static const struct sl_command *const commands[] = {
     &sl_cmd_clone,  &sl_cmd_serve,  &sl_cmd_share,  &sl_cmd_mount,   &sl_cmd_start, &sl_cmd_stop,
@@ -28,6 +30,11 @@ int sl_cli_usage(const struct sl_command *cmd, const char *fmt, ...)
 	va_end(ap);
 	fprintf(stderr, "\nUsage: sluice %s %s\nTry 'sluice %s --help'.\n", cmd->name, cmd->usage, cmd->name);
 	return SL_EXIT_USAGE;
+}
+
+bool sl_cli_events(const char *list, uint64_t *uses)
+{
+	return sl_event_bits(list, uses) == 0 && !(*uses & ~(uint64_t)SL_CHANGE_USE);
 }
 
 int sl_cli_fail(const char *fmt, ...)

@@ -61,8 +61,11 @@ static int run_mount(const struct sl_command *cmd, int argc, char **argv)
 	struct sl_dial *d = NULL;
 	if (r == 0)
 		r = sl_raise_new(&raise, &why); /* before there are threads */
-	const struct sl_proxy_config cfg = {
-	    .raise = raise, .dir = m.path, .read_only = m.read_only, .timeout_ms = timeout * 1000};
+	const struct sl_proxy_config cfg = {.raise = raise,
+					    .dir = m.path,
+					    .read_only = m.read_only,
+					    .uses = m.uses,
+					    .timeout_ms = timeout * 1000};
 	if (r == 0)
 		r = connect_to(m.what, insecure, &cfg, &d, &j.p, &why);
 	if (r == 0)

@@ -31,6 +31,8 @@ bool sl_mounting_option(struct sl_mounting *m, int c)
 		return m->read_only = true;
 	case 'j':
 		return m->json = true;
+	case 'e':
+		return sl_cli_events(optarg, &m->uses);
 	default:
 		return false;
 	}

@@ -13,6 +13,7 @@ struct sl_mounting {
 	/* set by the command */
 	const char *dir;
 	bool allow_other, read_only, background, json;
+	uint64_t uses;	  /* that are raised besides changes: FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE */
 	const char *what; /* is shown there, for messages */
 	/** Answer all requests on @t until it ends; on a thread of its own. Returns 0 or -errno. */
 	int (*serve)(void *arg, struct sl_transport *t);
@@ -26,17 +27,21 @@ struct sl_mounting {
 	int stop_fd, tell_fd; /* tell_fd: the process that waits for us to be ready, or -1 */
 };
 
-/** One of the options that both have: -a, -b, -r, -j. Returns false for others. */
+/** One of the options that both have: -a, -b, -e, -r, -j. Returns false for others, and for a wrong argument.
+ */
 bool sl_mounting_option(struct sl_mounting *m, int c);
 #define SL_MOUNTING_OPTIONS                                                                                  \
 	{"allow-other", no_argument, NULL, 'a'}, {"background", no_argument, NULL, 'b'},                     \
 	    {"ro", no_argument, NULL, 'r'}, {"json", no_argument, NULL, 'j'},                                \
+	    {"events", required_argument, NULL, 'e'},                                                        \
 	{                                                                                                    \
 		"help", no_argument, NULL, 'h'                                                               \
 	}
 #define SL_MOUNTING_HELP                                                                                     \
 	"      --ro            nothing can be changed through MOUNT\n"                                       \
 	"      --allow-other   let other users use MOUNT, as far as its permissions do\n"                    \
+	"      --events LIST   watchers hear as well of what is only opened, read or closed behind MOUNT:\n" \
+	"                      some of " SL_CLI_EVENTS "\n"                                                  \
 	"  -b, --background    come back when MOUNT is there, and go on in the background\n"                 \
 	"  -j, --json          print {\"ready\":true,…} when MOUNT is there\n"                             \
 	"  -h, --help          this text\n\n"                                                                \

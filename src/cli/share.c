@@ -33,7 +33,7 @@ static int run_share(const struct sl_command *cmd, int argc, char **argv)
 		return status;
 	umask(0);
 	signal(SIGXFSZ, SIG_IGN);
-	struct sl_share s = {.dir = m.path};
+	struct sl_share s = {.dir = m.path, .uses = m.uses};
 	/* Users of this machine: their numbers mean the same on both sides. */
 	const struct sl_export_config cfg = {
 	    .threads = 8, .writable = !m.read_only, .owners = m.allow_other && geteuid() == 0};

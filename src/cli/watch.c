@@ -20,6 +20,7 @@
 
 struct options {
 	bool json, flat, insecure;
+	uint64_t uses;	  /* that mask names: nobody is told of them who does not ask */
 	const char *mask; /* kinds, separated by commas; NULL: all */
 	const char *below;
 };
@@ -239,6 +240,7 @@ static int watch_origin(const struct options *o, const char *spec)
 	const struct sl_origin_config cfg = {.timeout = 60,
 					     .insecure_plain = o->insecure,
 					     .event = on_event,
+					     .uses = o->uses,
 					     .arg = &w,
 					     .program = "/proc/self/exe"};
 	if (signals < 0 || wake < 0)
@@ -295,10 +297,13 @@ static int run_watch(const struct sl_command *cmd, int argc, char **argv)
 			o.mask = optarg;
 			for (char *p = optarg; *p; p += strcspn(p, ",") + (p[strcspn(p, ",")] == ',')) {
 				char word[32];
+				uint64_t bits = 0;
 				snprintf(word, sizeof(word), "%.*s", (int)strcspn(p, ","), p);
 				if (!listed(all, word))
 					return sl_cli_usage(cmd, "--mask %s: '%s' is none of %s", optarg,
 							    word, all);
+				(void)sl_event_bits(word, &bits);
+				o.uses |= bits & SL_CHANGE_USE;
 			}
 			break;
 		case 'f':
@@ -343,7 +348,9 @@ const struct sl_command sl_cmd_watch = {
 	"\n"
 	"  -j, --json           print one JSON object per line\n"
 	"  -m, --mask LIST      only these: create,delete,rename,moved_from,moved_to,modify,attrib,\n"
-	"                       close_write,state,ignored,found (lost is always printed)\n"
+	"                       close_write,state,ignored,found (lost is always printed), or what is told "
+	"only\n"
+	"                       when it is asked for (of a clone, with 'clone --events'): open,access,close\n"
 	"  -b, --below PLACE    of an origin, only this directory\n"
 	"  -f, --flat           of an origin, only that directory itself, not what is below\n"
 	"      --insecure-plain allow tcp: origins\n"

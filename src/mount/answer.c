@@ -156,10 +156,9 @@ static void take_names(struct sl_raise *r, struct sl_req *rq)
 	sl_reply_err(rq, good ? 0 : -EIO);
 }
 
-static void take_open(struct sl_req *rq)
+static void take_open(struct sl_req *rq, uint32_t flags)
 {
-	const struct fuse_open_out out = {.fh = HANDLE,
-					  .open_flags = FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH};
+	const struct fuse_open_out out = {.fh = HANDLE, .open_flags = flags};
 	sl_reply(rq, &out, sizeof(out));
 }
 
@@ -167,6 +166,7 @@ bool sl_raise_take(struct sl_raise *r, struct sl_req *rq)
 {
 	/* The kernel releases by itself, in nobody's name. */
 	if ((rq->m.h.opcode == FUSE_RELEASE && rq->m.in.release.fh == HANDLE) ||
+	    (rq->m.h.opcode == FUSE_RELEASEDIR && rq->m.in.release.fh == HANDLE) ||
 	    (rq->m.h.opcode == FUSE_FLUSH && rq->m.in.flush.fh == HANDLE)) {
 		sl_reply_err(rq, 0);
 		return true;
@@ -193,7 +193,10 @@ bool sl_raise_take(struct sl_raise *r, struct sl_req *rq)
 		take_names(r, rq);
 		return true;
 	case FUSE_OPEN:
-		take_open(rq);
+		take_open(rq, FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH);
+		return true;
+	case FUSE_OPENDIR:
+		take_open(rq, 0);
 		return true;
 	case FUSE_CREATE:
 	case FUSE_LINK:

@@ -8,6 +8,7 @@
 #include "mount/raise.h"
 #include "mount/told.h"
 #include "replay/helper.h"
+#include "replay/uses.h"
 
 /* Numbers that no server gives out: it counts from 1. */
 #define MADE_NODES   (1ull << 62)
@@ -34,6 +35,7 @@ struct act {
 struct sl_raise {
 	struct sl_raise_config cfg;
 	struct sl_told_table told;
+	struct sl_uses uses;
 	struct sl_helper *helper;
 	uint32_t pid, uid;
 	bool attached;

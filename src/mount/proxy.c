@@ -114,7 +114,7 @@ static void do_moved(void *arg, uint64_t parent, const char *name, uint64_t newp
 static int watch_now(struct sl_proxy *p, uint64_t nodeid)
 {
 	struct sl_call c = {.opcode = FUSE_FSNOTIFY, .nodeid = nodeid, .deadline = deadline(p)};
-	c.in.fsnotify.mask = WATCH_MASK;
+	c.in.fsnotify.mask = WATCH_MASK | p->cfg.uses;
 	return sl_client_call_sync(p->client, &c, NULL, NULL);
 }
 
@@ -226,7 +226,7 @@ static bool watch_first(struct pass *x, const struct sl_result *r)
 	x->entry = *e;
 	x->call = (struct sl_call){
 	    .opcode = FUSE_FSNOTIFY, .nodeid = e->nodeid, .deadline = deadline(p), .done = watched};
-	x->call.in.fsnotify.mask = WATCH_MASK;
+	x->call.in.fsnotify.mask = WATCH_MASK | p->cfg.uses;
 	sl_client_call(p->client, &x->call);
 	return true;
 }

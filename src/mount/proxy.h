@@ -19,6 +19,7 @@ struct sl_proxy_config {
 	struct sl_raise *raise; /* NULL: without events */
 	const char *dir;	/* where it will be mounted */
 	bool read_only;
+	uint64_t uses;	     /* FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE: those to raise as well */
 	uint64_t timeout_ms; /* for one request; then it is EIO */
 };
 

@@ -10,6 +10,7 @@
 #include <sys/fanotify.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <xxhash.h>
 
 #include "base/log.h"
 #include "base/macros.h"
@@ -128,9 +129,10 @@ static int perform(struct sl_raise *r, struct act *x, struct sl_helper_call *c)
 			 * a lookup alone does. (Directories cannot be opened for writing.) */
 			if (!S_ISDIR(x->a.entry.attr.mode))
 				break;
-			(void)sl_helper_call(
-			    r->helper,
-			    &(struct sl_helper_call){.op = SL_HELPER_CLOSE, .dir = c->dir, .name = c->name});
+			(void)sl_helper_call(r->helper, &(struct sl_helper_call){.op = SL_HELPER_CLOSE,
+										 .dir = c->dir,
+										 .name = c->name,
+										 .flags = O_WRONLY});
 		} else if (err != -EACCES && err != -EPERM) {
 			break;
 		} else if (x->a.dir != STAGING_NODE) {
@@ -310,6 +312,11 @@ static void raise_use(struct sl_raise *r, const struct sl_fsnotify_part *p, cons
 {
 	struct act x = {.a = {.dir = p->nodeid, .name = at->name}};
 	struct sl_helper_call c = {.op = SL_HELPER_TIMES, .dir = at->path, .name = at->name};
+	mask = sl_uses_news(&r->uses, XXH64(at->name, strlen(at->name), p->nodeid) | 1, mask);
+	if (!(mask & ~(uint64_t)FAN_ONDIR)) {
+		unused(r, p);
+		return;
+	}
 	show_child(r, p, &x.a, mask);
 	const struct fuse_attr *a = &x.a.entry.attr;
 	const struct timespec mtime = {(time_t)a->mtime, a->mtimensec},
@@ -330,6 +337,19 @@ static void raise_use(struct sl_raise *r, const struct sl_fsnotify_part *p, cons
 	}
 	if (mask & FAN_CLOSE_WRITE && S_ISREG(a->mode)) {
 		c.op = SL_HELPER_CLOSE;
+		c.flags = O_WRONLY;
+		(void)perform(r, &x, &c);
+	}
+	if ((mask & FAN_CLOSE_NOWRITE || (mask & FAN_OPEN && !(mask & FAN_CLOSE_WRITE))) &&
+	    (S_ISREG(a->mode) || S_ISDIR(a->mode))) {
+		c.op = SL_HELPER_CLOSE;
+		c.flags = O_RDONLY;
+		(void)perform(r, &x, &c);
+	}
+	if (mask & FAN_ACCESS) {
+		c.op = SL_HELPER_TIMES;
+		c.atime = atime;
+		c.mtime = (struct timespec){.tv_nsec = UTIME_OMIT};
 		(void)perform(r, &x, &c);
 	}
 	give_back(r, &x.a);

@@ -127,7 +127,7 @@ int sl_share_serve(struct sl_share *s, struct sl_transport *t)
 	struct run u = {.s = s};
 	int r = s->raise ? make_pair(&u) : 0;
 	const struct sl_serve_hooks hooks = {
-	    .take = take, .begin = begin, .end = end, .arg = &u, .events = u.in};
+	    .take = take, .begin = begin, .end = end, .arg = &u, .events = u.in, .uses = s->uses};
 	if (r == 0)
 		r = sl_serve_mount(s->e, t, &hooks);
 	sl_transport_free(u.in);

@@ -10,6 +10,7 @@ struct sl_share {
 	struct sl_export *e;
 	struct sl_raise *raise; /* NULL: without events */
 	const char *dir;	/* where it will be mounted */
+	uint64_t uses;		/* FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE: those to raise as well */
 };
 
 /** Serve @t (/dev/fuse) until the unmount. Returns 0 or -errno. */

@@ -446,6 +446,15 @@ void sl_backend_unmark(struct sl_backend *b, const struct sl_evid *id)
 	b->src->ops->unmark(b->src, id);
 }
 
+int sl_backend_use(struct sl_backend *b, uint64_t mask)
+{
+	mask &= SL_CHANGE_USE;
+	int r = mask == b->src->use ? 0 : b->src->ops->use(b->src, mask);
+	if (r == 0)
+		b->src->use = mask;
+	return r;
+}
+
 int sl_backend_settle(struct sl_backend *b)
 {
 	int waiting = 0;

@@ -35,7 +35,7 @@ struct sl_evid {
 #define SL_CHANGE_MASK                                                                                       \
 	(FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME | FAN_MODIFY | FAN_ATTRIB |    \
 	 FAN_CLOSE_WRITE | FAN_DELETE_SELF | FAN_MOVE_SELF)
-/* Off unless they are asked for: they cost an event for each use. */
+/* Off unless they are asked for (sl_backend_use()): they cost an event for each use. */
 #define SL_CHANGE_USE (FAN_OPEN | FAN_ACCESS | FAN_CLOSE_NOWRITE)
 
 /*
@@ -73,7 +73,6 @@ struct sl_backend_config {
 	enum sl_backend_kind kind;
 	int root_fd;	    /* the tree's root, O_PATH or not; stays the caller's, who keeps it open */
 	unsigned max_marks; /* inotify: watches at most; 0: what the kernel allows this user */
-	uint64_t mask;	    /* SL_CHANGE_USE bits that are wanted besides SL_CHANGE_MASK */
 	/**
 	 * Changes, in order, from one thread of the backend's: @n that were read together. @idle: nothing
 	 * more was waiting in the kernel's queue when they were read. With @n 0 and @idle the queue was found
@@ -98,6 +97,12 @@ enum sl_backend_kind sl_backend_kind(const struct sl_backend *b);
  */
 int sl_backend_mark(struct sl_backend *b, int fd, const struct sl_evid *id);
 void sl_backend_unmark(struct sl_backend *b, const struct sl_evid *id);
+/**
+ * Which kinds of SL_CHANGE_USE are wanted besides SL_CHANGE_MASK, in directories that are marked after this
+ * (inotify) or everywhere on the filesystem (fanotify). None at first. Returns 0 or -errno, and then all is
+ * as it was. One thread at a time.
+ */
+int sl_backend_use(struct sl_backend *b, uint64_t mask);
 /** Wait until every change that was made before the call has been given to the callback. Not from the
  * callback. */
 int sl_backend_settle(struct sl_backend *b);

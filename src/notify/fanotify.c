@@ -220,6 +220,18 @@ static void unmark(struct sl_source *s, const struct sl_evid *id)
 	(void)s, (void)id;
 }
 
+static int use(struct sl_source *s, uint64_t mask)
+{
+	uint64_t more = mask & ~s->use, less = s->use & ~mask;
+	if (more &&
+	    fanotify_mark(s->fd, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, more | FAN_ONDIR, s->root_fd, ".") < 0)
+		return -errno;
+	/* FAN_ONDIR is the whole mark's. */
+	if (less && fanotify_mark(s->fd, FAN_MARK_REMOVE | FAN_MARK_FILESYSTEM, less, s->root_fd, ".") < 0)
+		return -errno;
+	return 0;
+}
+
 static void close_source(struct sl_source *s)
 {
 	sl_closep(&s->fd);
@@ -271,8 +283,8 @@ static int open_group(const struct sl_backend_config *cfg, struct sl_source *s, 
 			return sl_fail(why, -errno, "fanotify: %s", strerror(errno));
 		}
 	}
-	if (fanotify_mark(s->fd, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, MASK | (cfg->mask & SL_CHANGE_USE),
-			  cfg->root_fd, ".") == 0) /* not the descriptor itself: it may be O_PATH */
+	if (fanotify_mark(s->fd, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, MASK, cfg->root_fd, ".") ==
+	    0) /* not the descriptor itself: it may be O_PATH */
 		return 0;
 	switch (errno) {
 	case EPERM:
@@ -294,6 +306,7 @@ static int open_source(const struct sl_backend_config *cfg, struct sl_source **r
 	if (!s)
 		return sl_fail(why, -ENOMEM, "no memory");
 	s->ops = &sl_fanotify_source;
+	s->root_fd = cfg->root_fd;
 	s->fd = -EBADF;
 	int r = open_group(cfg, s, why);
 	if (r < 0)
@@ -314,4 +327,5 @@ const struct sl_source_ops sl_fanotify_source = {
     .parse = parse,
     .mark = mark,
     .unmark = unmark,
+    .use = use,
 };

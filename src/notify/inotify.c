@@ -46,9 +46,7 @@ struct watch {
 
 struct source {
 	struct sl_source s;
-	uint32_t mask; /* of a marked directory */
 	unsigned max_marks;
-	int root_fd;	      /* the caller's */
 	pthread_mutex_t lock; /* protects all below, and is held while watches are made and removed */
 	struct sl_htab by_wd, by_id;
 	struct watch root; /* always there: for the root's own events; in no table by identity until marked */
@@ -96,6 +94,12 @@ static int add_watch(struct source *s, int fd, uint32_t mask)
 	return wd < 0 ? -errno : wd;
 }
 
+/* Of a marked directory. */
+static uint32_t dir_mask(const struct source *s)
+{
+	return CHILD_MASK | (uint32_t)s->s.use;
+}
+
 static int full(struct source *s, const char *what)
 {
 	if (!s->complained)
@@ -112,7 +116,7 @@ static int watch_dir(struct source *s, int fd, const struct sl_evid *id, struct 
 {
 	struct watch *w = by_id(s, id);
 	if (w) {
-		int wd = add_watch(s, fd, w == &s->root ? s->mask | SELF_MASK : s->mask);
+		int wd = add_watch(s, fd, w == &s->root ? dir_mask(s) | SELF_MASK : dir_mask(s));
 		if (wd < 0)
 			return wd;
 		/* Another one: the directory was made anew with the number of one that is gone. */
@@ -124,7 +128,7 @@ static int watch_dir(struct source *s, int fd, const struct sl_evid *id, struct 
 		return 0;
 	}
 	if (same(&s->root.id, id)) {
-		int wd = add_watch(s, fd, s->mask | SELF_MASK);
+		int wd = add_watch(s, fd, dir_mask(s) | SELF_MASK);
 		if (wd < 0)
 			return wd;
 		*ret = &s->root;
@@ -135,7 +139,7 @@ static int watch_dir(struct source *s, int fd, const struct sl_evid *id, struct 
 	w = calloc(1, sizeof(*w));
 	if (!w)
 		return -ENOMEM;
-	int wd = add_watch(s, fd, s->mask);
+	int wd = add_watch(s, fd, dir_mask(s));
 	if (wd == -ENOSPC)
 		full(s, "this user has as many as fs.inotify.max_user_watches allows");
 	int r = wd < 0 ? wd : 0;
@@ -178,7 +182,7 @@ static void unmark(struct sl_source *src, const struct sl_evid *id)
 		s->s.marks--;
 		sl_htab_del(&s->by_id, &w->by_id);
 		if (w == &s->root) {
-			add_watch(s, s->root_fd, SELF_MASK);
+			add_watch(s, s->s.root_fd, SELF_MASK);
 		} else {
 			/* Fails if the directory is gone. What is still queued of it is not for anybody. */
 			inotify_rm_watch(s->s.fd, (int)w->by_wd.key);
@@ -187,6 +191,13 @@ static void unmark(struct sl_source *src, const struct sl_evid *id)
 		}
 	}
 	pthread_mutex_unlock(&s->lock);
+}
+
+/* A directory that has more than is wanted now has it until it is marked again: nobody is told of that. */
+static int use(struct sl_source *src, uint64_t mask)
+{
+	(void)src, (void)mask;
+	return 0;
 }
 
 /* ---- events ---- */
@@ -239,7 +250,7 @@ static uint64_t units(const char *buf, size_t n)
 static void look_at_root(struct source *s, uint64_t when, struct sl_changes *out)
 {
 	struct stat st;
-	if (s->deleted || fstat(s->root_fd, &st) < 0 || st.st_nlink > 0)
+	if (s->deleted || fstat(s->s.root_fd, &st) < 0 || st.st_nlink > 0)
 		return;
 	struct sl_change *c = sl_changes_add(out);
 	if (!c)
@@ -254,7 +265,7 @@ static void watch_parent(struct source *s)
 {
 	if (s->parent_wd >= 0)
 		inotify_rm_watch(s->s.fd, s->parent_wd);
-	_cleanup_close_ int fd = openat(s->root_fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int fd = openat(s->s.root_fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	s->parent_wd = fd < 0 ? -1 : add_watch(s, fd, IN_DELETE | IN_MASK_CREATE);
 }
 
@@ -378,11 +389,11 @@ static void close_source(struct sl_source *src)
 static int watch_root(struct source *s, char **why)
 {
 	struct stat st;
-	if (fstat(s->root_fd, &st) < 0)
+	if (fstat(s->s.root_fd, &st) < 0)
 		return sl_fail(why, -errno, "the tree's root: %s", strerror(errno));
 	s->s.root = s->root.id =
-	    (struct sl_evid){.generation = sl_handle_generation(s->root_fd, ""), .ino = st.st_ino};
-	int wd = add_watch(s, s->root_fd, SELF_MASK);
+	    (struct sl_evid){.generation = sl_handle_generation(s->s.root_fd, ""), .ino = st.st_ino};
+	int wd = add_watch(s, s->s.root_fd, SELF_MASK);
 	if (wd == -ENOSPC)
 		return sl_fail(why, wd,
 			       "no directory can be watched for changes: this user has as many watches as "
@@ -399,9 +410,8 @@ static int open_source(const struct sl_backend_config *cfg, struct sl_source **r
 	if (!s)
 		return sl_fail(why, -ENOMEM, "no memory");
 	s->s.ops = &sl_inotify_source;
-	s->root_fd = cfg->root_fd;
+	s->s.root_fd = cfg->root_fd;
 	s->max_marks = cfg->max_marks;
-	s->mask = CHILD_MASK | (uint32_t)(cfg->mask & SL_CHANGE_USE);
 	s->parent_wd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	s->s.fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
@@ -428,4 +438,5 @@ const struct sl_source_ops sl_inotify_source = {
     .parse = parse,
     .mark = mark,
     .unmark = unmark,
+    .use = use,
 };

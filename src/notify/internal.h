@@ -42,11 +42,15 @@ struct sl_source_ops {
 	void (*parse)(struct sl_source *s, char *buf, size_t n, uint64_t when, struct sl_changes *out);
 	int (*mark)(struct sl_source *s, int fd, const struct sl_evid *id);
 	void (*unmark)(struct sl_source *s, const struct sl_evid *id);
+	/** From now on @mask of SL_CHANGE_USE is wanted, and not s->use. */
+	int (*use)(struct sl_source *s, uint64_t mask);
 };
 
 struct sl_source {
 	const struct sl_source_ops *ops;
-	int fd; /* the group's, not blocking */
+	int fd;	     /* the group's, not blocking */
+	int root_fd; /* the caller's */
+	_Atomic uint64_t use;
 	struct sl_evid root;
 	atomic_uint_fast64_t marks;
 };

@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "notify/backend.h"
 
 #define BACKOFF_MIN (50 * SL_NS_PER_MS)
 #define BACKOFF_MAX (5 * SL_NS_PER_SEC)
@@ -338,6 +339,7 @@ int sl_origin_export_open(struct sl_dial *d, const struct sl_origin_config *cfg,
 	sl_list_init(&e->waiting);
 	e->event = cfg->event;
 	e->arg = cfg->arg;
+	e->uses = cfg->uses & SL_CHANGE_USE;
 	e->next_seq = 1;
 	if (sl_places_init(&e->places) < 0) {
 		sl_dial_free(d);

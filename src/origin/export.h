@@ -29,6 +29,7 @@ struct export
 	uint64_t timeout; /* ns */
 	uint64_t root_ino;
 	void (*event)(void *arg, const struct sl_oevent *e);
+	uint64_t uses; /* of SL_CHANGE_USE: to be told as well */
 	void *arg;
 	pthread_t connector;
 

@@ -129,6 +129,7 @@ struct sl_origin_config {
 	 * NULL: none are wanted. */
 	void (*event)(void *arg, const struct sl_oevent *e);
 	void *arg;
+	uint64_t uses; /* FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE: those that are wanted as well */
 	/* Of a local directory changes are told by a process of its own, as they are of a remote one: this
 	 * program, as 'PROGRAM serve --stdio PATH'. NULL: of local directories none are told. */
 	const char *program;

@@ -92,7 +92,7 @@ void sl_ex_mark(struct xreq *x)
 		sl_ex_finish(x, r);
 		return;
 	}
-	x->call.in.fsnotify = (struct fuse_fsnotify_in){.mask = x->r->mark ? MASK : 0};
+	x->call.in.fsnotify = (struct fuse_fsnotify_in){.mask = x->r->mark ? MASK | e->uses : 0};
 	sl_ex_issue_one(x, FUSE_FSNOTIFY, x->node.nodeid, mark_done);
 }
 

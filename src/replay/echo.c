@@ -260,6 +260,25 @@ static void wait_for_cache(struct sl_object *o)
 	}
 }
 
+/* That it was used: nothing is. */
+static void raise_use(struct sl_echo_acts *a, struct sl_helper_call *c, struct sl_object *o,
+		      const struct sl_attr *at, uint64_t mask)
+{
+	bool opens = mask & FAN_CLOSE_NOWRITE || (mask & FAN_OPEN && !(mask & FAN_CLOSE_WRITE));
+	struct sl_echo e = {.op = SL_ECHO_CLOSE, .o = o}, access = {.op = SL_ECHO_UPDATE, .o = o};
+	if (opens && (sl_object_is_reg(o) || sl_object_is_dir(o))) {
+		c->op = SL_HELPER_CLOSE;
+		c->flags = O_RDONLY;
+		(void)echo(a, c, &e);
+	}
+	if (mask & FAN_ACCESS) {
+		c->op = SL_HELPER_TIMES;
+		c->atime = at->atime;
+		c->mtime = (struct timespec){.tv_nsec = UTIME_OMIT};
+		(void)echo(a, c, &access);
+	}
+}
+
 static int echo_update(void *arg, struct sl_object *dir, const char *name, struct sl_object *o,
 		       const struct sl_ostate *s, uint64_t mask, unsigned how)
 {
@@ -299,8 +318,11 @@ static int echo_update(void *arg, struct sl_object *dir, const char *name, struc
 	if (r == 0 && mask & FAN_CLOSE_WRITE && sl_object_is_reg(o)) {
 		struct sl_echo close = {.op = SL_ECHO_CLOSE, .o = o};
 		c.op = SL_HELPER_CLOSE;
+		c.flags = O_WRONLY;
 		(void)echo(a, &c, &close); /* a program that is being executed cannot be opened so */
 	}
+	if (r == 0 && mask & (FAN_OPEN | FAN_ACCESS | FAN_CLOSE_NOWRITE))
+		raise_use(a, &c, o, &at, mask);
 	return r;
 }
 

@@ -36,15 +36,50 @@ struct message {
 
 /* ---- the helper's side: system calls only ---- */
 
-/* Users change names meanwhile: never through a symlink, and never out of the mount. */
+/*
+ * Directories that were used last, of which storms use one or two. What is done in one that another has taken
+ * the place of the gate refuses, as it would any other; then it is looked for again.
+ */
+static struct {
+	char path[SL_HELPER_PATH];
+	int fd; /* 0: none */
+} kept[2];
+static unsigned kept_next;
+
+static void forget_dirs(void)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		if (kept[i].fd)
+			close(kept[i].fd);
+		kept[i].fd = 0;
+	}
+}
+
+/* A descriptor that stays ours. Users change names meanwhile: never through a symlink, and never out of the
+ * mount. */
 static int open_dir(const char *path)
 {
 	struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
 			       .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV |
 					  RESOLVE_NO_MAGICLINKS};
 	if (!path)
-		return fcntl(FD_STAGING, F_DUPFD_CLOEXEC, 6);
-	return (int)syscall(SYS_openat2, FD_ROOT, *path ? path : ".", &how, sizeof(how));
+		return FD_STAGING;
+	for (unsigned i = 0; i < 2; i++)
+		if (kept[i].fd && !strcmp(kept[i].path, path))
+			return kept[i].fd;
+	if (strlen(path) >= sizeof(kept[0].path)) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	int fd = (int)syscall(SYS_openat2, FD_ROOT, *path ? path : ".", &how, sizeof(how));
+	if (fd < 0)
+		return -1;
+	unsigned i = kept_next++ % 2;
+	if (kept[i].fd)
+		close(kept[i].fd);
+	kept[i].fd = fd;
+	strcpy(kept[i].path, path);
+	return fd;
 }
 
 static int attach(const char *dir, const char *staging)
@@ -67,16 +102,8 @@ static int attach(const char *dir, const char *staging)
 	return 0;
 }
 
-static int run(const struct message *m, const char *const s[4])
+static int act(const struct message *m, const char *const s[4])
 {
-	if (m->op == SL_HELPER_ATTACH)
-		return attach(s[1], s[3]);
-	if (m->op == SL_HELPER_DETACH) {
-		/* The numbers stay taken. */
-		(void)dup3(0, FD_STAGING, O_CLOEXEC);
-		(void)dup3(0, FD_ROOT, O_CLOEXEC);
-		return 0;
-	}
 	struct timespec ts[2] = {m->atime, m->mtime};
 	int d = open_dir(s[0]), d2 = -1, r = -1, fd;
 	if (d < 0)
@@ -103,16 +130,36 @@ static int run(const struct message *m, const char *const s[4])
 		r = utimensat(d, s[1], ts, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH);
 		break;
 	case SL_HELPER_CLOSE:
-		fd = openat(d, s[1], O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+		fd = openat(d, *s[1] ? s[1] : ".",
+			    (int)m->flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 		r = fd < 0 ? -1 : close(fd);
 		break;
 	default:
 		errno = ENOSYS;
 	}
-	r = r < 0 ? -errno : 0;
-	if (d2 >= 0)
-		close(d2);
-	close(d);
+	return r < 0 ? -errno : 0;
+}
+
+static int run(const struct message *m, const char *const s[4])
+{
+	if (m->op == SL_HELPER_ATTACH || m->op == SL_HELPER_DETACH)
+		forget_dirs();
+	if (m->op == SL_HELPER_ATTACH)
+		return attach(s[1], s[3]);
+	if (m->op == SL_HELPER_DETACH) {
+		/* The numbers stay taken. */
+		(void)dup3(0, FD_STAGING, O_CLOEXEC);
+		(void)dup3(0, FD_ROOT, O_CLOEXEC);
+		return 0;
+	}
+	bool had = kept[0].fd || kept[1].fd;
+	int r = act(m, s);
+	if (r < 0 && had) {
+		forget_dirs();
+		r = act(m, s);
+	}
+	if (m->op == SL_HELPER_RENAME || m->op == SL_HELPER_RMDIR)
+		forget_dirs();
 	return r;
 }
 

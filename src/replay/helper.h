@@ -22,7 +22,7 @@ enum sl_helper_op {
 	SL_HELPER_RMDIR,
 	SL_HELPER_RENAME, /* to name2 in dir2 */
 	SL_HELPER_TIMES,  /* name may be empty: dir itself */
-	SL_HELPER_CLOSE,  /* open for writing, and close */
+	SL_HELPER_CLOSE,  /* open (flags: O_RDONLY or O_WRONLY), and close; name may be empty */
 };
 
 /* Directories are paths below the mount; NULL: the staging directory. */
@@ -31,7 +31,7 @@ struct sl_helper_call {
 	const char *dir, *name, *dir2, *name2;
 	uint32_t mode; /* MKNOD: with its type */
 	dev_t rdev;
-	unsigned flags; /* RENAME: as renameat2 */
+	unsigned flags; /* RENAME: as renameat2; CLOSE */
 	struct timespec atime, mtime;
 };
 

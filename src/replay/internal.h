@@ -7,6 +7,7 @@
 
 #include "base/list.h"
 #include "replay/replay.h"
+#include "replay/uses.h"
 
 struct sl_compare;
 
@@ -53,6 +54,8 @@ struct sl_replay {
 	 * content may still come, with just that time. */
 	struct sl_object *carried[CARRIED_MAX];
 	unsigned ncarried;
+	struct sl_uses uses;
+	bool as_said; /* the event under way left its name as its state has it: no need to look */
 };
 
 void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n);

@@ -250,7 +250,7 @@ static void dispatch(struct sl_conn *c, struct sl_req *rq)
 static void handle(struct sl_req *rq, void *arg)
 {
 	struct sl_conn *c = arg;
-	uint64_t note = 0;
+	uint64_t note = 0, use = 0;
 	if (c->hooks && c->hooks->take && c->hooks->take(c->hooks->arg, rq))
 		return;
 	if (changes(rq->m.h.opcode)) {
@@ -258,7 +258,12 @@ static void handle(struct sl_req *rq, void *arg)
 		if (c->e->cfg.writable && sl_events_blind(c->e->events))
 			note = sl_conn_note(c, rq);
 	}
+	struct sl_own *uses = sl_events_uses(c->e->events);
+	if (uses)
+		use = sl_conn_note_use(c, rq, uses);
 	dispatch(c, rq);
+	if (use)
+		sl_own_done(uses, use, true);
 	if (note)
 		sl_own_done(sl_session_own(c->session), note, rq->err == 0);
 }

@@ -75,6 +75,8 @@ static inline bool sl_conn_watches(const struct sl_conn *c)
 }
 /** Note what @rq is about to change as the client's own. Returns what sl_own_done() takes, or 0. */
 uint64_t sl_conn_note(struct sl_conn *c, const struct sl_req *rq);
+/** The same of what the exporter is about to open, read or close for it, in @uses: see sl_events_uses(). */
+uint64_t sl_conn_note_use(struct sl_conn *c, const struct sl_req *rq, struct sl_own *uses);
 /** Take back @count lookups of a node, and with the last its mark. */
 void sl_conn_forget(struct sl_conn *c, uint64_t id, uint64_t count);
 /** LOOKUP and GETATTR themselves. */

@@ -5,6 +5,8 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/macros.h"
@@ -28,7 +30,9 @@ struct sl_events {
 	struct sl_list sessions;
 	struct sl_states *states; /* of the batch under way */
 	struct sl_htab doubts;
-	bool forgot; /* there was no memory for one more */
+	bool forgot;		 /* there was no memory for one more */
+	_Atomic uint64_t wanted; /* of SL_CHANGE_USE, by those sessions */
+	struct sl_own *uses;	 /* the exporter's own; its lock is its own */
 	uint32_t cookie;
 };
 
@@ -293,7 +297,7 @@ static void weigh_change(struct sl_events *ev, struct sl_session *s, const struc
 	struct sl_nodes *nodes = sl_session_nodes(s);
 	const struct sl_state *st;
 	uint64_t gen = c->child.generation;
-	if (!c->name)
+	if (!c->name || !(c->mask & SL_CHANGE_MASK))
 		return;
 	if (dir->mask && (st = sl_states_get(ev->states, nodes, dir->id, &c->dir, c->name))) {
 		bool gone = c->mask & (GONE | FAN_RENAME), come = c->mask & COME;
@@ -336,9 +340,25 @@ static void overflowed(struct sl_events *ev)
 	}
 }
 
-static void one_change(struct sl_events *ev, const struct sl_change *c)
+/* What others than the exporter did of @c. */
+static uint64_t of_others(struct sl_events *ev, const struct sl_change *c)
+{
+	if (!(c->mask & SL_CHANGE_USE))
+		return c->mask;
+	if (!c->tid)
+		return sl_own_filter(ev->uses, c);
+	bool ours = syscall(SYS_tgkill, getpid(), c->tid, 0) == 0;
+	return c->mask & ~(uint64_t)(ours ? SL_CHANGE_USE : 0);
+}
+
+static void one_change(struct sl_events *ev, const struct sl_change *from)
 {
 	bool weighed = false;
+	struct sl_change left = *from;
+	const struct sl_change *c = &left;
+	left.mask = of_others(ev, from);
+	if (!(c->mask & KINDS))
+		return;
 	sl_list_for_each_safe (l, &ev->sessions) {
 		struct sl_session *s = sl_session_of(l);
 		struct sl_nodes *nodes = sl_session_nodes(s);
@@ -425,9 +445,13 @@ static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 	}
 	if (idle)
 		settle(ev);
-	if (idle && n)
+	if (idle && n) {
+		sl_own_heard(ev->uses, v[0].when);
 		sl_list_for_each (l, &ev->sessions)
 			sl_own_heard(sl_session_own(sl_session_of(l)), v[0].when);
+	}
+	sl_list_for_each (l, &ev->sessions)
+		sl_session_flush(sl_session_of(l));
 	sl_states_clear(ev->states);
 	pthread_mutex_unlock(&ev->lock);
 }
@@ -467,9 +491,35 @@ static int unmark(struct sl_events *ev, struct sl_session *s, uint64_t id)
 	return r;
 }
 
+/* With the lock held: @s, which is told from now on, has asked for @mask. */
+static int want_uses(struct sl_events *ev, struct sl_session *s, uint64_t mask)
+{
+	uint64_t want = ev->wanted | (mask & SL_CHANGE_USE);
+	if (sl_list_empty(sl_session_link(s)))
+		sl_list_add_tail(&ev->sessions, sl_session_link(s));
+	*sl_session_uses(s) |= mask & SL_CHANGE_USE;
+	int r = want == ev->wanted ? 0 : sl_backend_use(ev->b, want);
+	if (r == 0)
+		ev->wanted = want;
+	return r;
+}
+
+/* With the lock held: somebody has left. */
+static void want_less(struct sl_events *ev)
+{
+	uint64_t want = 0;
+	if (!ev->wanted)
+		return;
+	sl_list_for_each (l, &ev->sessions)
+		want |= *sl_session_uses(sl_session_of(l));
+	if (want != ev->wanted && sl_backend_use(ev->b, want) == 0)
+		ev->wanted = want;
+}
+
 int sl_events_mark(struct sl_events *ev, struct sl_session *s, uint64_t id, int fd, uint64_t mask,
 		   uint64_t max, struct fuse_fsnotify_out *out)
 {
+	uint64_t uses = mask & SL_CHANGE_USE;
 	struct sl_evid obj;
 	struct sl_found o;
 	uint64_t old = 0;
@@ -490,12 +540,21 @@ int sl_events_mark(struct sl_events *ev, struct sl_session *s, uint64_t id, int 
 	if (r < 0)
 		return r;
 	obj = (struct sl_evid){.generation = o.generation, .ino = o.attr.ino};
-	r = sl_backend_mark(ev->b, fd, &obj);
-	if (r < 0)
-		return r;
-	/* In one piece for who reads: an overflow comes before it, and its number is lower, or takes it away.
-	 */
 	pthread_mutex_lock(&ev->lock);
+	for (;;) {
+		r = uses ? want_uses(ev, s, uses) : 0;
+		pthread_mutex_unlock(&ev->lock);
+		if (r == 0)
+			r = sl_backend_mark(ev->b, fd, &obj);
+		if (r < 0)
+			return r;
+		/* In one piece for who reads: an overflow comes before it, and its number is lower, or takes
+		 * it away. */
+		pthread_mutex_lock(&ev->lock);
+		if (!(uses & ~ev->wanted))
+			break;
+		sl_backend_unmark(ev->b, &obj); /* there was an overflow, and somebody else has left */
+	}
 	r = sl_nodes_mark(sl_session_nodes(s), id, mask, max, &old, &obj);
 	if (r == 0 && sl_list_empty(sl_session_link(s)))
 		sl_list_add_tail(&ev->sessions, sl_session_link(s));
@@ -518,10 +577,17 @@ bool sl_events_blind(struct sl_events *ev)
 	return ev->b && sl_backend_kind(ev->b) == SL_BACKEND_INOTIFY;
 }
 
+struct sl_own *sl_events_uses(struct sl_events *ev)
+{
+	return ev->wanted && sl_events_blind(ev) ? ev->uses : NULL;
+}
+
 void sl_events_leave(struct sl_events *ev, struct sl_session *s)
 {
 	pthread_mutex_lock(&ev->lock);
 	leave(ev, s);
+	*sl_session_uses(s) = 0;
+	want_less(ev);
 	pthread_mutex_unlock(&ev->lock);
 }
 
@@ -542,6 +608,8 @@ int sl_events_new(struct sl_tree *tree, enum sl_backend_kind kind, struct sl_eve
 	pthread_mutex_init(&ev->open_lock, NULL);
 	pthread_mutex_init(&ev->lock, NULL);
 	int r = sl_states_new(tree, &ev->states);
+	if (r == 0)
+		r = sl_own_new(&ev->uses);
 	if (r < 0) {
 		sl_events_free(ev);
 		return r;
@@ -561,6 +629,7 @@ void sl_events_free(struct sl_events *ev)
 		free_doubt(ev, sl_container_of(h, struct doubt, node));
 	sl_htab_fini(&ev->doubts);
 	sl_states_free(ev->states);
+	sl_own_free(ev->uses);
 	pthread_mutex_destroy(&ev->open_lock);
 	pthread_mutex_destroy(&ev->lock);
 	free(ev);

@@ -9,6 +9,8 @@
  * implies another state than was seen are doubts. When the kernel's queue is empty they are looked at again,
  * and what still differs is told as a notification without an event.
  *
+ * Opening, reading and closing (SL_CHANGE_USE) are heard of only while there is a client that has asked.
+ *
  * Locks: one, in front of the sessions'. The backend's functions are called without it.
  */
 #pragma once
@@ -20,7 +22,7 @@ struct sl_events;
 
 /* What a mark can ask for. Children are told of only with FAN_EVENT_ON_CHILD, directories only with
  * FAN_ONDIR. */
-#define SL_EVENTS_MASK (SL_CHANGE_MASK | FAN_ONDIR | FAN_EVENT_ON_CHILD)
+#define SL_EVENTS_MASK (SL_CHANGE_MASK | SL_CHANGE_USE | FAN_ONDIR | FAN_EVENT_ON_CHILD)
 
 int sl_events_new(struct sl_tree *tree, enum sl_backend_kind kind, struct sl_events **ret);
 /** All sessions must be gone. */
@@ -41,6 +43,12 @@ void sl_events_unmarked(struct sl_events *ev, const struct sl_evid *obj);
 void sl_events_overflowed(void *ev, struct sl_session *s);
 /** Whether those who change the tree are not known: then what clients change has to be noted (own.h). */
 bool sl_events_blind(struct sl_events *ev);
+/**
+ * Opens and reads by the exporter itself are nobody's: no client is told of them, or what is raised for one
+ * could make another one ask, without end. Where it is not known who reads (blind), and somebody wants to be
+ * told of it, what the exporter is about to do is noted here; NULL: nothing has to be.
+ */
+struct sl_own *sl_events_uses(struct sl_events *ev);
 /** @s ends: its marks are gone, and it is not told of anything. */
 void sl_events_leave(struct sl_events *ev, struct sl_session *s);
 /** Everything that was changed before this call has been told when it returns. */

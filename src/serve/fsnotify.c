@@ -33,7 +33,7 @@ void sl_conn_watch(struct sl_conn *c, uint64_t nodeid)
 	struct fuse_fsnotify_out out;
 	/* Where it cannot be watched, somebody has said so in the log, and what is cached of it expires soon.
 	 */
-	(void)mark(c, nodeid, WATCH_MASK, &out);
+	(void)mark(c, nodeid, WATCH_MASK | c->hooks->uses, &out);
 }
 
 void sl_conn_watch_all(struct sl_conn *c)

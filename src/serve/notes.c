@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What a request is about to change, for own.h. */
+/* What a request is about to change, or to use, for own.h. */
 #include <fcntl.h>
 #include <linux/fs.h>
 
@@ -37,6 +37,31 @@ static void note_use(struct sl_conn *c, struct notes *t, uint64_t id, uint64_t m
 	note(t, &obj, NULL, mask);
 	if (dir.id && sl_nodes_where(c->nodes, dir.id, &parent, &dir, NULL))
 		note(t, &parent, name, mask);
+}
+
+uint64_t sl_conn_note_use(struct sl_conn *c, const struct sl_req *rq, struct sl_own *uses)
+{
+	const struct sl_msg_in *m = &rq->m;
+	struct notes t = {.n = 0};
+	char name[256];
+	switch (m->h.opcode) {
+	case FUSE_CREATE:
+		note_name(c, &t, m->h.nodeid, m->name, SL_CHANGE_USE);
+		break;
+	case FUSE_OPEN:
+	case FUSE_READ:
+	case FUSE_LSEEK:
+	case FUSE_RELEASE:
+	case FUSE_OPENDIR:
+	case FUSE_READDIR:
+	case FUSE_READDIRPLUS:
+	case FUSE_RELEASEDIR:
+		note_use(c, &t, m->h.nodeid, SL_CHANGE_USE, name);
+		break;
+	default:
+		break;
+	}
+	return t.n ? sl_own_begin(uses, t.v, t.n) : 0;
 }
 
 uint64_t sl_conn_note(struct sl_conn *c, const struct sl_req *rq)

@@ -8,7 +8,7 @@
 #include "base/list.h"
 #include "base/time.h"
 
-#define CONTENT (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE)
+#define CONTENT (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
 
 struct note {
 	struct sl_hnode node; /* key: of identity and name */
@@ -117,7 +117,8 @@ uint64_t sl_own_filter(struct sl_own *o, const struct sl_change *c)
 		}
 	} else {
 		static const uint64_t names[] = {FAN_CREATE, FAN_DELETE, FAN_MOVED_FROM, FAN_MOVED_TO};
-		static const uint64_t content[] = {FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE};
+		static const uint64_t content[] = {FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE,
+						   FAN_OPEN,   FAN_ACCESS, FAN_CLOSE_NOWRITE};
 		for (size_t i = 0; i < SL_ARRAY_SIZE(names) && c->name; i++)
 			if (left & names[i] && take(o, &c->dir, c->name, names[i]))
 				left &= ~names[i];

@@ -22,6 +22,12 @@ int sl_content_error(uint32_t type)
 	}
 }
 
+/* Where what the exporter does is noted it must be done with the request. */
+static void put_file(struct sl_conn *c, struct sl_file *f, bool stale)
+{
+	sl_files_put(c->e->files, f, stale || sl_events_uses(c->e->events));
+}
+
 /*
  * The open file of the regular file at @p: from the cache, if the object is known to have been in its place a
  * moment ago or still is; opened otherwise. Returns 0 and a reference, -ESTALE, -errno.
@@ -135,7 +141,7 @@ static void use_end(struct sl_conn *c, struct use *u, bool stale)
 	if (u->h)
 		sl_opens_put(c->opens, u->h);
 	else
-		sl_files_put(c->e->files, u->f, stale);
+		put_file(c, u->f, stale);
 }
 
 void sl_op_open(struct sl_conn *c, struct sl_req *rq)
@@ -155,7 +161,7 @@ void sl_op_open(struct sl_conn *c, struct sl_req *rq)
 		sl_reply_err(rq, r);
 		return;
 	}
-	sl_files_put(c->e->files, f, false);
+	put_file(c, f, false);
 	const struct fuse_open_out out = {0};
 	sl_reply(rq, &out, sizeof(out));
 }

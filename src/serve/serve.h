@@ -97,6 +97,7 @@ struct sl_serve_hooks {
 	void (*end)(void *arg);
 	void *arg;
 	struct sl_transport *events; /* where FUSE_NOTIFY_FSNOTIFY go; NULL: nobody wants any */
+	uint64_t uses;		     /* of SL_CHANGE_USE, to be told of as well */
 };
 /** As sl_serve_connection(), on /dev/fuse. */
 int sl_serve_mount(struct sl_export *e, struct sl_transport *t, const struct sl_serve_hooks *hooks);

@@ -34,14 +34,17 @@ struct sl_session {
 	struct sl_nodes *nodes;
 	struct sl_own *changes;
 	struct sl_list link; /* of the events' */
+	uint64_t uses;	     /* the events' */
 
 	pthread_mutex_t lock; /* protects all below */
 	pthread_cond_t cond;
 	pthread_t writer;
 	bool has_writer, stop;
 	struct sl_transport *t;
-	bool keep;	/* until it is acknowledged */
-	bool sending;	/* the writer uses t, and the events before next */
+	bool keep;    /* until it is acknowledged */
+	bool sending; /* the writer uses t, and the events before next */
+	bool writer_waits;
+	unsigned held;	/* were queued, and the writer was not woken */
 	uint64_t seq;	/* of the next that is pushed */
 	uint64_t first; /* what comes before this is not kept any more */
 	uint64_t acked; /* the client has all before this */
@@ -92,7 +95,9 @@ static void *writer(void *arg)
 	pthread_mutex_lock(&s->lock);
 	while (!s->stop) {
 		if (!s->t || s->next == &s->events) {
+			s->writer_waits = true;
 			pthread_cond_wait(&s->cond, &s->lock);
+			s->writer_waits = false;
 			continue;
 		}
 		struct iovec iov[SEND_BATCH];
@@ -306,6 +311,22 @@ void sl_session_overflow(struct sl_session *s)
 	pthread_mutex_unlock(&s->lock);
 }
 
+/* With the lock held. One that is at work finds by itself what was queued meanwhile. */
+static void wake_writer(struct sl_session *s)
+{
+	s->held = 0;
+	if (s->writer_waits)
+		pthread_cond_broadcast(&s->cond);
+}
+
+void sl_session_flush(struct sl_session *s)
+{
+	pthread_mutex_lock(&s->lock);
+	if (s->held)
+		wake_writer(s);
+	pthread_mutex_unlock(&s->lock);
+}
+
 void sl_session_push(struct sl_session *s, struct sl_fsnotify_msg *m)
 {
 	pthread_mutex_lock(&s->lock);
@@ -315,7 +336,6 @@ void sl_session_push(struct sl_session *s, struct sl_fsnotify_msg *m)
 		drop(s, entry(s->events.next), false);
 	}
 	bool full = is_full(s);
-	bool idle = s->next == &s->events;
 	if (full || append(s, m) < 0) {
 		struct sl_evid was;
 		for (unsigned i = 0; i < m->nparts; i++)
@@ -323,8 +343,8 @@ void sl_session_push(struct sl_session *s, struct sl_fsnotify_msg *m)
 				(void)sl_nodes_forget(s->nodes, m->part[i].entry.nodeid, 1, &was);
 		overflow(s);
 		full = true;
-	} else if (idle) {
-		pthread_cond_broadcast(&s->cond);
+	} else if (++s->held >= SEND_BATCH / 4) {
+		wake_writer(s);
 	}
 	pthread_mutex_unlock(&s->lock);
 	if (full && s->cfg.overflow)
@@ -408,6 +428,11 @@ void sl_session_get_stats(struct sl_session *s, struct sl_session_stats *st)
 struct sl_list *sl_session_link(struct sl_session *s)
 {
 	return &s->link;
+}
+
+uint64_t *sl_session_uses(struct sl_session *s)
+{
+	return &s->uses;
 }
 
 struct sl_session *sl_session_of(struct sl_list *link)

@@ -56,9 +56,10 @@ bool sl_session_has(struct sl_session *s, uint64_t seq);
 int sl_session_ack(struct sl_session *s, uint64_t seq);
 /** The number that the next notification will get. */
 uint64_t sl_session_seq(struct sl_session *s);
-/** Number @m and queue it. State nodes in it have been counted as lookups; they are given back if it is
+/** Number @m and queue it; it is sent with the next sl_session_flush(), or when many are queued. State nodes in it have been counted as lookups; they are given back if it is
  * dropped. */
 void sl_session_push(struct sl_session *s, struct sl_fsnotify_msg *m);
+void sl_session_flush(struct sl_session *s);
 /** Drop what was not sent and say that changes were lost. The caller takes the marks away. */
 void sl_session_overflow(struct sl_session *s);
 
@@ -75,6 +76,7 @@ struct sl_session_stats {
 };
 void sl_session_get_stats(struct sl_session *s, struct sl_session_stats *st);
 
-/* For sl_events (serve/events.h), under its lock: its list of sessions. */
+/* For sl_events (serve/events.h), under its lock: its list of sessions, */
 struct sl_list *sl_session_link(struct sl_session *s);
+uint64_t *sl_session_uses(struct sl_session *s); /* what its marks have ever asked for of SL_CHANGE_USE */
 struct sl_session *sl_session_of(struct sl_list *link);

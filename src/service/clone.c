@@ -331,6 +331,7 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 				      .event = on_event,
 				      .program = "/proc/self/exe",
 				      .arg = c,
+				      .uses = cfg->uses,
 				      .root_ino = cfg->root_ino};
 	_cleanup_free_ char *reason = NULL;
 	r = sl_watchers_new(&c->watchers);

@@ -41,6 +41,23 @@ static const struct {
 	     {FAN_ATTRIB, "attrib"},	 {FAN_CLOSE_WRITE, "close_write"}, {FAN_OPEN, "open"},
 	     {FAN_ACCESS, "access"},	 {FAN_CLOSE_NOWRITE, "close"}};
 
+int sl_event_bits(const char *list, uint64_t *mask)
+{
+	*mask = 0;
+	for (const char *p = list;; p++) {
+		size_t n = strcspn(p, ","), i = 0;
+		while (i < SL_ARRAY_SIZE(kinds) &&
+		       (strlen(kinds[i].name) != n || memcmp(kinds[i].name, p, n)))
+			i++;
+		if (i == SL_ARRAY_SIZE(kinds))
+			return -EINVAL;
+		*mask |= kinds[i].bit;
+		p += n;
+		if (!*p)
+			return 0;
+	}
+}
+
 static void set_place(json_t *j, const char *key, const char *place)
 {
 	_cleanup_free_ char *s = place ? sl_printable(place, strlen(place)) : NULL;

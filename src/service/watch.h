@@ -24,6 +24,10 @@ void sl_watcher_free(struct sl_watcher *l);
  */
 char *sl_watcher_next(struct sl_watcher *l, int ms);
 
+/** The bits of a list of such kinds, as "events" below, separated by commas. -EINVAL: there is another word
+ * in it. */
+int sl_event_bits(const char *list, uint64_t *mask);
+
 /**
  * {"seq": N, "side": "origin", "events": ["create"], "dir": false, "place": "a/b", "newplace": …, "state":
  * {…}}: "events" are create, delete, moved_from, moved_to, rename, modify, attrib, close_write, open, access,

@@ -135,6 +135,14 @@ static void index_sibling(struct sl_object *dir, const struct sl_attr *a)
 		(void)sl_remote_join(o, a);
 }
 
+static bool is_free(int dirfd, const char *name)
+{
+	if (faccessat(dirfd, name, F_OK, AT_SYMLINK_NOFOLLOW) < 0)
+		return true;
+	errno = EEXIST;
+	return false;
+}
+
 /*
  * In the tree it appears with all that belongs to it: what has no record there counts as made here, also when
  * the service dies half-way.
@@ -146,9 +154,10 @@ static int make_whole(struct sl_object *dir, int dirfd, const char *name, const 
 	if (stage < 0)
 		return stage;
 	int r = sl_placeholder_make(dir, stage, MAKING, a, target);
-	bool done = r == 0 && (renameat2(stage, MAKING, dirfd, name, RENAME_NOREPLACE) == 0 ||
-			       /* Not every filesystem knows that; the name was free just now. */
-			       (errno == EINVAL && renameat(stage, MAKING, dirfd, name) == 0));
+	bool done = r == 0 &&
+		    (renameat2(stage, MAKING, dirfd, name, RENAME_NOREPLACE) == 0 ||
+		     /* Not every filesystem knows that. */
+		     (errno == EINVAL && is_free(dirfd, name) && renameat(stage, MAKING, dirfd, name) == 0));
 	if (r == 0 && !done) {
 		r = -errno;
 		(void)sl_remove_tree(stage, MAKING);
@@ -163,8 +172,6 @@ int sl_remote_make(struct sl_object *dir, const char *name, const struct sl_attr
 	bool linked = S_ISREG(a->mode) && a->nlink > 1;
 	if (fd < 0)
 		return fd;
-	if (faccessat(fd, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
-		return -EEXIST;
 	if (linked)
 		index_sibling(dir, a);
 	int r = make_whole(dir, fd, name, a, target);

@@ -70,6 +70,7 @@ static int config_load(int fd, const char *path, struct sl_store_config *c, char
 	c->id = get_str(j, "id");
 	c->allow_other = json_is_true(json_object_get(j, "allow_other"));
 	c->insecure_plain = json_is_true(json_object_get(j, "insecure_plain"));
+	c->uses = get_u64(j, "uses", 0);
 	c->limit = get_u64(j, "limit", 0);
 	c->reserve = get_u64(j, "reserve", SL_STORE_DEFAULT_RESERVE);
 	c->timeout = get_u64(j, "timeout", SL_STORE_DEFAULT_TIMEOUT);
@@ -110,6 +111,8 @@ int sl_store_config_save(const char *path, const struct sl_store_config *c)
 		      c->insecure_plain, "limit", (json_int_t)c->limit, "reserve", (json_int_t)c->reserve,
 		      "timeout", (json_int_t)c->timeout, "root_ino", (json_int_t)(c->root_ino & INT64_MAX),
 		      "root_generation", (json_int_t)c->root_generation);
+	if (j && c->uses)
+		json_object_set_new(j, "uses", json_integer((json_int_t)c->uses));
 	if (j && c->native) {
 		json_object_set_new(j, "native", json_true());
 		json_object_set_new(j, "image", json_boolean(c->image));
@@ -599,8 +602,9 @@ int sl_store_drop_links(struct sl_store *s)
 
 int sl_store_stage(struct sl_store *s)
 {
-	if (mkdirat(s->base_fd, SL_STAGING, 0700) < 0 && errno != EEXIST)
-		return -errno;
-	int fd = openat(s->base_fd, SL_STAGING, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW;
+	int fd = openat(s->base_fd, SL_STAGING, flags);
+	if (fd < 0 && errno == ENOENT && (mkdirat(s->base_fd, SL_STAGING, 0700) == 0 || errno == EEXIST))
+		fd = openat(s->base_fd, SL_STAGING, flags);
 	return fd < 0 ? -errno : fd;
 }

@@ -37,6 +37,7 @@ struct sl_store_config {
 	char *id;	     /* random, tells this clone from any other */
 	bool allow_other;    /* other users may use the mount */
 	bool insecure_plain; /* a tcp: origin was explicitly allowed */
+	uint64_t uses;	     /* FAN_OPEN, FAN_ACCESS, FAN_CLOSE_NOWRITE: watchers hear of those as well */
 	uint64_t limit;	     /* bytes of content to keep at most; 0: no limit */
 	uint64_t reserve;    /* bytes to leave free on the store's filesystem */
 	uint64_t timeout;    /* seconds that an access waits for the origin */

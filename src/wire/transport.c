@@ -13,6 +13,9 @@
 #include "base/time.h"
 #include "wire/proto.h"
 
+/* One read of a stream brings many small messages; what is longer is read to where it belongs. */
+#define IN_SIZE (32u << 10)
+
 struct sl_transport {
 	enum sl_transport_kind kind;
 	int rfd, wfd;
@@ -21,6 +24,10 @@ struct sl_transport {
 	atomic_bool down;
 	pthread_mutex_t rlock; /* one receiver of a stream at a time */
 	pthread_mutex_t wlock; /* one sender of a stream at a time */
+
+	/* With rlock held: what was read of a stream and not taken yet. */
+	char *in;
+	size_t in_at, in_len;
 
 	/* With rlock held: the message that recv_alloc() has only a part of. */
 	uint32_t part_len;
@@ -32,9 +39,11 @@ int sl_transport_new(enum sl_transport_kind kind, int rfd, int wfd, struct sl_tr
 {
 	struct sl_transport *t = calloc(1, sizeof(*t));
 	int ev = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!t || ev < 0) {
-		int r = t ? -errno : -ENOMEM;
+	char *in = kind == SL_TRANSPORT_STREAM ? malloc(IN_SIZE) : NULL;
+	if (!t || ev < 0 || (kind == SL_TRANSPORT_STREAM && !in)) {
+		int r = ev < 0 ? -errno : -ENOMEM;
 		free(t);
+		free(in);
 		if (ev >= 0)
 			close(ev);
 		close(rfd);
@@ -42,7 +51,7 @@ int sl_transport_new(enum sl_transport_kind kind, int rfd, int wfd, struct sl_tr
 			close(wfd);
 		return r;
 	}
-	*t = (struct sl_transport){.kind = kind, .rfd = rfd, .wfd = wfd, .stop_fd = ev};
+	*t = (struct sl_transport){.kind = kind, .rfd = rfd, .wfd = wfd, .stop_fd = ev, .in = in};
 	/* Nothing ends a write that waits in the kernel for room in a pipe: wait in poll() instead, where a
 	 * shutdown is seen. */
 	struct stat st;
@@ -63,6 +72,7 @@ void sl_transport_free(struct sl_transport *t)
 		close(t->wfd);
 	close(t->stop_fd);
 	free(t->part);
+	free(t->in);
 	pthread_mutex_destroy(&t->rlock);
 	pthread_mutex_destroy(&t->wlock);
 	free(t);
@@ -94,18 +104,45 @@ static int wait_ready(struct sl_transport *t, int fd, short events, int timeout_
 	}
 }
 
+/* Wait until read_some() has something, as wait_ready(). */
+static int wait_some(struct sl_transport *t, int timeout_ms)
+{
+	if (t->in_at == t->in_len)
+		return wait_ready(t, t->rfd, POLLIN, timeout_ms);
+	return t->down ? -ENODATA : 0;
+}
+
+/* As read(2): up to @n bytes. -EAGAIN: none just now. */
+static ssize_t read_some(struct sl_transport *t, void *buf, size_t n)
+{
+	if (t->in_at == t->in_len) {
+		bool direct = n >= IN_SIZE;
+		ssize_t k = read(t->rfd, direct ? buf : t->in, direct ? n : IN_SIZE);
+		if (k < 0)
+			return errno == EINTR ? -EAGAIN : -errno;
+		if (k == 0 || direct)
+			return k;
+		t->in_at = 0;
+		t->in_len = (size_t)k;
+	}
+	n = SL_MIN(n, t->in_len - t->in_at);
+	memcpy(buf, t->in + t->in_at, n);
+	t->in_at += n;
+	return (ssize_t)n;
+}
+
 static int read_stream(struct sl_transport *t, void *buf, size_t n)
 {
 	size_t got = 0;
 	while (got < n) {
-		int r = wait_ready(t, t->rfd, POLLIN, -1);
+		int r = wait_some(t, -1);
 		if (r < 0)
 			return r;
-		ssize_t k = read(t->rfd, (char *)buf + got, n - got);
-		if (k < 0 && (errno == EINTR || errno == EAGAIN))
+		ssize_t k = read_some(t, (char *)buf + got, n - got);
+		if (k == -EAGAIN)
 			continue;
 		if (k < 0)
-			return -errno;
+			return (int)k;
 		if (k == 0)
 			return got ? -EPIPE : -ENODATA;
 		got += (size_t)k;
@@ -164,9 +201,9 @@ static int read_part(struct sl_transport *t, size_t max)
 	bool head = t->part_got < sizeof(t->part_len);
 	char *to = head ? (char *)&t->part_len : t->part;
 	size_t want = head ? sizeof(t->part_len) : t->part_len;
-	ssize_t k = read(t->rfd, to + t->part_got, want - t->part_got);
+	ssize_t k = read_some(t, to + t->part_got, want - t->part_got);
 	if (k < 0)
-		return errno == EINTR || errno == EAGAIN ? 0 : -errno;
+		return k == -EAGAIN ? 0 : (int)k;
 	if (k == 0)
 		return t->part_got ? -EPIPE : -ENODATA;
 	t->part_got += (size_t)k;
@@ -194,7 +231,7 @@ ssize_t sl_transport_recv_alloc(struct sl_transport *t, size_t max, int timeout_
 			uint64_t now = sl_now();
 			left = now < end ? (int)SL_DIV_UP(end - now, SL_NS_PER_MS) : 0;
 		}
-		r = wait_ready(t, t->rfd, POLLIN, left);
+		r = wait_some(t, left);
 		if (r == 0)
 			r = read_part(t, max);
 	}

@@ -159,12 +159,8 @@ static inline const char *label(const struct fix *f, const struct sl_evid *id)
 
 static inline void start(struct fix *f, uint64_t use, unsigned max_marks)
 {
-	struct sl_backend_config cfg = {.kind = f->kind,
-					.root_fd = f->root,
-					.max_marks = max_marks,
-					.mask = use,
-					.changes = on_changes,
-					.arg = f};
+	struct sl_backend_config cfg = {
+	    .kind = f->kind, .root_fd = f->root, .max_marks = max_marks, .changes = on_changes, .arg = f};
 	_cleanup_free_ char *why = NULL;
 	int r = sl_backend_open(&cfg, &f->b, &why);
 	if (r == -EPERM || r == -EOPNOTSUPP) {
@@ -176,6 +172,7 @@ static inline void start(struct fix *f, uint64_t use, unsigned max_marks)
 		print_message("# %s\n", why);
 	assert_int_equal(r, 0);
 	assert_int_equal(sl_backend_kind(f->b), f->kind);
+	assert_int_equal(sl_backend_use(f->b, use), 0);
 }
 
 static inline int setup(void **state, enum sl_backend_kind kind)

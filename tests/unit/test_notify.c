@@ -362,6 +362,15 @@ static void test_use(void **state)
 	ok(pwrite(-1, "", 0, 0) + 1);
 	close(fd);
 	expect(f, "close d/file");
+	/* With fanotify at once, with inotify in what is marked from now on. */
+	assert_int_equal(sl_backend_use(f->b, 0), 0);
+	if (f->kind == SL_BACKEND_INOTIFY)
+		return;
+	close(openat(f->root, "d/file", O_RDONLY | O_CLOEXEC));
+	expect_nothing(f);
+	assert_int_equal(sl_backend_use(f->b, FAN_ACCESS), 0);
+	close(openat(f->root, "d/file", O_RDONLY | O_CLOEXEC));
+	expect_nothing(f);
 }
 
 static void test_limit(void **state)

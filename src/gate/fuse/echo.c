@@ -248,6 +248,17 @@ static void echo_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o,
 	sl_reply(rq, &out, sizeof(out));
 }
 
+static void echo_opendir(struct sl_req *rq, struct sl_object *o, struct sl_echo *e)
+{
+	const struct fuse_open_out out = {.fh = ECHO_HANDLE};
+	if (!e || e->op != SL_ECHO_CLOSE || e->o != o) {
+		sl_reply_err(rq, -EIO);
+		return;
+	}
+	e->done = true;
+	sl_reply(rq, &out, sizeof(out));
+}
+
 static void echo_names(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir, struct sl_echo *e)
 {
 	uint32_t op = rq->m.h.opcode;
@@ -324,6 +335,12 @@ static bool answer_helper(struct sl_gate *g, struct sl_req *rq, struct sl_object
 			answer_old(g, rq, o);
 		else
 			echo_open(g, rq, o, e);
+		break;
+	case FUSE_OPENDIR:
+		if (old)
+			answer_old(g, rq, o);
+		else
+			echo_opendir(rq, o, e);
 		break;
 	case FUSE_MKNOD:
 	case FUSE_MKDIR:

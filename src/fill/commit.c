@@ -176,18 +176,18 @@ static void *committer(void *arg)
 	pthread_mutex_lock(&f->lock);
 	while (!f->stop) {
 		pthread_mutex_unlock(&f->lock);
-		sl_store_fit(f->store);
+		uint64_t pause = SL_MIN(sl_store_fit(f->store), INTERVAL_NS);
 		sl_fill_retry(f);
 		pthread_mutex_lock(&f->lock);
 		if (f->stop)
 			break;
 		if (f->ndirty == 0) {
 			/* Woken by stop only; the first mark of a batch is noticed at the next tick. */
-			struct timespec ts = sl_ns_to_timespec(sl_now() + INTERVAL_NS);
+			struct timespec ts = sl_ns_to_timespec(sl_now() + pause);
 			pthread_cond_timedwait(&f->commit_cond, &f->lock, &ts);
 			continue;
 		}
-		uint64_t until = sl_now() + INTERVAL_NS;
+		uint64_t until = sl_now() + pause;
 		struct timespec ts = sl_ns_to_timespec(until);
 		while (!f->stop && f->ndirty < DIRTY_SOON && sl_now() < until)
 			pthread_cond_timedwait(&f->commit_cond, &f->lock, &ts);

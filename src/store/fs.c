@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <stdbool.h>
 #include <sys/vfs.h>
 
@@ -166,11 +168,34 @@ int sl_fs_kept(int mount_fd, uint64_t *bytes, uint64_t *want)
 	return r;
 }
 
+/* To what lies below an XFS and is full it writes again and again; from now on once. Not everywhere can that
+ * be told. */
+static void give_up_without_room(int fd)
+{
+	char path[128], link[256];
+	struct stat st;
+	if (fstat(fd, &st) < 0)
+		return;
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u", major(st.st_dev), minor(st.st_dev));
+	ssize_t n = readlink(path, link, sizeof(link) - 1);
+	if (n <= 0)
+		return;
+	link[n] = '\0';
+	const char *name = strrchr(link, '/');
+	snprintf(path, sizeof(path), "/sys/fs/xfs/%.32s/error/metadata/ENOSPC/max_retries",
+		 name ? name + 1 : link);
+	_cleanup_close_ int f = open(path, O_WRONLY | O_CLOEXEC);
+	if (f >= 0)
+		(void)!write(f, "0", 1);
+}
+
 int sl_fs_shutdown(int mount_fd)
 {
 	_cleanup_close_ int fd = real_fd(mount_fd);
 	if (fd < 0)
 		return fd;
+	/* To be frozen it writes everything to its place, and what has none is in its log. */
+	give_up_without_room(fd);
 	/* What users have written and not synced is theirs: frozen first, the filesystem loses nothing of it.
 	 * Where it cannot be frozen that ends without an error. */
 	uint32_t flags = GOINGDOWN_FREEZE;

@@ -14,7 +14,7 @@
 /** XFS takes nothing below 300 MB, and its log wants an eighth of this. */
 #define SL_IMAGE_MIN (512ull << 20)
 /** What the image of a clone is mounted with. */
-#define SL_IMAGE_OPTIONS "logbsize=256k"
+#define SL_IMAGE_OPTIONS "logbsize=256k,allocsize=64k"
 
 /**
  * Make the file @path, which must not exist, with mode 0600 and an empty filesystem. @bytes is rounded down

@@ -36,6 +36,7 @@ struct sl_store {
 	uint64_t last, synced; /* free bytes when looked at last; what would be free if nothing was written
 				  since a sync */
 	_Atomic uint64_t owed; /* evicted and not given back to the host yet */
+	bool ballast;	       /* it is known to be there */
 
 	/* Lock order: an object's io, an object's lock (never two objects), tree, table, fds. */
 	pthread_rwlock_t tree;	    /* every object's parent, name and fd */
@@ -114,6 +115,10 @@ int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const str
 /** How many of the free bytes of an image that was just made must never be used: see struct sl_store_config.
  */
 int sl_room_spare(int base_fd, uint64_t capacity, uint64_t *ret);
+
+/** The ballast of an image (room.c) in the store's directory: make it, if there is room; give it up. */
+int sl_ballast_take(int root_fd);
+int sl_ballast_drop(int root_fd);
 
 /** An object without a name; takes over @fd, an O_PATH descriptor of it. */
 int sl_object_new_pinned(struct sl_store *s, int fd, struct sl_object **ret);

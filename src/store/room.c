@@ -3,10 +3,16 @@
  * Room. An image is at least as large as what it lies on, and sparse. So that who writes to it hears "no
  * space left" in time, as on any filesystem, and not from a disk that fails, blocks that must not be used are
  * kept from it: those that --capacity does not allow, and those for which there is no room on the host.
+ *
+ * Others can take the host's room faster than it is looked at. Then what the filesystem has in its log may
+ * have no place on the host yet, and it could not be mounted again before there is some. So a file beside the
+ * image, the ballast, has real blocks, which are given up then.
  */
+#include <fcntl.h>
 #include <sys/statvfs.h>
 
 #include "base/log.h"
+#include "base/time.h"
 #include "store/fs.h"
 #include "store/internal.h"
 
@@ -15,6 +21,13 @@
 #define WORK   (2ull << 20)  /* to take a file's blocks away the filesystem needs some itself */
 #define LEAK   (64ull << 20) /* others may be faster, and --capacity is missed by that much */
 #define TRIM   (16ull << 20) /* not worth a trim */
+
+#define BALLAST	     "ballast"
+#define BALLAST_SIZE (16ull << 20)
+/* A host may become full by so much in a second. */
+#define SPEED	   (1ull << 30)
+#define SOONEST_NS (100 * SL_NS_PER_MS)
+#define LATEST_NS  (2 * SL_NS_PER_SEC)
 
 struct room {
 	uint64_t avail; /* free for users; for who writes now and what is written out later */
@@ -169,12 +182,32 @@ int sl_store_sync(struct sl_store *s)
 	return 0;
 }
 
-void sl_store_fit(struct sl_store *s)
+int sl_ballast_take(int root_fd)
+{
+	_cleanup_close_ int fd = openat(root_fd, BALLAST, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	return fd < 0 || fallocate(fd, 0, 0, (off_t)BALLAST_SIZE) < 0 ? -errno : 0;
+}
+
+int sl_ballast_drop(int root_fd)
+{
+	if (unlinkat(root_fd, BALLAST, 0) < 0 || syncfs(root_fd) < 0)
+		return -errno;
+	return 0;
+}
+
+static void keep_ballast(struct sl_store *s, const struct room *m)
+{
+	if (!s->ballast && m->host > left_on_host(s) + 2 * BALLAST_SIZE)
+		s->ballast = sl_ballast_take(s->root_fd) == 0;
+}
+
+uint64_t sl_store_fit(struct sl_store *s)
 {
 	struct room m;
 	bool trim = false;
+	uint64_t left = 0;
 	if (!s->cfg.image)
-		return;
+		return LATEST_NS;
 	for (int tries = 0; tries < 2; tries++) {
 		pthread_mutex_lock(&s->room_lock);
 		int r = look(s, &m);
@@ -186,6 +219,9 @@ void sl_store_fit(struct sl_store *s)
 		if (r == 0 &&
 		    (less(want, m.kept) >= STEP || less(m.kept, want) >= STEP || m.want >= m.kept + STEP))
 			keep(s, want);
+		if (r == 0)
+			keep_ballast(s, &m);
+		left = room;
 		pthread_mutex_unlock(&s->room_lock);
 		if (room >= m.here || coming <= room / 4 || coming < STEP || sl_store_sync(s) < 0)
 			break;
@@ -193,6 +229,10 @@ void sl_store_fit(struct sl_store *s)
 	/* And the next time there is more room. */
 	if (trim)
 		(void)give_back(s);
+	/* Where there is nothing left, nothing can be promised any more. */
+	uint64_t until = left / SPEED * SL_NS_PER_SEC + left % SPEED * SL_NS_PER_SEC / SPEED;
+	until = SL_MAX(until, SOONEST_NS);
+	return left ? SL_MIN(until, LATEST_NS) : LATEST_NS;
 }
 
 int sl_room_spare(int base_fd, uint64_t capacity, uint64_t *ret)

@@ -23,8 +23,8 @@
 #define CONFIG_FORMAT 1
 
 static const char *const parts[] = {"tree", "links", "whiteouts"};
-static const char *const files[] = {"clean", "cold",	  "complete", "control", "log",	    "pid",
-				    "image", CONFIG_NAME, "lock",     "came",	 "came.new"};
+static const char *const files[] = {"clean", "cold",	  "complete", "control", "log",	     "pid",
+				    "image", CONFIG_NAME, "lock",     "came",	 "came.new", "ballast"};
 
 void sl_store_config_fini(struct sl_store_config *c)
 {
@@ -195,8 +195,17 @@ static int mount_fs(const char *path, const struct sl_store_config *c, int *ret,
 		if (r < 0)
 			return r;
 	}
-	return sl_fs_mount(c->image ? dev : c->device, "xfs", c->image ? SL_IMAGE_OPTIONS : NULL, 0, ret,
-			   why);
+	int r =
+	    sl_fs_mount(c->image ? dev : c->device, "xfs", c->image ? SL_IMAGE_OPTIONS : NULL, 0, ret, why);
+	if (r != -ENOSPC || !c->image)
+		return r;
+	/* Nothing is left below it for what is in its log. */
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 || sl_ballast_drop(fd) < 0)
+		return r;
+	if (why)
+		free(sl_steal_ptr(why));
+	return sl_fs_mount(dev, "xfs", SL_IMAGE_OPTIONS, 0, ret, why);
 }
 
 static int make_fs(const char *path, struct sl_store_config *c, char **why)

@@ -116,8 +116,8 @@ void sl_store_trim(struct sl_store *s);
 void sl_store_owe(struct sl_store *s, uint64_t bytes);
 /** Something is to be evicted: where there is no room at all, let there be what that needs. */
 void sl_store_unlock_room(struct sl_store *s);
-/** Of an image: let no more be written to it than --capacity, and what it lies on, have room for. Every few
- * seconds. */
-void sl_store_fit(struct sl_store *s);
+/** Of an image: let no more be written to it than --capacity, and what it lies on, have room for. Again after
+ * so many ns as it returns: up to two seconds, less where there is little room. */
+uint64_t sl_store_fit(struct sl_store *s);
 /** The xattr names that belong to the store and that users neither see nor change. */
 bool sl_store_xattr_private(const char *name);

@@ -21,6 +21,7 @@ struct job {
 	bool admitted, own_time;
 	struct stat before;
 	atomic_uint left;      /* entries whose extended attributes are on their way, and one */
+	struct sl_list hidden; /* of struct attrs: those that are seen when they have come */
 	_Atomic int attrs_err; /* of one of them */
 	int made;
 };
@@ -50,6 +51,7 @@ static int job_start(struct sl_fill *f, struct sl_object *o, enum sl_oreq_op op,
 	while (!(j = calloc(1, sizeof(*j))))
 		usleep(10000); /* somebody waits already, and no error could reach them */
 	*j = (struct job){.work.run = run, .f = f, .o = sl_object_ref(o)};
+	sl_list_init(&j->hidden);
 	pthread_mutex_lock(&f->lock);
 	f->requests++;
 	if (op == SL_OREQ_LIST)
@@ -130,6 +132,9 @@ static int remove_leftovers(struct sl_object *dir, int dirfd, const struct sl_or
 struct attrs {
 	struct sl_want want; /* want.o is a reference */
 	struct job *j;
+	struct sl_list link; /* in j->hidden, if it is seen when they have come */
+	const struct sl_oentry *e;
+	char hidden[32];
 };
 
 static void attrs_left(struct job *j)
@@ -150,34 +155,68 @@ static void attrs_done(struct sl_want *w, int err)
 	if (err && err != -ESTALE && err != -EACCES)
 		j->attrs_err = err;
 	sl_object_put(w->o);
-	free(x);
+	if (!*x->hidden)
+		free(x);
 	attrs_left(j);
 }
 
-/* Native: nobody asks before extended attributes are read, so they come with the names. */
-static int want_all_xattrs(struct job *j)
+static bool has_xattrs(const struct sl_oentry *e)
+{
+	return !e->attr.no_xattrs && (S_ISREG(e->attr.mode) || S_ISDIR(e->attr.mode));
+}
+
+/*
+ * Native: nobody asks before extended attributes are read, so they come with the names; where users may be in
+ * the tree, before them.
+ */
+static int want_all_xattrs(struct job *j, int fd)
 {
 	int r = 0;
 	for (size_t i = 0; r >= 0 && i < j->req.nentries; i++) {
 		const struct sl_oentry *e = &j->req.entries[i];
-		struct sl_object *o;
-		if (e->attr.no_xattrs || !(S_ISREG(e->attr.mode) || S_ISDIR(e->attr.mode)))
+		if (!has_xattrs(e))
 			continue;
-		r = sl_object_lookup(j->o, e->name, &o);
-		struct attrs *x = r == 0 ? calloc(1, sizeof(*x)) : NULL;
-		if (r == 0 && !x) {
-			sl_object_put(o);
-			r = -ENOMEM;
+		struct attrs *x = calloc(1, sizeof(*x));
+		if (!x)
+			return -ENOMEM;
+		*x = (struct attrs){.want.done = attrs_done, .j = j, .e = e};
+		r = sl_placeholder_hide(j->o, fd, e, x->hidden, &x->want.o);
+		if (r == 0) {
+			sl_list_add_tail(&j->hidden, &x->link);
+		} else {
+			*x->hidden = '\0';
+			if (r == -EEXIST) /* else it was made with the others */
+				r = sl_store_makes_whole(j->f->store)
+					? sl_placeholder_make(j->o, fd, e->name, &e->attr, e->target)
+					: 0;
+			if (r == 0)
+				r = sl_object_lookup(j->o, e->name, &x->want.o);
 		}
-		if (r < 0)
+		if (r < 0) {
+			free(x);
 			break;
-		*x = (struct attrs){.want = {.o = o, .done = attrs_done}, .j = j};
+		}
 		j->left++;
 		r = sl_fill_want(j->f, SL_WANT_XATTRS, &x->want);
 		if (r != 0)
 			attrs_done(&x->want, SL_MIN(r, 0));
 	}
 	return SL_MIN(r, 0);
+}
+
+/* They have come, or with @r < 0 something has not. */
+static int show_hidden(struct job *j, int fd, int r)
+{
+	sl_list_for_each_safe (l, &j->hidden) {
+		struct attrs *x = sl_list_entry(l, struct attrs, link);
+		sl_list_del(l);
+		if (r == 0)
+			r = sl_placeholder_show(j->o, fd, x->e, x->hidden);
+		if (r < 0)
+			sl_placeholder_discard(j->f->store, x->hidden);
+		free(x);
+	}
+	return r;
 }
 
 bool sl_fill_met_other(struct sl_object *o, const struct sl_attr *a)
@@ -239,12 +278,17 @@ static int make_names(struct job *j, int fd)
 	struct sl_object *dir = j->o;
 	bool whiteouts = sl_object_has_whiteouts(dir);
 	int r = remove_leftovers(dir, fd, &j->req);
+	bool lazy = sl_store_makes_whole(j->f->store);
 	for (size_t i = 0, n; r == 0 && i < j->req.nentries; i += n) {
 		const struct sl_oentry *e = &j->req.entries[i];
 		size_t at = 0;
-		n = whiteouts ? 1 : j->req.nentries;
+		n = 1;
 		if (whiteouts && sl_object_whiteout(dir, e->name))
 			continue; /* it was deleted here, once */
+		if (lazy && has_xattrs(e))
+			continue; /* it is made when these come: want_all_xattrs() */
+		while (!whiteouts && i + n < j->req.nentries && !(lazy && has_xattrs(e + n)))
+			n++;
 		r = sl_placeholder_make_all(dir, fd, e, n, &at);
 		if (r < 0) {
 			_cleanup_free_ char *path = sl_object_path(dir);
@@ -263,6 +307,7 @@ static void populate_end(struct sl_work *work)
 	struct sl_fill *f = j->f;
 	int r = j->made < 0 ? j->made : j->attrs_err;
 	_cleanup_close_ int fd = j->admitted ? sl_object_open_dir(dir) : -EBADF;
+	r = show_hidden(j, fd, r);
 	if (r == 0)
 		r = sl_placeholder_populated(dir, &j->req.attr, j->before.st_mtim);
 	if (r == 0 && j->own_time && fd >= 0) {
@@ -321,7 +366,7 @@ static void populate_run(struct sl_work *work)
 	j->work.run = populate_end;
 	j->left = 1;
 	if (r == 0 && sl_store_native(f->store))
-		j->made = want_all_xattrs(j);
+		j->made = want_all_xattrs(j, fd);
 	if (--j->left == 0)
 		populate_end(&j->work);
 }

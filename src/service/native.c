@@ -303,7 +303,9 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
 	struct sl_pending p;
 	if (sl_fan_lazy(c->fan)) {
-		r = show_root(c, why);
+		r = sl_store_make_whole(c->store);
+		if (r == 0)
+			r = show_root(c, why);
 		/* What the last service was about to make will have its record soon. */
 		sl_fan_making(c->fan, sl_pending_get(c->store, &p) == 0 && p.op == SL_PENDING_MKDIR);
 	} else if (!complete) {

@@ -16,6 +16,8 @@ struct sl_store {
 	int base_fd; /* what holds tree, links, whiteouts and cold: root_fd again, or the root of a native
 			clone's filesystem */
 	int tree_fd, links_fd, whiteouts_fd, cold_fd;
+	int stage_fd; /* native: once users may be in the tree while names are made; else negative */
+	_Atomic uint64_t nstaged;
 	int work_fd; /* native: the mount behind base_fd, which no user sees */
 	bool native; /* users change names, attributes and content behind our back: see object.h */
 	bool privileged, reflinks;

@@ -296,6 +296,17 @@ int sl_placeholder_tmpfile(struct sl_object *dir, const char *name, const struct
  */
 int sl_placeholder_adopt(struct sl_object *dir, int dirfd, const char *name, const struct sl_attr *a,
 			 bool lazy);
+/**
+ * Native, where names are lazy: the placeholder of @e in @dir, whole but for what comes next, where nobody
+ * sees it; its name there in @hidden, and itself in *@ret. -EEXIST: names are not lazy, or there is such a
+ * name already.
+ */
+int sl_placeholder_hide(struct sl_object *dir, int dirfd, const struct sl_oentry *e, char hidden[32],
+			struct sl_object **ret);
+/** It has all that it is to have: it gets its name in @dirfd of @dir, or makes room for the one that has it.
+ */
+int sl_placeholder_show(struct sl_object *dir, int dirfd, const struct sl_oentry *e, const char *hidden);
+void sl_placeholder_discard(struct sl_store *s, const char *hidden);
 /** Remove what an interrupted attempt left and the origin no longer has, unless it was changed here. */
 int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name);
 /**

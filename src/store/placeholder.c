@@ -72,12 +72,32 @@ static bool needs_owner(struct sl_object *dir, const struct sl_attr *a)
 	return dir->store->privileged && (other_group || a->uid != geteuid() || a->gid != getegid());
 }
 
+/*
+ * Users may be in the tree: a name that was made is in the kernel's cache, and whoever knows it gets at it
+ * without being asked about, although its directory is not filled yet. So what is made has no name before it
+ * is whole.
+ */
+static bool whole(const struct sl_store *s)
+{
+	return s->stage_fd >= 0;
+}
+
 /* A regular file, through a descriptor: every step is one system call. */
 static int open_new(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a)
 {
-	int fd =
-	    openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, store_mode(s, a->mode));
+	mode_t mode = store_mode(s, a->mode);
+	int fd = whole(s) ? openat(dirfd, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, mode)
+			  : openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
 	return fd < 0 ? -errno : fd;
+}
+
+/* It is all that it is to be: it gets its name, if it has none yet. */
+static int show_file(struct sl_store *s, int fd, int dirfd, const char *name)
+{
+	char p[SL_PROC_FD_MAX];
+	if (whole(s) && linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), dirfd, name, AT_SYMLINK_FOLLOW) < 0)
+		return -errno;
+	return 0;
 }
 
 static int set_size(struct sl_store *s, int fd, const struct sl_attr *a)
@@ -109,8 +129,33 @@ static int make_file(struct sl_store *s, struct sl_object *dir, int dirfd, const
 	int r = set_size(s, fd, a);
 	if (r == 0)
 		r = finish(s, dir, fd, a, rec, at);
-	if (r < 0)
+	if (r == 0)
+		r = show_file(s, fd, dirfd, name);
+	if (r < 0 && !whole(s))
 		unlinkat(dirfd, name, 0);
+	return r;
+}
+
+/* A name of its own in the staging directory. */
+static const char *staged(struct sl_store *s, char name[32])
+{
+	snprintf(name, 32, SL_STAGED_NEW "%llu", (unsigned long long)s->nstaged++);
+	return name;
+}
+
+static int make_other(struct sl_store *s, struct sl_object *dir, int dirfd, const char *name,
+		      const struct sl_attr *a, const char *target, const struct sl_record *rec,
+		      const struct at *at);
+
+static int make_staged(struct sl_store *s, int dirfd, const char *name, const struct sl_attr *a,
+		       const char *target, const struct sl_record *rec, const struct at *at)
+{
+	char tmp[32];
+	int r = make_other(s, NULL, s->stage_fd, staged(s, tmp), a, target, rec, at);
+	if (r == 0 && renameat2(s->stage_fd, tmp, dirfd, name, RENAME_NOREPLACE) < 0) {
+		r = -errno;
+		unlinkat(s->stage_fd, tmp, S_ISDIR(a->mode) ? AT_REMOVEDIR : 0);
+	}
 	return r;
 }
 
@@ -119,6 +164,8 @@ static int make_other(struct sl_store *s, struct sl_object *dir, int dirfd, cons
 		      const struct at *at)
 {
 	int r = 0;
+	if (whole(s) && dirfd != s->stage_fd)
+		return make_staged(s, dirfd, name, a, target, rec, at);
 	if (S_ISLNK(a->mode)) {
 		if (symlinkat(target, dirfd, name) < 0)
 			return -errno;
@@ -174,7 +221,7 @@ static int clear_place(struct sl_store *s, int dirfd, const char *name, const st
 	int r = sl_record_load_at(s, dirfd, name, &old, NULL, NULL, NULL);
 	if (r == 0) {
 		struct sl_version v = sl_attr_version(a);
-		if (old.flags & (SL_LOCAL | SL_MODIFIED))
+		if (old.flags & (SL_LOCAL | SL_MODIFIED | SL_WRITTEN))
 			return 1;
 		if (sl_version_same_object(&old.origin, &v) && ((old.mode ^ a->mode) & S_IFMT) == 0 &&
 		    (S_ISDIR(a->mode) || sl_version_eq(&old.origin, &v)) &&
@@ -182,6 +229,8 @@ static int clear_place(struct sl_store *s, int dirfd, const char *name, const st
 			return 1;
 		if (S_ISDIR(old.mode) && old.state != SL_COLD)
 			return 1; /* what is below may have been changed here */
+	} else if (r == -ENODATA && whole(s)) {
+		return 1; /* nothing of ours is ever without */
 	}
 	return unlinkat(dirfd, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
 }
@@ -193,7 +242,10 @@ int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name)
 	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? 0 : -errno;
 	int r = sl_record_load_at(dir->store, dirfd, name, &old, NULL, NULL, NULL);
-	if (r == 0 && (old.flags & (SL_LOCAL | SL_MODIFIED) || (S_ISDIR(old.mode) && old.state != SL_COLD)))
+	if (r == 0 && (old.flags & (SL_LOCAL | SL_MODIFIED | SL_WRITTEN) ||
+		       (S_ISDIR(old.mode) && old.state != SL_COLD)))
+		return 0;
+	if (r == -ENODATA && whole(dir->store))
 		return 0;
 	return unlinkat(dirfd, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
 }
@@ -357,10 +409,14 @@ static int make_batch(struct sl_object *dir, int dirfd, const struct sl_oentry *
 			r = at_below(dir, e->name, &place);
 			if (r == 0)
 				r = finish(s, dir, fds[i], &e->attr, &rec, &place);
+			if (r == 0)
+				r = show_file(s, fds[i], dirfd, e->name);
+			if (r == -EEXIST) /* the long way */
+				r = sl_placeholder_make(dir, dirfd, e->name, &e->attr, e->target);
 			*at = r < 0 ? i : *at;
 		}
 		close(fds[i]);
-		if (r < 0)
+		if (r < 0 && !whole(s))
 			unlinkat(dirfd, e->name, 0);
 	}
 	return r;
@@ -375,6 +431,46 @@ int sl_placeholder_make_all(struct sl_object *dir, int dirfd, const struct sl_oe
 		*at = i + k;
 	}
 	return r;
+}
+
+int sl_placeholder_hide(struct sl_object *dir, int dirfd, const struct sl_oentry *e, char hidden[32],
+			struct sl_object **ret)
+{
+	struct sl_store *s = dir->store;
+	struct stat st;
+	if (!whole(s) || fstatat(dirfd, e->name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+		return -EEXIST;
+	int r = sl_placeholder_stage(dir, e->name, &e->attr, e->target, s->stage_fd, staged(s, hidden));
+	_cleanup_close_ int fd = r == 0 ? openat(s->stage_fd, hidden, O_PATH | O_NOFOLLOW | O_CLOEXEC) : r;
+	if (fd < 0)
+		return r < 0 ? r : -errno;
+	r = sl_object_of_fd(s, fd, ret);
+	if (r < 0)
+		sl_placeholder_discard(s, hidden);
+	return r;
+}
+
+int sl_placeholder_show(struct sl_object *dir, int dirfd, const struct sl_oentry *e, const char *hidden)
+{
+	struct sl_store *s = dir->store;
+	bool linked = S_ISREG(e->attr.mode) && e->attr.nlink > 1;
+	struct sl_version v = sl_attr_version(&e->attr);
+	_cleanup_(sl_links_end) struct sl_store *held = linked ? sl_links_begin(s) : NULL;
+	/* Another name of it may have come meanwhile. */
+	int r = linked ? sl_links_name(s, &v, e->attr.nlink, dirfd, e->name) : -ENOENT;
+	if (r == -ENOENT || r == -EMLINK) {
+		r = renameat2(s->stage_fd, hidden, dirfd, e->name, RENAME_NOREPLACE) < 0 ? -errno : 0;
+		if (r == 0 && linked)
+			r = sl_links_add(s, &v, e->attr.nlink, dirfd, e->name);
+		return r == -EEXIST ? 0 : r;
+	}
+	sl_placeholder_discard(s, hidden);
+	return r;
+}
+
+void sl_placeholder_discard(struct sl_store *s, const char *hidden)
+{
+	(void)sl_remove_tree(s->stage_fd, hidden);
 }
 
 int sl_placeholder_populated(struct sl_object *dir, const struct sl_attr *a, struct timespec mtime)

@@ -321,7 +321,7 @@ int sl_store_remove(const char *path, char **why)
 static void store_free(struct sl_store *s)
 {
 	int fds[] = {s->root_fd,  s->base_fd,	   s->work_fd, s->tree_fd,
-		     s->links_fd, s->whiteouts_fd, s->lock_fd};
+		     s->links_fd, s->whiteouts_fd, s->lock_fd, s->stage_fd};
 	sl_armour_close(s);
 	sl_places_close(s);
 	sl_came_close(s);
@@ -376,7 +376,7 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 	if (!s)
 		return -ENOMEM;
 	s->base_fd = -EBADF;
-	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = -EBADF;
+	s->root_fd = s->tree_fd = s->links_fd = s->whiteouts_fd = s->cold_fd = s->stage_fd = -EBADF;
 	s->came_fd = -EBADF;
 	s->lock_fd = lock_fd;
 	s->work_fd = work_fd;
@@ -607,6 +607,33 @@ int sl_store_drop_links(struct sl_store *s)
 			r = -errno;
 	closedir(d);
 	return r;
+}
+
+int sl_store_make_whole(struct sl_store *s)
+{
+	int fd = sl_store_stage(s), copy = fd < 0 ? fd : openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = copy < 0 ? NULL : fdopendir(copy);
+	struct dirent *e;
+	if (!d) {
+		int r = fd < 0 ? fd : -errno;
+		if (copy >= 0)
+			close(copy);
+		if (fd >= 0)
+			close(fd);
+		return r;
+	}
+	/* What an earlier service was about to show. */
+	while ((e = readdir(d)))
+		if (!strncmp(e->d_name, SL_STAGED_NEW, strlen(SL_STAGED_NEW)))
+			(void)sl_remove_tree(fd, e->d_name);
+	closedir(d);
+	s->stage_fd = fd;
+	return 0;
+}
+
+bool sl_store_makes_whole(const struct sl_store *s)
+{
+	return s->stage_fd >= 0;
 }
 
 int sl_store_stage(struct sl_store *s)

@@ -106,6 +106,11 @@ int sl_store_complete(struct sl_store *s);
 bool sl_store_is_complete(struct sl_store *s);
 /** Native: forget which files have other names, which others would see as one more. */
 int sl_store_drop_links(struct sl_store *s);
+#define SL_STAGED_NEW "new-" /* what is made in the staging directory by that */
+/** Native: users are in the tree from now on while names are made in it: each is made whole before it is
+ * seen. */
+int sl_store_make_whole(struct sl_store *s);
+bool sl_store_makes_whole(const struct sl_store *s);
 /** Native: a directory of its own that nobody sees, on the tree's filesystem; a descriptor to be closed. */
 int sl_store_stage(struct sl_store *s);
 /** Bytes that can still be written: to the tree's filesystem, and to what an image lies on. */

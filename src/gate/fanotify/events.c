@@ -133,8 +133,9 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	struct stat st;
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	if (s->mask & FAN_PRE_DIR_ACCESS)
+	if (s->mask & FAN_PRE_DIR_ACCESS && st.st_nlink)
 		return fan_look_dir(g, fd, may_wait, ret);
+	/* A directory that is no more has no names, and never will. */
 	if (!S_ISREG(st.st_mode)) {
 		fan_respond(g, fd, FAN_ALLOW);
 		return FAN_ANSWERED;

@@ -42,7 +42,7 @@ fidelity: all
 
 side-doors:
 	@tools/install-deps check
-	@kernel/tests/run -w side_door layers nfs
+	@kernel/tests/run -w side_door other_fs layers nfs
 
 install: all
 	@$(if $(PREFIX),meson configure $(BUILD) -Dprefix='$(PREFIX)' && ninja -C $(BUILD) $(PROGRAMS))

@@ -5,6 +5,8 @@
 
 #include "hsm.h"
 
+#include <sys/mman.h>
+
 static struct fs fs;
 static struct service svc;
 
@@ -149,6 +151,72 @@ static int reclaim(void *arg)
 	return fd < 0 || write(fd, "2\n", 2) != 2;
 }
 
+static volatile sig_atomic_t signalled;
+static void on_signal(int sig)
+{
+	signalled = sig;
+}
+static int handles_signal(void *arg)
+{
+	signal(SIGUSR1, on_signal);
+	int res = run(arg);
+	return res ? res : signalled != SIGUSR1;
+}
+
+// Take all memory there is, with what can be reclaimed, but a little.
+static char *all_memory(void)
+{
+	unsigned long kb = 0;
+	char line[128];
+	FILE *f = fopen("/proc/meminfo", "re");
+	while (f && fgets(line, sizeof(line), f))
+		sscanf(line, "MemAvailable: %lu kB", &kb);
+	if (f)
+		fclose(f);
+	if (kb < 65536)
+		return NULL;
+	size_t size = (kb - 49152) * 1024;
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	return p == MAP_FAILED ? NULL : p;
+}
+static int short_of_memory(void *arg)
+{
+	(void)arg;
+	return !all_memory();
+}
+static int keeps_memory(void *arg)
+{
+	int fd = *(int *)arg;
+	if (all_memory() && write(fd, "", 1) == 1)
+		pause();
+	return 1;
+}
+
+static void *own_access(void *arg)
+{
+	struct run *r = arg;
+	char p[256];
+	struct stat st;
+	snprintf(p, sizeof(p), "%s/%s/f", fs.top, r->d);
+	return (void *)(intptr_t)(stat(p, &st) < 0);
+}
+
+// A service of its own, which looks into the tree by the visible mount before it answers anything.
+struct lonely {
+	struct run *r;
+	int ready;
+};
+static int waits_for_itself(void *arg)
+{
+	struct lonely *l = arg;
+	struct service s;
+	service_open(&s, &fs, 0, O_RDONLY, FAN_PRE_DIR_ACCESS);
+	if (fan_mark(s.group, FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, FAN_PRE_DIR_ACCESS, fs.work, ".") < 0 ||
+	    write(l->ready, "", 1) != 1)
+		return 1;
+	return run(l->r);
+}
+
 static int fill_it(struct event *e)
 {
 	int d = event_dir(&svc, e);
@@ -224,6 +292,71 @@ int main(void)
 		} else {
 			ok(no_event(svc.group), "its event is gone");
 		}
+	}
+
+	// A signal with a handler ends no wait, and is delivered when it is over.
+	{
+		struct run r = {.a = &accesses[0], .d = fresh("h")};
+		pid_t p = start(handles_signal, &r);
+		bool got = next_event(svc.group, &e);
+		kill(p, SIGUSR1);
+		kill(p, SIGSTOP);
+		kill(p, SIGCONT);
+		ok(got && waits(p), "a waiter goes on to wait at a signal that does not kill");
+		ok(got && fill_it(&e) == 0 && finish(p) == 0, "and sees all, and the signal");
+	}
+
+	// Memory is short while somebody waits, and while the directory is filled.
+	{
+		struct run r = {.a = &accesses[N - 1], .d = fresh("m")};
+		pid_t p = start(run, &r);
+		bool got = next_event(svc.group, &e);
+		ok(got && in_time(short_of_memory, NULL) == 0, "memory is reclaimed while somebody waits");
+		int pipes[2];
+		if (pipe(pipes) < 0)
+			bail("pipe");
+		pid_t q = start(keeps_memory, &pipes[1]);
+		char c;
+		bool held = read(pipes[0], &c, 1) == 1;
+		ok(held && got && fill_it(&e) == 0 && finish(p) == 0, "and while the directory is filled");
+		kill(q, SIGKILL);
+		finish(q);
+		close(pipes[0]);
+		close(pipes[1]);
+	}
+
+	// The service's own access to its tree by the visible mount asks the service: one with threads
+	// answers, one without waits for itself until it is killed, and then everybody goes on.
+	{
+		struct run r = {.a = &accesses[0], .d = fresh("o")};
+		pthread_t t;
+		bool own = pthread_create(&t, NULL, own_access, &r) == 0, got = next_event(svc.group, &e);
+		void *res = (void *)1;
+		ok(own && got && e.pid == getpid() && fill_it(&e) == 0 && pthread_join(t, &res) == 0 && !res,
+		   "the service looks into its tree by the visible mount and is asked itself");
+	}
+	{
+		struct run r = {.a = &accesses[0], .d = fresh("i")};
+		struct run other = {.a = &accesses[0], .d = fresh("j")};
+		int ready[2];
+		char c;
+		// It is the only one for this.
+		if (pipe(ready) < 0 || fan_mark(svc.group, FAN_MARK_REMOVE | FAN_MARK_FILESYSTEM,
+						FAN_PRE_DIR_ACCESS, fs.work, ".") < 0)
+			bail("a service alone");
+		pid_t lonely = start(waits_for_itself, &(struct lonely){&r, ready[1]});
+		bool up = read(ready[0], &c, 1) == 1;
+		pid_t p = start(run, &other);
+		ok(up && waits(lonely) && waits(p), "a service without threads waits for itself");
+		ok(in_time(freeze, NULL) == 0 && in_time(thaw, NULL) == 0, "and the filesystem freezes");
+		kill(lonely, SIGKILL);
+		ok(finish(lonely) == -1, "it can be killed");
+		ok(finish(p) >= 0, "and who waited for it goes on");
+		if (fan_mark(svc.group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_PRE_DIR_ACCESS, fs.work,
+			     ".") < 0)
+			bail("mark");
+		close(ready[0]);
+		close(ready[1]);
 	}
 
 	// Several wait for one directory, another group waits on the same filesystem.

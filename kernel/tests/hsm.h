@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // What the selftests of the series share: a filesystem, a small service that fills directories, and TAP.
 //
-// The filesystem is an ext4 in memory, mounted at fs.top. Directories of it can be *cold*: empty on disk,
+// The filesystem is in memory, mounted at fs.top. Directories of it can be *cold*: empty on disk,
 // with a content that the service knows. A cold directory has the file "f" ("content\n"), the cold directory
 // "s" (with the file "g"), the symbolic link "l" to "f" and the program "x", which exits with 7. Whoever sees
 // less has come through a side door.
@@ -60,7 +60,8 @@ struct event {
 	int fd;	  // of the event, or a negative number
 	__u64 id; // with FAN_REPORT_RESPONSE_ID, else 0
 	int pid;
-	char name[256]; // "" when none is reported
+	char name[256];	     // "" when none is reported
+	__u64 offset, count; // of FAN_PRE_ACCESS
 	bool has_fid;
 	__kernel_fsid_t fsid;
 	struct {
@@ -93,7 +94,9 @@ struct fs {
 int fan_init(unsigned int flags, unsigned int event_flags);
 int fan_mark(int group, unsigned int flags, uint64_t mask, int dfd, const char *path);
 
-// A new ext4 that is mounted at a new place; ends the program when it cannot.
+// A new filesystem that is mounted at a new place; ends the program when it cannot. Of the kind that fs_kind
+// says, which is ext4 if nobody changes it.
+extern const char *fs_kind;
 void fs_new(struct fs *f);
 void fs_end(struct fs *f);
 

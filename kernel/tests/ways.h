@@ -48,10 +48,24 @@ int way_run(void *run);
 
 // For those who come without a path, on cold directories whose names are the prefix and a way's id.
 // pathless_dirs() makes them in the directory @below ("" or with a slash at the end). pathless() tries each
-// by the place @top while it is cold, and again after it was filled by the mount @filler; it may be refused
-// before, and must be right after.
+// by the place @top while it is cold, which is the column @when of the table. With @filler it is tried again
+// after it was filled by that mount, and must be right then. Before, it must have been filled first, or be
+// refused, as @asks says.
+enum pathless_asks { REFUSED, SERVED };
+struct pathless {
+	const char *group, *when, *top, *prefix, *filler;
+	enum pathless_asks asks;
+};
 void pathless_dirs(struct fs *f, const char *below, const char *prefix);
-void pathless(struct service *s, const char *group, const char *top, const char *filler, const char *prefix);
+void pathless(struct service *s, const struct pathless *p);
+
+// How a group may report who comes without a path, and what comes of it.
+struct pathless_mode {
+	const char *name, *prefix; // of its column, of its directories
+	unsigned int flags;
+	enum pathless_asks asks;
+};
+extern const struct pathless_mode pathless_modes[3];
 
 // What several ways are made of.
 int reads_content(int fd); // closes it
@@ -80,6 +94,13 @@ int shell(const char *d, const char *command);
 			diag("%s: expected %s, found %s", #call, strerror(with), strerror(errno));           \
 			return 1;                                                                            \
 		}                                                                                            \
+	} while (0)
+
+// A directory that is not empty: filesystems have two words for it.
+#define FULL(call)                                                                                           \
+	do {                                                                                                 \
+		errno = 0;                                                                                   \
+		EXPECT((call) < 0 && (errno == ENOTEMPTY || errno == EEXIST));                               \
 	} while (0)
 
 #endif

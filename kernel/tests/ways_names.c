@@ -7,6 +7,7 @@
 #include <sys/inotify.h>
 #include <sys/quota.h>
 #include <sys/statvfs.h>
+#include <sys/swap.h>
 #include <sys/sysmacros.h>
 
 static int w_stat(const char *d)
@@ -112,6 +113,13 @@ static int w_quota(const char *d)
 static int w_quota_dev(const char *d)
 {
 	FAILS(quotactl(QCMD(Q_SYNC, USRQUOTA), P("f"), 0, NULL), ENOTBLK);
+	return 0;
+}
+
+static int w_swap(const char *d)
+{
+	FAILS(swapon(P("f"), 0), EINVAL);
+	FAILS(swapoff(P("none")), ENOENT);
 	return 0;
 }
 
@@ -288,6 +296,7 @@ const struct way ways_names[] = {
     WAY(fanotify, "fanotify_mark"),
     WAY(quota, "quotactl(Q_QUOTAON): path of a quota file"),
     WAY(quota_dev, "quotactl: path of a device"),
+    WAY(swap, "swapon, swapoff"),
     WAY(unpriv, "open by a user without privilege"),
     WAY(thread_pool, "twelve processes at once, listing, stat, stat of a missing name"),
     WAY(open, "open", .group = "Opening"),

@@ -184,15 +184,21 @@ static int finds_all(void *arg)
 	return nftw(arg, count, 4, FTW_PHYS) != 0 || found != 6;
 }
 
-void pathless(struct service *s, const char *group, const char *top, const char *filler, const char *prefix)
+const struct pathless_mode pathless_modes[3] = {
+    {"not filled; the group needs a path", "p", 0, REFUSED},
+    {"not filled; FAN_REPORT_DIR_FD", "d", FAN_REPORT_DIR_FD, SERVED},
+    {"not filled; file handles", "h", FAN_REPORT_DFID_NAME | FAN_REPORT_RESPONSE_ID, SERVED},
+};
+
+void pathless(struct service *s, const struct pathless *p)
 {
 	for (const struct way *w = ways_pathless; w->fn; w++) {
 		char name[64], path[256];
-		snprintf(name, sizeof(name), "%s%s", prefix, w->id);
-		snprintf(path, sizeof(path), "%s/%s", filler, name);
-		struct way_run r = {.top = top, .way = w, .d = name};
-		for (int filled = 0; filled < 2; filled++) {
-			const char *when = filled ? "filled by a mount before" : "not filled";
+		snprintf(name, sizeof(name), "%s%s", p->prefix, w->id);
+		snprintf(path, sizeof(path), "%s/%s", p->filler ? p->filler : "", name);
+		struct way_run r = {.top = p->top, .way = w, .d = name};
+		for (int filled = 0; filled < (p->filler ? 2 : 1); filled++) {
+			const char *when = filled ? "filled by a mount before" : p->when;
 			int before = s->seen;
 			// All of it, and nothing that a way has made where it was refused.
 			bool whole = !filled || in_time(finds_all, path) == 0;
@@ -200,15 +206,17 @@ void pathless(struct service *s, const char *group, const char *top, const char 
 				diag("%s is not what it should be", path);
 			*way_refuse = 0;
 			int res = in_time(way_run, &r);
+			bool asked = s->seen > before;
 			const char *text = "right";
 			if (res != 0 || !whole || (filled && *way_refuse))
 				text = "WRONG";
 			else if (*way_refuse)
-				text = strerrorname_np(*way_refuse);
-			else if (!filled && s->seen > before)
-				text = "filled first";
-			ok(strcmp(text, "WRONG") != 0, "%s: %s, %s: %s", group, w->name, when, text);
-			row(group, w->name, when, text);
+				text = p->asks == SERVED ? "WRONG" : strerrorname_np(*way_refuse);
+			else if (!filled)
+				text = asked ? "filled first" : "WRONG";
+			ok(strcmp(text, "WRONG") != 0, "%s: %s, %s: %s", p->group, w->name, when,
+			   *way_refuse ? strerrorname_np(*way_refuse) : text);
+			row(p->group, w->name, when, text);
 		}
 	}
 }

@@ -34,7 +34,7 @@ struct sl_keeper;
 
 /** The layout of the header and of the gates' areas: a program takes over from another one only if both have
  * the same. Grows with every change of either. */
-#define SL_STATE_VERSION 3
+#define SL_STATE_VERSION 4
 
 /* Descriptors kept by name. Their order is part of the layout. */
 enum sl_kept_fd {

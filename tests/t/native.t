@@ -1,7 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # long: yes
-# asan: no  (takes minutes)
 # What only clones on the fanotify gate have: if this fails, a name is missing, a filesystem of another kind does not serve, what is
 # in use goes away or stays when it should not, or after a crash somebody reads zeros.
 . "$(dirname "$0")/../tools/native.sh" --self

@@ -176,7 +176,10 @@ static int run_start(const struct sl_command *cmd, int argc, char **argv)
 		sl_store_config_fini(&cfg);
 		return sl_cli_fail("the clone %s is running already", argv[optind]);
 	}
-	sl_service_gone(store, 30); /* one that was asked to end may still be about it */
+	/* One that was asked to end may still be about it. Not where a manager hands over what it held, for
+	 * the lock is among that. */
+	if (!getenv("LISTEN_FDS"))
+		sl_service_gone(store, 30);
 	if (foreground) {
 		sl_store_config_fini(&cfg);
 		struct sl_keeper_config kc = keeper_config(store, -1, false);

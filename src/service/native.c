@@ -232,7 +232,10 @@ static int attach(struct sl_clone *c, char **why)
 	r = sl_fan_set_mount(c->fan, mnt);
 	if (r < 0)
 		return sl_fail(why, r, "cannot tell mounts apart: %s", strerror(-r));
-	return sl_mount_attach(mnt, sl_store_config(c->store)->dir, why);
+	r = sl_mount_attach(mnt, sl_store_config(c->store)->dir, why);
+	if (r == 0)
+		sl_fan_set_shown(c->fan);
+	return r;
 }
 
 /*
@@ -292,6 +295,7 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 				   .own = own,
 				   .lazy = own && !complete,
 				   .keeper = sl_keeper_pid(c->keeper),
+				   .numbers_lost = sl_keeper_numbers_lost(c->keeper),
 				   .fill = c->fill,
 				   .group = sl_kept_get(c->keeper, SL_KEPT_GROUP),
 				   .notify = sl_kept_get(c->keeper, SL_KEPT_NOTIFY)};
@@ -318,7 +322,10 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 	if (dir >= 0)
 		(void)sl_fan_set_mount(c->fan, dir);
 	r = sl_fan_start(c->fan);
-	return r < 0 || dir >= 0 ? r : attach(c, why);
+	/* What an earlier one had shown, and is not there any more, somebody has unmounted meanwhile: that is
+	 * the end of this one as well. */
+	bool unmounted = dir < 0 && sl_keeper_successor(c->keeper) && sl_fan_was_shown(c->fan);
+	return r < 0 || dir >= 0 || unmounted ? r : attach(c, why);
 }
 
 /* ---- and hiding it ---- */

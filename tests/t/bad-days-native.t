@@ -81,31 +81,6 @@ rm "$T/power.img"
 
 # ---- many readers wait, and the origin is away meanwhile ----
 
-cat >"$T/many.py" <<'EOP'
-import os, sys, threading
-o, c, n, ready = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-threading.stack_size(65536)
-names = sorted(os.listdir(o))
-data = {x: open(f"{o}/{x}", "rb").read() for x in names}
-fds = {x: os.open(f"{c}/{x}", os.O_RDONLY) for x in names}
-bad = []
-def read(i):
-    x = names[i % len(names)]
-    off = i * 7919 % len(data[x])
-    try:
-        if os.pread(fds[x], 5000, off) != data[x][off:off + 5000]:
-            bad.append((x, off))
-    except OSError as e:
-        bad.append((x, off, str(e)))
-threads = [threading.Thread(target=read, args=(i,)) for i in range(n)]
-for t in threads:
-    t.start()
-open(ready, "w").close()
-for t in threads:
-    t.join()
-print(len(bad), "of", n, bad[:3])
-sys.exit(bool(bad))
-EOP
 readers=2000
 sanitized && readers=500
 [ -z "${SLUICE_LONG-}" ] || readers=20000
@@ -115,7 +90,7 @@ relay=$BG
 wait_for 30 test -e "$T/relay.sock"
 clone "unix:$T/relay.sock" "$c"
 kill -USR2 "$relay"
-background python3 "$T/many.py" "$o" "$c" "$readers" "$T/ready" >"$T/many.log"
+background "$BUILD/tests/many_readers" "$o" "$c" "$readers" "$T/ready" >"$T/many.log"
 many=$BG
 waiting() { [ "$(field waiting "$c")" -ge $((readers * 9 / 10)) ]; }
 ok "$readers readers wait" wait_for 300 waiting

@@ -1,6 +1,5 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# asan: no  (takes minutes)
 # Local changes, changes at the origin, and being in use, on native clones: if this fails, something that was written is lost, or
 # content of two versions is mixed, or somebody reads zeros.
 . "$(dirname "$0")/../tools/native.sh" --self

@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# asan: no
 # If this fails, wrong bytes are read where memory is short: inodes go, and with them the marks that say "do not ask about this file".
-# (Not with ASan: what that keeps of freed memory is more than the test leaves to the service.)
 . "$(dirname "$0")/../tools/native.sh" --self
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/clone.sh"
 
+# What ASan keeps of freed memory would be more than the test leaves to the service.
+! sanitized || export ASAN_OPTIONS=${ASAN_OPTIONS-}:quarantine_size_mb=2:thread_local_quarantine_size_kb=64
 o=$T/o c=$T/c files=2000
 # Files of some pages, so that their content alone is more than the little memory there is.
 python3 - "$o" "$files" <<'EOP'

@@ -1,7 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # long: yes
-# asan: no  (takes minutes)
 # What only clones on the fanotify gate have: if this fails, a name is missing, a filesystem of another kind does not serve, what is
 # in use goes away or stays when it should not, or after a crash somebody reads zeros.
 . "$(dirname "$0")/../tools/native.sh" --self
@@ -215,4 +214,20 @@ own() { # KIND MKFS...
 own xfs mkfs.xfs -q
 own btrfs mkfs.btrfs -q
 own ext4 mkfs.ext4 -q
+
+# ---- what the origin refuses ----
+
+# The kernel passes on few errors: another one would be no answer, and who waits would wait for ever.
+mkdir "$T/refusing"
+echo secret >"$T/refusing/secret"
+chmod 600 "$T/refusing/secret"
+echo here >"$T/refusing/here"
+as_user true
+background as_user "$SLUICE" serve --unix "$T/user/refusing.sock" "$T/refusing"
+wait_for 30 test -S "$T/user/refusing.sock" || bail "no export"
+clone "unix:$T/user/refusing.sock" "$c"
+nok "what the exporter may not read cannot be read" timeout 60 cat "$c/secret"
+like "$(<"$T/.out")" "Operation not permitted" "which is said so"
+ok "what it may is" cmp "$T/refusing/here" "$c/here"
+"$SLUICE" remove --force "$c"
 done_testing

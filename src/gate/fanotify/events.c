@@ -394,6 +394,25 @@ static void *events_thread(void *arg)
 	return NULL;
 }
 
+/*
+ * The group was kept, and the descriptors of its events were not: which files they are about nobody knows. An
+ * answer goes by the number all the same, and it must come before the kernel gives that number again.
+ */
+static void refuse_lost(struct sl_fan *g)
+{
+	size_t n = 0;
+	for (uint32_t fd = 0; fd < SL_MIN(g->area->top, g->area->nslots); fd++) {
+		struct slot *s = &g->area->slot[fd];
+		if (s->mask) {
+			respond(g, (int)fd, refusal(-EIO));
+			s->mask = 0;
+			n++;
+		}
+	}
+	if (n)
+		sl_notice("%zu accesses waited when service and keeper were killed: they are refused", n);
+}
+
 int sl_fan_start(struct sl_fan *g)
 {
 	size_t n = 0;
@@ -406,6 +425,8 @@ int sl_fan_start(struct sl_fan *g)
 		m->fd = FAN_NOFD;
 	}
 	memset(g->area->read, 0, READ_BYTES);
+	if (g->cfg.numbers_lost)
+		refuse_lost(g);
 	for (uint32_t fd = 0; fd < SL_MIN(g->area->top, g->area->nslots); fd++) {
 		struct slot s = g->area->slot[fd];
 		if (s.mask) {

@@ -168,25 +168,33 @@ int sl_fan_set_mount(struct sl_fan *g, int mount_fd)
 	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_OPEN_PERM, AT_FDCWD,
 			  sl_proc_fd_path(p, mount_fd, NULL)) < 0)
 		return -errno;
-	pthread_mutex_lock(&g->lock);
-	g->shown = mount_id(mount_fd, STATX_MNT_ID);
-	pthread_mutex_unlock(&g->lock);
+	g->area->mount = mount_id(mount_fd, STATX_MNT_ID);
 	return 0;
+}
+
+void sl_fan_set_shown(struct sl_fan *g)
+{
+	g->area->shown = 1;
+}
+
+bool sl_fan_was_shown(const struct sl_fan *g)
+{
+	return g->area->shown;
 }
 
 bool sl_fan_mount_gone(struct sl_fan *g)
 {
 	char path[64], *line = NULL;
 	size_t cap = 0;
-	unsigned id;
+	unsigned id, flags, mask;
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", g->group);
 	FILE *f = fopen(path, "re");
 	bool gone = f;
-	pthread_mutex_lock(&g->lock);
-	uint64_t shown = g->shown;
-	pthread_mutex_unlock(&g->lock);
+	uint64_t shown = g->area->mount;
 	while (gone && getline(&line, &cap, f) > 0)
-		gone = sscanf(line, "fanotify mnt_id:%x", &id) != 1 || id != shown;
+		/* Numbers of mounts come again, for one that is exempt: of that nothing is asked. */
+		gone = sscanf(line, "fanotify mnt_id:%x mflags:%x mask:%x", &id, &flags, &mask) != 3 ||
+		       id != shown || !mask;
 	free(line);
 	if (f)
 		fclose(f);

@@ -34,6 +34,9 @@ struct sl_fan_config {
 	size_t area_size;
 	bool own;   /* the filesystem is the clone's alone: it may stay closed when all of us were killed */
 	bool lazy;  /* names may be missing: ask before directories are used, if the kernel can */
+	bool
+	    numbers_lost; /* descriptors of accesses that waited for the earlier service are not ours any more
+			   */
 	int keeper; /* its process: what it closes of a service that died is no change by a user; 0: none */
 };
 
@@ -46,6 +49,9 @@ int sl_fan_group(const struct sl_fan *g);
 int sl_fan_notify(const struct sl_fan *g);
 /** The mount that users see, so that accesses through others can be told from them. Before sl_fan_start(). */
 int sl_fan_set_mount(struct sl_fan *g, int mount_fd);
+/** It was put where users see it; and so it had been by this or an earlier service. */
+void sl_fan_set_shown(struct sl_fan *g);
+bool sl_fan_was_shown(const struct sl_fan *g);
 /** True once that mount is no more: unmounted, and nobody has anything open through it. Reads procfs. */
 bool sl_fan_mount_gone(struct sl_fan *g);
 /** Begin to answer: first what an earlier service left. */

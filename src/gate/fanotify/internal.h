@@ -33,6 +33,9 @@ struct area {
 	uint32_t magic;
 	_Atomic int32_t
 	    pids[16]; /* of services and keepers, newest last: what they did is no change by a user */
+	_Atomic uint64_t
+	    mount; /* that users see, as mountinfo has it: what is gone may have been unmounted */
+	_Atomic uint32_t shown; /* it was put where they see it */
 	uint32_t nslots;
 	_Atomic uint32_t top; /* no slot from here on was ever used: memory that is only looked at costs
 				 something as well */
@@ -92,7 +95,6 @@ struct sl_fan {
 	unsigned nmounts;
 	struct fan_walk walks[4];
 	bool sweeping;
-	uint64_t shown;		/* id of the mount that users see, as mountinfo has it */
 	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
 };
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What building the names of a native clone costs at least: names ORIGIN IMAGE THREADS [plain] makes an image as a
- * clone has it, and in it, in a plain loop, all objects of the local tree ORIGIN: create, armour, attribute,
- * owner, times, nothing else. plain: without armour and attribute, as any program makes files. What is at ORIGIN is looked up before the clock runs. Prints "OBJECTS SECONDS
- * CPU-SECONDS".
+ * What building the names of a native clone costs at least: names ORIGIN IMAGE THREADS [plain] makes an image
+ * as a clone has it, and in it, in a plain loop, all objects of the local tree ORIGIN: create, armour,
+ * attribute, owner, times, nothing else. plain: without armour and attribute, as any program makes files.
+ * What is at ORIGIN is looked up before the clock runs. Prints "OBJECTS SECONDS CPU-SECONDS".
  */
 #include <dirent.h>
 #include <err.h>

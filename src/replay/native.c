@@ -373,6 +373,49 @@ static int move_out(struct sl_native_acts *a, struct sl_object *dir, int dirfd, 
 	return 0;
 }
 
+struct leave {
+	struct sl_native_acts *a;
+	enum sl_state from, to;
+};
+
+static int leave_one(void *arg, const char *path, struct sl_object *o, int err)
+{
+	struct leave *x = arg;
+	(void)path, (void)err;
+	if (!o || !sl_object_is_dir(o))
+		return 0;
+	pthread_mutex_lock(&o->lock);
+	bool is = o->has_record && o->rec.state == x->from;
+	if (is) {
+		o->rec.state = x->to;
+		(void)sl_object_save(o);
+	}
+	pthread_mutex_unlock(&o->lock);
+	if (is && x->to != SL_FULL)
+		sl_fan_unlisted(x->a->cfg.fan, o);
+	return 0;
+}
+
+/*
+ * Names are about to be taken away one by one, and the origin may have that directory elsewhere, whole:
+ * nobody must take what is left for all of it. So from now on who looks asks, and is told that the origin has
+ * nothing there.
+ */
+static void leave(struct sl_native_acts *a, struct sl_object *o)
+{
+	struct leave x = {a, SL_FULL, SL_PARTIAL};
+	if (a->cfg.lazy)
+		(void)sl_walk(o, leave_one, &x);
+}
+
+/* It stays. */
+static void stay(struct sl_native_acts *a, struct sl_object *o)
+{
+	struct leave x = {a, SL_PARTIAL, SL_FULL};
+	if (a->cfg.lazy)
+		(void)sl_walk(o, leave_one, &x);
+}
+
 static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const char *name,
 			 struct sl_object *o, bool moved)
 {
@@ -381,9 +424,10 @@ static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const 
 	_cleanup_close_ int fd = r == 0 ? sl_object_pin(dir) : -EBADF;
 	if (r < 0 || fd < 0)
 		return r < 0 ? r : fd;
-	if (moved)
-		return move_out(a, dir, fd, name, o);
-	r = drop_all(a, o, dir, fd, name);
+	leave(a, o);
+	r = moved ? move_out(a, dir, fd, name, o) : drop_all(a, o, dir, fd, name);
+	if (r < 0)
+		stay(a, o);
 	return r == -ENOTEMPTY ? -EEXIST : r;
 }
 
@@ -654,7 +698,10 @@ static int native_rename(void *arg, struct sl_object *dir, const char *name, str
 		t = NULL;
 	} else if (t && !exchange && sl_object_is_dir(t)) {
 		settle_listing(a, t);
+		leave(a, t);
 		r = clear(a, t);
+		if (r < 0)
+			stay(a, t);
 	} else {
 		r = 0;
 	}

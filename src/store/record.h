@@ -18,9 +18,9 @@
 #define SL_RECORD_SIZE	 64
 
 enum sl_state {
-	SL_COLD = 0, /* a file without content; a directory without names ("unpopulated") */
-	SL_PARTIAL = 1,
-	SL_FULL = 2, /* a directory: populated */
+	SL_COLD = 0,	/* a file without content; a directory without names ("unpopulated") */
+	SL_PARTIAL = 1, /* native directories: its names are being taken away; as unpopulated */
+	SL_FULL = 2,	/* a directory: populated */
 };
 
 enum sl_record_flag {

@@ -27,6 +27,17 @@ void sl_fan_making(struct sl_fan *g, bool on)
 	g->making = on;
 }
 
+void sl_fan_unlisted(struct sl_fan *g, struct sl_object *o)
+{
+	char p[SL_PROC_FD_MAX];
+	_cleanup_close_ int fd = sl_object_open(o, O_PATH);
+	if (fd >= 0 && sl_fan_lazy(g) &&
+	    fanotify_mark(g->group, FAN_MARK_REMOVE | SL_FAN_IGNORE, FAN_PRE_DIR_ACCESS, AT_FDCWD,
+			  sl_proc_fd_path(p, fd, NULL)) < 0 &&
+	    errno != ENOENT)
+		sl_err("cannot take back an ignore mark: %s", strerror(errno));
+}
+
 bool fan_dir_gone(int fd)
 {
 	struct stat st;
@@ -47,6 +58,13 @@ int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret
 		return -EIO;
 	pthread_mutex_lock(&o->lock);
 	bool unknown = making && !o->has_record, here = !unknown && o->rec.state == SL_FULL;
+	if (here) {
+		/* With the lock: whoever takes its names away takes the mark away after this. */
+		if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_EVICTABLE | SL_FAN_IGNORE,
+				  FAN_PRE_DIR_ACCESS, AT_FDCWD, sl_proc_fd_path(p, fd, NULL)) < 0)
+			sl_debug("no ignore mark: %s", strerror(errno)); /* slower, and right */
+		fan_respond(g, fd, FAN_ALLOW);
+	}
 	pthread_mutex_unlock(&o->lock);
 	if (unknown) {
 		if (may_wait)
@@ -55,13 +73,7 @@ int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret
 	}
 	/* Who goes through a tree finds the next directories filled. */
 	sl_fill_note_open(g->fill, o);
-	if (!here)
-		return FAN_WANTS;
-	if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_EVICTABLE | SL_FAN_IGNORE, FAN_PRE_DIR_ACCESS,
-			  AT_FDCWD, sl_proc_fd_path(p, fd, NULL)) < 0)
-		sl_debug("no ignore mark: %s", strerror(errno)); /* slower, and right */
-	fan_respond(g, fd, FAN_ALLOW);
-	return FAN_ANSWERED;
+	return here ? FAN_ANSWERED : FAN_WANTS;
 }
 
 /* ---- does the kernel ask? ---- */

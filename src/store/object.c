@@ -1148,6 +1148,14 @@ int sl_object_listed(struct sl_object *dir, struct timespec upto)
 	return r;
 }
 
+void sl_object_clock(struct sl_object *dir, struct timespec ctime)
+{
+	pthread_mutex_lock(&dir->lock);
+	if (origin_ns(ctime) < dir->rec.listed && !sl_time_eq(ctime, dir->rec.origin.ctime))
+		dir->rec.listed = 0;
+	pthread_mutex_unlock(&dir->lock);
+}
+
 bool sl_object_had(struct sl_object *dir, struct timespec ctime)
 {
 	pthread_mutex_lock(&dir->lock);

@@ -236,6 +236,12 @@ int sl_object_set_meta(struct sl_object *o);
 int sl_object_listed(struct sl_object *dir, struct timespec upto);
 /** Is @dir known to have had what changed last at @ctime? */
 bool sl_object_had(struct sl_object *dir, struct timespec ctime);
+/**
+ * The directory's time of change at the origin is @ctime now. Where it has changed, and to a time before that
+ * up to which it was listed, the origin's clock was set back: nothing is known any more of what was here, and
+ * what was deleted here comes back rather than that anything of the origin's is missing.
+ */
+void sl_object_clock(struct sl_object *dir, struct timespec ctime);
 
 /** The new object @name was made in @dir's directory by the caller: give it its record and return it. */
 int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_t rdev,

@@ -453,6 +453,84 @@ def clocks(backend):
         d.same("whatever the clocks say")
 
 
+# ---- a clock that is set back ----
+
+def in_a_machine_of_its_own():
+    with open("/proc/cpuinfo", encoding="ascii") as f:
+        return "User Mode Linux" in f.read()
+
+
+def clock_set_back(backend):
+    """What happens after the origin's clock was set back by an hour is not taken for older than what happened before: changes that are
+    told, that nobody was there to tell of, and that happened while the clone was away."""
+    if not in_a_machine_of_its_own():
+        slt.skip(f"{backend}: nobody sets the clock of a machine that others use (kernel-gates.t does, in one of its own)")
+        return
+
+    def set_clock(hours):
+        now = time.time()
+        time.clock_settime(time.CLOCK_REALTIME, now + 3600 * hours)
+        assert abs(time.time() - now - 3600 * hours) < 600, "the clock was not set"
+
+    def change(n):
+        """Every kind of change; the content of two files with its size and time of modification as they were."""
+        for f in (f"{d.o}/sub/kept-warm", f"{d.o}/sub/kept-cold"):
+            st = os.stat(f)
+            write(f, f"version {n}")
+            os.utime(f, ns=(st.st_atime_ns, st.st_mtime_ns))
+        write(f"{d.o}/sub/warm", f"version {n}, longer and longer{'!' * n}")
+        write(f"{d.o}/new{n}", f"new {n}")
+        write(f"{d.o}/sub/new{n}", f"new {n}")
+        os.mkdir(f"{d.o}/sub/dir{n}")
+        write(f"{d.o}/sub/dir{n}/f", f"{n}")
+        os.chmod(f"{d.o}/sub/mode", 0o600 + n)
+        os.rename(f"{d.o}/sub/moves{n - 1}", f"{d.o}/sub/moves{n}")
+        os.unlink(f"{d.o}/sub/goes{n}")
+        os.symlink(f"target{n}", f"{d.o}/sub/link{n}")
+        write(f"{d.o}/sub/tmp", f"replaced {n}")
+        os.rename(f"{d.o}/sub/tmp", f"{d.o}/sub/replaced")
+
+    def look():
+        for top, _, files in os.walk(d.c):
+            for f in files:
+                if "warm" in f or f == "replaced":
+                    read(os.path.join(top, f))
+
+    with Days("back", backend) as d:
+        os.mkdir(f"{d.o}/sub")
+        for n in ("kept-warm", "kept-cold", "warm", "mode", "moves0", "replaced", *(f"goes{i}" for i in range(1, 6))):
+            write(f"{d.o}/sub/{n}", "version 0")
+        d.serve().clone()
+        look()
+        d.quiet()
+        set_clock(-1)
+        change(1)
+        d.same("when changes are told after the clock was set back")
+        look()
+        d.quiet()
+        d.kill()
+        set_clock(-1)
+        change(2)
+        d.serve()
+        d.same("when nobody was there to tell")
+        look()
+        d.quiet()
+        slt.sluice("stop", d.c)
+        set_clock(-1)
+        change(3)
+        slt.sluice("start", d.c)
+        d.same("when the clone was away")
+        look()
+        d.quiet()
+        set_clock(5)
+        change(4)
+        d.same("when the clock has gone forward again")
+        d.kill()
+        change(5)
+        d.serve()
+        d.same("and after an outage")
+
+
 # ---- what is mounted in the tree ----
 
 def mounts(backend):
@@ -544,7 +622,7 @@ def not_listed(backend):
         t.join(60)
 
 
-TESTS = (renamed_while_populated, inode_reused, read_before_told, suspended, clocks, mounts, not_listed)
+TESTS = (renamed_while_populated, inode_reused, read_before_told, suspended, clocks, clock_set_back, mounts, not_listed)
 
 
 def test():

@@ -201,6 +201,52 @@ def renamed_while_populated(backend):
         d.same("afterwards", "a directory may be taken for the one that it changed places with")
 
 
+def cloned_while_renamed(backend):
+    """A clone behind the fanotify gate, for which all names are fetched first, can be made while the origin renames directories all the
+    time; afterwards it has all of them."""
+    if not NATIVE or backend != "fanotify":
+        return
+    stop, count = threading.Event(), [0]
+
+    def renames():
+        dirs = [f"{d.o}/{a}/{b}" for a in range(6) for b in range(6)]
+        while not stop.is_set():
+            i = count[0] = count[0] + 1
+            a, b = dirs[i * 7 % len(dirs)], dirs[(i * 11 + 5) % len(dirs)]
+            try:
+                if i % 3 and a != b:
+                    exchange(a, b)
+                else:
+                    os.rename(a, f"{d.o}/tmp")
+                    os.rename(f"{d.o}/tmp", f"{a}-{i % 2}" if os.path.lexists(a) else a)
+                    dirs[i * 7 % len(dirs)] = f"{a}-{i % 2}" if not os.path.lexists(a) else a
+            except OSError:
+                pass
+            time.sleep(0.003)
+
+    with Days("cloned", backend) as d:
+        for a in range(6):
+            for b in range(6):
+                os.makedirs(f"{d.o}/{a}/{b}/deep/deeper")
+                for n in ("f", "g", "deep/f", "deep/deeper/f"):
+                    write(f"{d.o}/{a}/{b}/{n}", f"{a}/{b}/{n}")
+        d.serve()
+        t = threading.Thread(target=renames)
+        begin = time.monotonic()
+        t.start()
+        try:
+            with point(f"{d.what}a clone is made while directories are renamed"):
+                d.clone()
+                for _, dirs, _ in os.walk(d.c):
+                    dirs.sort()
+        finally:
+            stop.set()
+            t.join()
+        note(f"{d.what}{count[0]} renames until {time.monotonic() - begin:.1f} s")
+        if d.have:
+            d.same("when it is quiet again")
+
+
 # ---- inode numbers that are used again ----
 
 def inode_reused(backend):
@@ -622,7 +668,7 @@ def not_listed(backend):
         t.join(60)
 
 
-TESTS = (renamed_while_populated, inode_reused, read_before_told, suspended, clocks, clock_set_back, mounts, not_listed)
+TESTS = (renamed_while_populated, cloned_while_renamed, inode_reused, read_before_told, suspended, clocks, clock_set_back, mounts, not_listed)
 
 
 def test():

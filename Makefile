@@ -37,7 +37,7 @@ conformance: all
 
 fidelity: all
 	@tools/install-deps check
-	@for g in fuse fanotify share; do SLUICE_BUILD=$(abspath $(BUILD)) tests/tools/fidelity --gate $$g; done >$(BUILD)/fidelity.jsonl
+	@for g in fuse fanotify share unprivileged; do SLUICE_BUILD=$(abspath $(BUILD)) tests/tools/fidelity --gate $$g; done >$(BUILD)/fidelity.jsonl
 	@tests/tools/fidelity --table $(BUILD)/fidelity.jsonl >docs/fidelity.md
 
 side-doors:

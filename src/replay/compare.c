@@ -252,6 +252,7 @@ static int compare_dir(struct sl_compare *c, const struct todo *t, const struct 
 	struct sl_name *names = NULL;
 	size_t nnames = 0, n = 0;
 	struct pair *v = NULL;
+	sl_object_clock(dir, q->attr.ctime);
 	r = collect(dir, q, &names, &nnames, &v, &n);
 	uint64_t differ = r == 0 ? do_renames(p, dir, v, n) : 0;
 	for (int step = 0; step < 2; step++)

@@ -81,6 +81,15 @@ static int set(struct sl_store *s, const struct entry *e, bool *changed)
 	return 0;
 }
 
+static void forget_all(struct sl_store *s)
+{
+	size_t i;
+	for (struct sl_hnode *h; (h = sl_htab_first(&s->came, &i));) {
+		sl_htab_del(&s->came, h);
+		free(sl_container_of(h, struct came, node));
+	}
+}
+
 /* With the lock held: the log as short as can be. */
 static int write_anew(struct sl_store *s)
 {
@@ -153,11 +162,7 @@ int sl_came_open(struct sl_store *s)
 
 void sl_came_close(struct sl_store *s)
 {
-	size_t i;
-	for (struct sl_hnode *h; (h = sl_htab_first(&s->came, &i));) {
-		sl_htab_del(&s->came, h);
-		free(sl_container_of(h, struct came, node));
-	}
+	forget_all(s);
 	sl_htab_fini(&s->came);
 	if (s->came_fd >= 0)
 		close(s->came_fd);
@@ -187,6 +192,24 @@ int sl_object_listed(struct sl_object *dir, struct timespec upto)
 	}
 	pthread_mutex_unlock(&dir->lock);
 	return r;
+}
+
+void sl_object_clock(struct sl_object *dir, struct timespec ctime)
+{
+	struct sl_store *s = dir->store;
+	pthread_mutex_lock(&dir->lock);
+	bool back = origin_ns(ctime) < dir->rec.listed && !sl_time_eq(ctime, dir->rec.origin.ctime);
+	if (back)
+		dir->rec.listed = 0;
+	pthread_mutex_unlock(&dir->lock);
+	if (!back)
+		return;
+	pthread_mutex_lock(&s->came_lock);
+	forget_all(s);
+	int r = s->came_fd >= 0 ? write_anew(s) : 0;
+	pthread_mutex_unlock(&s->came_lock);
+	if (r < 0)
+		sl_debug("the notes of what has come are still there: %s", strerror(-r));
 }
 
 bool sl_object_taken(struct sl_object *dir, const char *name, const struct sl_attr *a)

@@ -252,6 +252,13 @@ void sl_object_forget_came(struct sl_object *dir, const char *name);
  * has taken it away. */
 bool sl_object_taken(struct sl_object *dir, const char *name, const struct sl_attr *a);
 
+/**
+ * The directory's time of change at the origin is @ctime now. Where it has changed, and to a time before that
+ * up to which it was listed, the origin's clock was set back: nothing is known any more of what has come, and
+ * what was deleted here comes back rather than that anything of the origin's is missing.
+ */
+void sl_object_clock(struct sl_object *dir, struct timespec ctime);
+
 /** The new object @name was made in @dir's directory by the caller: give it its record and return it. */
 int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_t rdev,
 		    struct sl_object **ret);

@@ -11,7 +11,7 @@
 
 # The watchers themselves: nothing must differ where both watch the same.
 [ -n "${GATE-}" ] || import_tap "the origin itself: " env TMPDIR="$T" "$TOOLS/fidelity" --tap --gate same
-for g in ${GATE-fuse fanotify share}; do
+for g in ${GATE-fuse fanotify share unprivileged}; do
 	import_tap "$g: " env TMPDIR="$T" "$TOOLS/fidelity" --tap --gate "$g"
 done
 done_testing

@@ -37,6 +37,10 @@ machine "lazy directories: " tests/tools/lazy-native
 machine "a store that is kept: " tests/tools/lazy-kept make "$T/kept"
 machine "conformance, fanotify gate: " tests/tools/conformance --gate fanotify --quick --tap
 machine "conformance, fuse gate: " tests/tools/conformance --gate fuse --quick --tap
+# The clock of a machine that others use is not set.
+for gate in '' -native; do
+	machine "a clock that is set back$gate: " env ONLY=clock_set_back tests/t/odd-days$gate.t
+done
 wait "${_pids[@]}"
 
 for i in "${!labels[@]}"; do

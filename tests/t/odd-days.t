@@ -201,6 +201,52 @@ def renamed_while_populated(backend):
         d.same("afterwards", "a directory may be taken for the one that it changed places with")
 
 
+def cloned_while_renamed(backend):
+    """A clone behind the fanotify gate, for which all names are fetched first, can be made while the origin renames directories all the
+    time; afterwards it has all of them."""
+    if not NATIVE or backend != "fanotify":
+        return
+    stop, count = threading.Event(), [0]
+
+    def renames():
+        dirs = [f"{d.o}/{a}/{b}" for a in range(6) for b in range(6)]
+        while not stop.is_set():
+            i = count[0] = count[0] + 1
+            a, b = dirs[i * 7 % len(dirs)], dirs[(i * 11 + 5) % len(dirs)]
+            try:
+                if i % 3 and a != b:
+                    exchange(a, b)
+                else:
+                    os.rename(a, f"{d.o}/tmp")
+                    os.rename(f"{d.o}/tmp", f"{a}-{i % 2}" if os.path.lexists(a) else a)
+                    dirs[i * 7 % len(dirs)] = f"{a}-{i % 2}" if not os.path.lexists(a) else a
+            except OSError:
+                pass
+            time.sleep(0.003)
+
+    with Days("cloned", backend) as d:
+        for a in range(6):
+            for b in range(6):
+                os.makedirs(f"{d.o}/{a}/{b}/deep/deeper")
+                for n in ("f", "g", "deep/f", "deep/deeper/f"):
+                    write(f"{d.o}/{a}/{b}/{n}", f"{a}/{b}/{n}")
+        d.serve()
+        t = threading.Thread(target=renames)
+        begin = time.monotonic()
+        t.start()
+        try:
+            with point(f"{d.what}a clone is made while directories are renamed"):
+                d.clone()
+                for _, dirs, _ in os.walk(d.c):
+                    dirs.sort()
+        finally:
+            stop.set()
+            t.join()
+        note(f"{d.what}{count[0]} renames until {time.monotonic() - begin:.1f} s")
+        if d.have:
+            d.same("when it is quiet again")
+
+
 # ---- inode numbers that are used again ----
 
 def inode_reused(backend):
@@ -453,6 +499,84 @@ def clocks(backend):
         d.same("whatever the clocks say")
 
 
+# ---- a clock that is set back ----
+
+def in_a_machine_of_its_own():
+    with open("/proc/cpuinfo", encoding="ascii") as f:
+        return "User Mode Linux" in f.read()
+
+
+def clock_set_back(backend):
+    """What happens after the origin's clock was set back by an hour is not taken for older than what happened before: changes that are
+    told, that nobody was there to tell of, and that happened while the clone was away."""
+    if not in_a_machine_of_its_own():
+        slt.skip(f"{backend}: nobody sets the clock of a machine that others use (kernel-gates.t does, in one of its own)")
+        return
+
+    def set_clock(hours):
+        now = time.time()
+        time.clock_settime(time.CLOCK_REALTIME, now + 3600 * hours)
+        assert abs(time.time() - now - 3600 * hours) < 600, "the clock was not set"
+
+    def change(n):
+        """Every kind of change; the content of two files with its size and time of modification as they were."""
+        for f in (f"{d.o}/sub/kept-warm", f"{d.o}/sub/kept-cold"):
+            st = os.stat(f)
+            write(f, f"version {n}")
+            os.utime(f, ns=(st.st_atime_ns, st.st_mtime_ns))
+        write(f"{d.o}/sub/warm", f"version {n}, longer and longer{'!' * n}")
+        write(f"{d.o}/new{n}", f"new {n}")
+        write(f"{d.o}/sub/new{n}", f"new {n}")
+        os.mkdir(f"{d.o}/sub/dir{n}")
+        write(f"{d.o}/sub/dir{n}/f", f"{n}")
+        os.chmod(f"{d.o}/sub/mode", 0o600 + n)
+        os.rename(f"{d.o}/sub/moves{n - 1}", f"{d.o}/sub/moves{n}")
+        os.unlink(f"{d.o}/sub/goes{n}")
+        os.symlink(f"target{n}", f"{d.o}/sub/link{n}")
+        write(f"{d.o}/sub/tmp", f"replaced {n}")
+        os.rename(f"{d.o}/sub/tmp", f"{d.o}/sub/replaced")
+
+    def look():
+        for top, _, files in os.walk(d.c):
+            for f in files:
+                if "warm" in f or f == "replaced":
+                    read(os.path.join(top, f))
+
+    with Days("back", backend) as d:
+        os.mkdir(f"{d.o}/sub")
+        for n in ("kept-warm", "kept-cold", "warm", "mode", "moves0", "replaced", *(f"goes{i}" for i in range(1, 6))):
+            write(f"{d.o}/sub/{n}", "version 0")
+        d.serve().clone()
+        look()
+        d.quiet()
+        set_clock(-1)
+        change(1)
+        d.same("when changes are told after the clock was set back")
+        look()
+        d.quiet()
+        d.kill()
+        set_clock(-1)
+        change(2)
+        d.serve()
+        d.same("when nobody was there to tell")
+        look()
+        d.quiet()
+        slt.sluice("stop", d.c)
+        set_clock(-1)
+        change(3)
+        slt.sluice("start", d.c)
+        d.same("when the clone was away")
+        look()
+        d.quiet()
+        set_clock(5)
+        change(4)
+        d.same("when the clock has gone forward again")
+        d.kill()
+        change(5)
+        d.serve()
+        d.same("and after an outage")
+
+
 # ---- what is mounted in the tree ----
 
 def mounts(backend):
@@ -544,7 +668,7 @@ def not_listed(backend):
         t.join(60)
 
 
-TESTS = (renamed_while_populated, inode_reused, read_before_told, suspended, clocks, mounts, not_listed)
+TESTS = (renamed_while_populated, cloned_while_renamed, inode_reused, read_before_told, suspended, clocks, clock_set_back, mounts, not_listed)
 
 
 def test():

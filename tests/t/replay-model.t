@@ -240,7 +240,11 @@ def too_much(line, c):
     """It says that the clone has a file by a name that the origin has not, or has for a directory."""
     start = f"only in {c}: "
     name = line[len(start):] if line.startswith(start) else line.split(": type ")[0] if ": type " in line else None
-    return name is not None and stat.S_ISREG(os.lstat(os.path.join(c, name)).st_mode)
+    if name is None:
+        return False
+    # As it is written there: what is no text has been escaped.
+    path = os.path.join(os.fsencode(c), name.encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1"))
+    return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
 
 
 def quiet(top, c):

@@ -66,6 +66,7 @@ class Gate:
 class Sluice(Gate):
     ours = True
     options = ()
+    exporter = ()  # before the command
 
     def why_not(self):
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -74,7 +75,7 @@ class Sluice(Gate):
 
     def up(self):
         sock = os.path.join(self.tmp, "s")
-        serve = self.spawn(SLUICE, "serve", "--unix", sock, self.origin, stdout=subprocess.PIPE)
+        serve = self.spawn(*self.exporter, SLUICE, "serve", "--unix", sock, self.origin, stdout=subprocess.PIPE)
         assert serve.stdout.readline().startswith(b"serving"), "no export"
         out(SLUICE, "clone", *self.options, "unix:" + sock, self.dir)
 

@@ -56,8 +56,8 @@ bool sl_session_has(struct sl_session *s, uint64_t seq);
 int sl_session_ack(struct sl_session *s, uint64_t seq);
 /** The number that the next notification will get. */
 uint64_t sl_session_seq(struct sl_session *s);
-/** Number @m and queue it; it is sent with the next sl_session_flush(), or when many are queued. State nodes in it have been counted as lookups; they are given back if it is
- * dropped. */
+/** Number @m and queue it; it is sent with the next sl_session_flush(), or when many are queued. State nodes
+ * in it have been counted as lookups; they are given back if it is dropped. */
 void sl_session_push(struct sl_session *s, struct sl_fsnotify_msg *m);
 void sl_session_flush(struct sl_session *s);
 /** Drop what was not sent and say that changes were lost. The caller takes the marks away. */

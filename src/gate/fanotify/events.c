@@ -404,7 +404,7 @@ static void refuse_lost(struct sl_fan *g)
 	for (uint32_t fd = 0; fd < SL_MIN(g->area->top, g->area->nslots); fd++) {
 		struct slot *s = &g->area->slot[fd];
 		if (s->mask) {
-			respond(g, (int)fd, refusal(-EIO));
+			fan_respond(g, (int)fd, refusal(-EIO));
 			s->mask = 0;
 			n++;
 		}

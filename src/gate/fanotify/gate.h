@@ -32,8 +32,8 @@ struct sl_fan_config {
 	void
 	    *area; /* shared with that service and the next, zero at first; NULL: nothing outlives this one */
 	size_t area_size;
-	bool own;   /* the filesystem is the clone's alone: it may stay closed when all of us were killed */
-	bool lazy;  /* names may be missing: ask before directories are used, if the kernel can */
+	bool own;  /* the filesystem is the clone's alone: it may stay closed when all of us were killed */
+	bool lazy; /* names may be missing: ask before directories are used, if the kernel can */
 	bool
 	    numbers_lost; /* descriptors of accesses that waited for the earlier service are not ours any more
 			   */

@@ -73,6 +73,8 @@ int main(int argc, char **argv)
 		err(2, "%s", argv[4]);
 	for (size_t i = 0; i < count; i++)
 		pthread_join(t[i], NULL);
+	free(t);
+	closedir(d);
 	printf("%zu readers: %u got something else, %u an error\n", count, bad, failed);
 	return bad || failed;
 }

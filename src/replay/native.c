@@ -299,7 +299,7 @@ static int drop_name(struct sl_object *o, struct sl_object *dir, int dirfd, cons
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
 	if (linked) /* if others are to come they will be of a file of their own */
-		(void)sl_links_note(o, 1);
+		(void)sl_links_note(o, 0, -1);
 	return 0;
 }
 
@@ -548,7 +548,7 @@ static void note_links(struct sl_native_acts *a, struct sl_object *dir, const ch
 {
 	_cleanup_object_ struct sl_object *o = NULL;
 	if (a->cfg.lazy && S_ISREG(at->mode) && at->nlink > 1 && sl_object_lookup(dir, name, &o) == 0)
-		(void)sl_links_note(o, at->nlink);
+		(void)sl_links_note(o, at->nlink, 0);
 }
 
 static int make(struct sl_native_acts *a, struct sl_object *dir, const char *name, const struct sl_ostate *s,
@@ -565,7 +565,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	if (other) {
 		int q = link_here(a, other, dirfd, name, moved);
 		if (q == 0 && a->cfg.lazy)
-			(void)sl_links_note(other, at->nlink);
+			(void)sl_links_note(other, at->nlink, 1);
 		return q;
 	}
 	if (S_ISREG(at->mode) && !moved) {
@@ -803,7 +803,7 @@ static int update_file(struct sl_native_acts *a, struct sl_object *o, int fd, co
 	if (local)
 		return -EEXIST;
 	if (a->cfg.lazy && (linked || at->nlink > 1) && sl_version_same_object(&had, &v))
-		(void)sl_links_note(o, at->nlink);
+		(void)sl_links_note(o, at->nlink, 0);
 	/* A fill that met this version first has left the mode to us. */
 	if (same && at->mode == was)
 		return 0;

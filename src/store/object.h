@@ -269,8 +269,11 @@ int sl_object_rename(struct sl_object *dir, const char *name, struct sl_object *
 int sl_object_link(struct sl_object *o, struct sl_object *newdir, const char *newname);
 /** An O_TMPFILE in @dir: @fd is its descriptor. */
 int sl_object_adopt_tmpfile(struct sl_object *dir, int fd, uint32_t mode, struct sl_object **ret);
-/** Native: the origin has @nlink names for the file @o. Those that come here are names of it. */
-int sl_links_note(struct sl_object *o, uint32_t nlink);
+/**
+ * Native: the origin has @nlink names for the file @o, and those that come here are names of it. @change: 1
+ * one has just come, -1 one is gone there and here; then @nlink is 0, and none is waited for.
+ */
+int sl_links_note(struct sl_object *o, uint32_t nlink, int change);
 /** True if a whiteout says that @name of @dir was deleted or renamed away here. */
 bool sl_object_whiteout(struct sl_object *dir, const char *name);
 bool sl_object_has_whiteouts(struct sl_object *dir);

@@ -315,7 +315,7 @@ static void populate_end(struct sl_work *work)
 		(void)futimens(fd, ts);
 	}
 	if (r == 0 && sl_store_native(f->store))
-		r = sl_object_listed(dir, sl_oreq_latest(&j->req));
+		r = sl_object_listed(dir, j->req.entries, j->req.nentries, sl_oreq_latest(&j->req));
 	if (fd >= 0 && (r == -ENOSPC || r == -EDQUOT)) {
 		/* What was made is seen by nobody, and takes the room that others need. */
 		const struct sl_oreq nothing = {0};

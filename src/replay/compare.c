@@ -198,15 +198,16 @@ static uint64_t do_renames(struct sl_replay *p, struct sl_object *dir, struct pa
 
 /*
  * Can the name only have come from the origin? Nobody knows of a symlink in a store without privilege, which
- * has no record, nor, behind the fanotify gate, which of several names of a file a user has made: not even of
- * the one that is its place now, for that may be what was left when the origin took another away.
+ * has no record, nor, behind the fanotify gate, of a name of a file that has several and is not known to have
+ * come: not even of the one that is its place now, for that may be what was left when the origin took another
+ * away.
  */
-static bool from_origin(struct sl_object *o)
+static bool from_origin(struct sl_object *dir, const char *name, struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
 	bool known = o->has_record && !(sl_store_native(o->store) && o->rec.flags & SL_LINKED);
 	pthread_mutex_unlock(&o->lock);
-	return known;
+	return known || (sl_store_native(o->store) && sl_object_has_come(dir, name, o));
 }
 
 static int collect(struct sl_object *dir, const struct sl_oreq *q, struct sl_name **names, size_t *nnames,
@@ -261,7 +262,7 @@ static int compare_dir(struct sl_compare *c, const struct todo *t, const struct 
 			if (s.present != (step == 1))
 				continue; /* what is gone goes first */
 			/* What is here alone must not be lost, and it may be that this name was made here. */
-			if (!s.present && v[i].o && !from_origin(v[i].o))
+			if (!s.present && v[i].o && !from_origin(dir, v[i].name, v[i].o))
 				continue;
 			int k = replay_settle(p, dir, v[i].name, &s, !t->deep);
 			differ += k > 0;

@@ -359,10 +359,8 @@ static int list_dir(struct sl_replay *p, struct sl_object *dir)
 
 void replay_listed(struct sl_object *dir, const struct sl_oreq *q)
 {
-	if (!sl_store_native(dir->store) || sl_object_listed(dir, sl_oreq_latest(q)) < 0)
-		return;
-	for (size_t i = 0; i < q->nentries; i++)
-		sl_object_forget_came(dir, q->entries[i].name);
+	if (sl_store_native(dir->store))
+		(void)sl_object_listed(dir, q->entries, q->nentries, sl_oreq_latest(q));
 }
 
 /* Where directories are not lazy. One that has moved on is listed when we have moved it on as well. */
@@ -657,14 +655,14 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool dou
 	return content ? FAN_MODIFY : (other ? FAN_ATTRIB : 0) | (unknown ? FAN_MODIFY : 0);
 }
 
-/* Native: of a file of several names nobody knows which a user has made, but that which is its place. */
+/* Native: users can give a file of several names one more. Those that have come are known, and its place. */
 static bool may_be_users(struct sl_object *dir, const char *name, struct sl_object *o)
 {
 	_cleanup_free_ char *above = NULL, *own = NULL, *place = NULL;
 	pthread_mutex_lock(&o->lock);
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
-	if (!linked || !sl_store_native(o->store))
+	if (!linked || !sl_store_native(o->store) || sl_object_has_come(dir, name, o))
 		return false;
 	if (sl_object_place(dir, &above) < 0 || sl_object_place(o, &own) < 0)
 		return true;

@@ -3,8 +3,10 @@
  * Native: which names have come here. A name that the origin has, and that has come and is missing, was taken
  * away by a user: nobody has to tell of that when it happens. What a listing has brought is known by the time
  * of the listing (sl_object_listed()); what came or changed later, one by one, is noted here, by name, with
- * its time and what it is, until its directory is listed again. What comes to a name at the origin is later
- * than what was there before, so it is taken for what was taken away only if it is that.
+ * its time and what it is, until its directory is listed again. So are the names of files that have several,
+ * also those of a listing: users can give such a file one more, and no record says which are the origin's.
+ * What comes to a name at the origin is later than what was there before, so it is taken for what was taken
+ * away only if it is that.
  *
  * The notes are in memory, and in a log, "came": a service that is killed loses none, and a machine that
  * loses its power those that were not written yet. A note too few lets a name come back; one too many can
@@ -17,6 +19,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/time.h"
+#include "origin/origin.h"
 #include "store/internal.h"
 
 #define LOG	 "came"
@@ -47,9 +50,9 @@ static uint64_t key_of(const struct sl_object *dir, const char *name)
 	return h ? h : 1;
 }
 
-static uint64_t what_of(const struct sl_attr *a)
+static uint64_t what_of(uint64_t ino, uint64_t generation)
 {
-	const uint64_t v[2] = {a->ino, (uint32_t)a->generation};
+	const uint64_t v[2] = {ino, (uint32_t)generation};
 	uint64_t h = XXH3_64bits(v, sizeof(v));
 	return h ? h : 1;
 }
@@ -171,7 +174,8 @@ void sl_came_close(struct sl_store *s)
 
 void sl_object_came(struct sl_object *dir, const char *name, const struct sl_attr *a)
 {
-	note(dir->store, &(struct entry){key_of(dir, name), what_of(a), origin_ns(a->ctime)});
+	note(dir->store,
+	     &(struct entry){key_of(dir, name), what_of(a->ino, a->generation), origin_ns(a->ctime)});
 }
 
 void sl_object_forget_came(struct sl_object *dir, const char *name)
@@ -179,7 +183,21 @@ void sl_object_forget_came(struct sl_object *dir, const char *name)
 	note(dir->store, &(struct entry){.key = key_of(dir, name)});
 }
 
-int sl_object_listed(struct sl_object *dir, struct timespec upto)
+bool sl_object_has_come(struct sl_object *dir, const char *name, struct sl_object *o)
+{
+	struct sl_store *s = dir->store;
+	pthread_mutex_lock(&o->lock);
+	uint64_t what = what_of(o->rec.origin.ino, o->rec.origin.generation);
+	bool known = o->has_record && o->rec.origin.generation;
+	pthread_mutex_unlock(&o->lock);
+	pthread_mutex_lock(&s->came_lock);
+	struct sl_hnode *h = known ? sl_htab_find(&s->came, key_of(dir, name)) : NULL;
+	bool came = h && sl_container_of(h, struct came, node)->e.what == what;
+	pthread_mutex_unlock(&s->came_lock);
+	return came;
+}
+
+int sl_object_listed(struct sl_object *dir, const struct sl_oentry *v, size_t n, struct timespec upto)
 {
 	int r = 0;
 	pthread_mutex_lock(&dir->lock);
@@ -191,6 +209,12 @@ int sl_object_listed(struct sl_object *dir, struct timespec upto)
 			dir->rec.listed = was;
 	}
 	pthread_mutex_unlock(&dir->lock);
+	for (size_t i = 0; r == 0 && i < n; i++) {
+		if (S_ISREG(v[i].attr.mode) && v[i].attr.nlink > 1)
+			sl_object_came(dir, v[i].name, &v[i].attr);
+		else
+			sl_object_forget_came(dir, v[i].name);
+	}
 	return r;
 }
 
@@ -223,7 +247,8 @@ bool sl_object_taken(struct sl_object *dir, const char *name, const struct sl_at
 	if (h) {
 		const struct entry *e = &sl_container_of(h, struct came, node)->e;
 		/* Without generations, inode numbers come again. */
-		taken |= ((uint32_t)a->generation && e->what == what_of(a)) || origin_ns(a->ctime) <= e->upto;
+		taken |= ((uint32_t)a->generation && e->what == what_of(a->ino, a->generation)) ||
+			 origin_ns(a->ctime) <= e->upto;
 	}
 	pthread_mutex_unlock(&s->came_lock);
 	return taken;

@@ -23,6 +23,7 @@
 #include "store/record.h"
 #include "store/store.h"
 
+struct sl_oentry; /* origin/origin.h */
 struct sl_streak;
 struct sl_flight; /* of src/fill: what is on its way for this object */
 
@@ -238,10 +239,10 @@ int sl_object_set_meta(struct sl_object *o);
 /* Names. All check nothing about rights; the gate's kernel did. Each marks the directory as changed here. */
 
 /**
- * Native: @dir was listed, and all has come that was in it; what of that had changed last was changed at
- * @upto (the origin's clock).
+ * Native: @dir was listed, and all has come that was in it: the @n entries @v. What of that had changed last
+ * was changed at @upto (the origin's clock).
  */
-int sl_object_listed(struct sl_object *dir, struct timespec upto);
+int sl_object_listed(struct sl_object *dir, const struct sl_oentry *v, size_t n, struct timespec upto);
 /** Native: @name of @dir has come since, or has changed at the origin: it is what @a says there. After it
  * has.
  */
@@ -251,6 +252,9 @@ void sl_object_forget_came(struct sl_object *dir, const char *name);
 /** Native: is what @a says of @name, at the origin, known to have come to @dir? Where it is not there, a user
  * has taken it away. */
 bool sl_object_taken(struct sl_object *dir, const char *name, const struct sl_attr *a);
+/** Native: is it known that @o, a file of several names, came to @dir by that @name? Else a user may have
+ * made it. */
+bool sl_object_has_come(struct sl_object *dir, const char *name, struct sl_object *o);
 
 /**
  * The directory's time of change at the origin is @ctime now. Where it has changed, and to a time before that
@@ -279,8 +283,6 @@ bool sl_object_whiteout(struct sl_object *dir, const char *name);
 bool sl_object_has_whiteouts(struct sl_object *dir);
 
 /* Placeholders. */
-
-struct sl_oentry; /* origin/origin.h */
 
 /**
  * Make or refresh the placeholder of one listed name in the directory descriptor @dirfd of @dir, which is not

@@ -151,6 +151,22 @@ def renamed_there():
     is_(shown("d/x2", "d/y"), [], "what the origin renamed, and was then deleted here, stays deleted")
 
 
+def several_names():
+    """Of a file of several names those are the origin's that have come, by a listing or later; users may give it one more."""
+    os.link(f"{O}/d/many", f"{O}/d/late")
+    quiet()
+    os.link(f"{C}/d/many", f"{C}/d/mine")
+    slt.sluice("stop", C)
+    for n in ("listed", "late", "third"):
+        os.unlink(f"{O}/d/{n}")
+    write(f"{O}/d/third", "another")
+    slt.sluice("start", C)
+    compared()
+    is_(shown("d/listed", "d/late"), [], "of a file of several names those go that the origin took away unheard")
+    is_(read(f"{C}/d/third"), "another", "and where it has another file by now that is shown")
+    is_((read(f"{C}/d/many"), read(f"{C}/d/mine")), ("many", "many"), "and the name that a user gave it stays")
+
+
 def both_killed():
     for n in ("deaf", "heard"):
         write(f"{O}/d/{n}", n)
@@ -178,12 +194,16 @@ def test():
         write(f"{O}/noise/{i}", "")
     write(f"{O}/d/old", "old")
     write(f"{O}/d/stays", "stays")
+    write(f"{O}/d/many", "many")
+    for n in ("listed", "third"):
+        os.link(f"{O}/d/many", f"{O}/d/{n}")
     slt.clone(slt.serve("sock", O)[0], C)
     taken_at_once()
     made_anew()
     changed_there()
     put_in_its_place()
     renamed_there()
+    several_names()
     both_killed()
     is_(read(f"{C}/d/stays"), "stays", "and what nobody touched is there")
 

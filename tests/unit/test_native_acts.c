@@ -1069,7 +1069,7 @@ static void test_came(void **state)
 	up(x);
 	struct sl_object *root = sl_object_root(x->s);
 	uint64_t listed = SL_NS_PER_SEC * 4000000000; /* later than anything that is listed */
-	assert_int_equal(sl_object_listed(root, sl_ns_to_timespec(listed)), 0);
+	assert_int_equal(sl_object_listed(root, NULL, 0, sl_ns_to_timespec(listed)), 0);
 	struct sl_attr before = changed_at(listed - 5, 1), came = changed_at(listed + 20, 2),
 		       missing = changed_at(listed + 10, 3), changed = changed_at(listed + 30, 2),
 		       anew = changed_at(listed + 30, 4);

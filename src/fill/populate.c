@@ -308,16 +308,18 @@ static void populate_end(struct sl_work *work)
 	int r = j->made < 0 ? j->made : j->attrs_err;
 	_cleanup_close_ int fd = j->admitted ? sl_object_open_dir(dir) : -EBADF;
 	r = show_hidden(j, fd, r);
+	/* Before the replay may go on with the names. */
+	if (r == 0 && sl_store_native(f->store))
+		r = sl_object_listed(dir, j->req.entries, j->req.nentries, sl_oreq_latest(&j->req));
 	if (r == 0)
 		r = sl_placeholder_populated(dir, &j->req.attr, j->before.st_mtim);
 	if (r == 0 && j->own_time && fd >= 0) {
 		struct timespec ts[2] = {j->before.st_atim, j->before.st_mtim};
 		(void)futimens(fd, ts);
 	}
-	if (r == 0 && sl_store_native(f->store))
-		r = sl_object_listed(dir, j->req.entries, j->req.nentries, sl_oreq_latest(&j->req));
-	if (fd >= 0 && (r == -ENOSPC || r == -EDQUOT)) {
-		/* What was made is seen by nobody, and takes the room that others need. */
+	if (fd >= 0 && (r == -ENOSPC || r == -EDQUOT) && !sl_store_makes_whole(f->store)) {
+		/* What was made is seen by nobody, and takes the room that others need. (Where names are lazy
+		 * somebody may have it open.) */
 		const struct sl_oreq nothing = {0};
 		(void)remove_leftovers(dir, fd, &nothing);
 	}

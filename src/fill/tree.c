@@ -20,6 +20,7 @@ struct tree {
 	struct sl_list todo, stale; /* of struct dir; stale: were not where they should be */
 	size_t ntodo, busy;
 	unsigned redone;
+	bool fresh; /* nothing had been listed: no user has been in it, and what is stale may be made anew */
 	int err;
 	struct sl_fill_progress p;
 };
@@ -207,7 +208,7 @@ static void dir_run(struct sl_work *work)
 	struct dir *d = sl_container_of(work, struct dir, work);
 	struct tree *t = d->t;
 	int r = d->err ? d->err : descend(t, d);
-	if (d->err == -ESTALE && t->root == sl_object_root(t->f->store) && d->want.o != t->root) {
+	if (d->err == -ESTALE && t->fresh && d->want.o != t->root) {
 		pthread_mutex_lock(&t->lock);
 		sl_list_add_tail(&t->stale, &d->link);
 		t->busy--;
@@ -253,6 +254,9 @@ int sl_fill_tree(struct sl_fill *f, struct sl_object *root,
 		 bool (*progress)(void *arg, const struct sl_fill_progress *p), void *arg)
 {
 	struct tree t = {.f = f, .root = root};
+	pthread_mutex_lock(&root->lock);
+	t.fresh = root == sl_object_root(f->store) && root->rec.state != SL_FULL;
+	pthread_mutex_unlock(&root->lock);
 	pthread_condattr_t ca;
 	pthread_condattr_init(&ca);
 	pthread_condattr_setclock(&ca, CLOCK_MONOTONIC);

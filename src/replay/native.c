@@ -466,6 +466,17 @@ static int link_here(struct sl_native_acts *a, struct sl_object *o, int dirfd, c
 	return r;
 }
 
+/* The directory @name was just made: it gets its record. One without is a user's, and empty: it must not
+ * stay. */
+static int adopt_dir(struct sl_native_acts *a, struct sl_object *dir, int dirfd, const char *name,
+		     const struct sl_attr *at)
+{
+	int r = sl_placeholder_adopt(dir, dirfd, name, at, a->cfg.lazy);
+	if (r < 0 && unlinkat(dirfd, name, AT_REMOVEDIR) < 0)
+		sl_err("'%s' was made, and has no record: %s", name, strerror(errno));
+	return r;
+}
+
 /* A new directory is made where it is seen, or the kernel would say that it was moved there. */
 static int make_dir(struct sl_native_acts *a, struct sl_object *dir, int dirfd, const char *name,
 		    const struct sl_attr *at)
@@ -482,7 +493,7 @@ static int make_dir(struct sl_native_acts *a, struct sl_object *dir, int dirfd, 
 	if (mkdirat(dirfd, name, at->mode & 01777) < 0)
 		r = -errno;
 	else
-		r = sl_placeholder_adopt(dir, dirfd, name, at, a->cfg.lazy);
+		r = adopt_dir(a, dir, dirfd, name, at);
 	sl_fan_making(a->cfg.fan, false);
 	sl_pending_clear(s);
 	if (r < 0 || fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
@@ -1004,7 +1015,7 @@ static int finish_mkdir(struct sl_native_acts *a, const struct sl_pending *p)
 	sl_object_put(o); /* what is known of it will be another thing */
 	o = NULL;
 	_cleanup_close_ int fd = sl_object_pin(dir);
-	return fd < 0 ? fd : sl_placeholder_adopt(dir, fd, p->name, &p->attr, a->cfg.lazy);
+	return fd < 0 ? fd : adopt_dir(a, dir, fd, p->name, &p->attr);
 }
 
 static void finish(struct sl_native_acts *a)

@@ -10,6 +10,8 @@
 
 #define CONTENT (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
 
+#define NOTES_KEPT 65536
+
 struct note {
 	struct sl_hnode node; /* key: of identity and name */
 	struct sl_list link;  /* in the order of their begin */
@@ -61,6 +63,10 @@ uint64_t sl_own_begin(struct sl_own *o, const struct sl_own_note *v, unsigned n)
 	uint64_t id = o->next_id++;
 	for (unsigned i = 0; i < n; i++)
 		add(o, id, &v[i]);
+	/* Where nothing is heard of nobody takes them out. One that goes counts as somebody else's, if it is
+	 * heard of after all. */
+	while (o->tab.n > NOTES_KEPT && sl_list_entry(o->list.next, struct note, link)->done)
+		drop(o, sl_list_entry(o->list.next, struct note, link));
 	pthread_mutex_unlock(&o->lock);
 	return id;
 }

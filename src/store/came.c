@@ -104,6 +104,8 @@ static int write_anew(struct sl_store *s)
 		v[n++] = sl_container_of(h, struct came, node)->e;
 	_cleanup_close_ int fd = openat(s->base_fd, LOG_NEW, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	int r = fd < 0 ? -errno : sl_write_full(fd, v, n * sizeof(*v));
+	if (r == 0 && fdatasync(fd) < 0)
+		r = -errno;
 	if (r == 0 && renameat(s->base_fd, LOG_NEW, s->base_fd, LOG) < 0)
 		r = -errno;
 	if (r < 0)
@@ -158,7 +160,7 @@ int sl_came_open(struct sl_store *s)
 		return 0;
 	int r = load(s);
 	/* On a full filesystem it goes on. */
-	if (r == 0 && write_anew(s) < 0)
+	if (r == 0 && (s->came_logged <= LOG_IDLE + 4 * s->came.n || write_anew(s) < 0))
 		s->came_fd = openat(s->base_fd, LOG, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 	return r;
 }

@@ -53,6 +53,12 @@ void sl_links_end(struct sl_store **s)
 		pthread_mutex_unlock(&(*s)->links_lock);
 }
 
+/* An error that says nothing of the object. */
+static bool passes(int r)
+{
+	return r == -ENOMEM || r == -EMFILE || r == -ENFILE || r == -EIO;
+}
+
 /* Native, lock held: the object that stands for @v. -ENOENT, and then nothing is in the way of another. */
 static int find(struct sl_store *s, const struct sl_version *v, struct sl_object **ret, unsigned *came)
 {
@@ -65,7 +71,13 @@ static int find(struct sl_store *s, const struct sl_version *v, struct sl_object
 		return -ENOENT;
 	text[n < 0 ? 0 : n] = '\0';
 	_cleanup_close_ int fd = decode(text, &h, came) ? sl_handle_open(s->tree_fd, &h, O_PATH) : -ESTALE;
-	bool same = fd >= 0 && fstat(fd, &st) == 0 && st.st_nlink && sl_object_of_fd(s, fd, &o) == 0;
+	if (passes(fd))
+		return fd;
+	bool same = fd >= 0 && fstat(fd, &st) == 0 && st.st_nlink;
+	int r = same ? sl_object_of_fd(s, fd, &o) : 0;
+	if (passes(r))
+		return r;
+	same &= r == 0;
 	if (same) {
 		pthread_mutex_lock(&o->lock);
 		same = o->has_record && !o->damaged && sl_object_is_reg(o) &&

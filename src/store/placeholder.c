@@ -209,6 +209,24 @@ static bool is_indexed(struct sl_store *s, const struct sl_version *v, const str
 }
 
 /*
+ * May what an interrupted attempt left at @name be taken away? Where names are lazy somebody may know it from
+ * then, and have it open, or have changed it: of a mapping that is written to the kernel tells at its end
+ * only. -EBUSY.
+ */
+static int may_take(struct sl_store *s, int dirfd, const char *name, const struct sl_record *rec,
+		    const struct stat *st)
+{
+	if (!whole(s) || !S_ISREG(st->st_mode) || !S_ISREG(rec->mode))
+		return 0;
+	if ((uint64_t)st->st_size != rec->origin.size || !sl_time_eq(st->st_mtim, rec->origin.mtime))
+		return -EBUSY;
+	_cleanup_close_ int fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	return fcntl(fd, F_SETLEASE, F_WRLCK) < 0 && errno == EAGAIN ? -EBUSY : 0;
+}
+
+/*
  * What stands where a placeholder is to be made was left by an interrupted attempt, or belongs to the user.
  * @linked: it is a file of several names. Returns 1 to keep it, 0 when it was removed, or -errno.
  */
@@ -229,6 +247,9 @@ static int clear_place(struct sl_store *s, int dirfd, const char *name, const st
 			return 1;
 		if (S_ISDIR(old.mode) && old.state != SL_COLD)
 			return 1; /* what is below may have been changed here */
+		r = may_take(s, dirfd, name, &old, &st);
+		if (r < 0)
+			return r;
 	} else if (r == -ENODATA && whole(s)) {
 		return 1; /* nothing of ours is ever without */
 	}
@@ -247,6 +268,10 @@ int sl_placeholder_remove(struct sl_object *dir, int dirfd, const char *name)
 		return 0;
 	if (r == -ENODATA && whole(dir->store))
 		return 0;
+	if (r == 0)
+		r = may_take(dir->store, dirfd, name, &old, &st);
+	if (r == -EBUSY)
+		return r;
 	return unlinkat(dirfd, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
 }
 
@@ -441,10 +466,10 @@ int sl_placeholder_hide(struct sl_object *dir, int dirfd, const struct sl_oentry
 	if (!whole(s) || fstatat(dirfd, e->name, &st, AT_SYMLINK_NOFOLLOW) == 0)
 		return -EEXIST;
 	int r = sl_placeholder_stage(dir, e->name, &e->attr, e->target, s->stage_fd, staged(s, hidden));
-	_cleanup_close_ int fd = r == 0 ? openat(s->stage_fd, hidden, O_PATH | O_NOFOLLOW | O_CLOEXEC) : r;
-	if (fd < 0)
-		return r < 0 ? r : -errno;
-	r = sl_object_of_fd(s, fd, ret);
+	if (r < 0)
+		return r;
+	_cleanup_close_ int fd = openat(s->stage_fd, hidden, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	r = fd < 0 ? -errno : sl_object_of_fd(s, fd, ret);
 	if (r < 0)
 		sl_placeholder_discard(s, hidden);
 	return r;
@@ -462,7 +487,9 @@ int sl_placeholder_show(struct sl_object *dir, int dirfd, const struct sl_oentry
 		r = renameat2(s->stage_fd, hidden, dirfd, e->name, RENAME_NOREPLACE) < 0 ? -errno : 0;
 		if (r == 0 && linked)
 			r = sl_links_add(s, &v, e->attr.nlink, dirfd, e->name);
-		return r == -EEXIST ? 0 : r;
+		if (r != -EEXIST)
+			return r;
+		r = 0;
 	}
 	sl_placeholder_discard(s, hidden);
 	return r;

@@ -56,6 +56,9 @@ int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret
 	*ret = o;
 	if (o->damaged)
 		return -EIO;
+	/* It may have been loaded just before it got one. */
+	if (!o->has_record)
+		sl_object_recorded(g->store, fd, ".");
 	pthread_mutex_lock(&o->lock);
 	bool unknown = making && !o->has_record, here = !unknown && o->rec.state == SL_FULL;
 	if (here) {

@@ -463,15 +463,15 @@ static bool all_zero(const char *p, size_t n)
 }
 
 /* What is zero needs no room: a hole, where the filesystem can make one, whatever was there before. */
-static int write_sparse(struct sl_object *o, int fd, const char *data, uint64_t len, uint64_t off, bool punch)
+static int write_sparse(struct sl_object *o, int fd, const char *data, uint64_t len, uint64_t off)
 {
 	for (uint64_t at = 0, n; at < len; at += n) {
 		n = SL_MIN(4096u, len - at);
 		bool zero = all_zero(data + at, (size_t)n);
 		while (at + n < len && all_zero(data + at + n, (size_t)SL_MIN(4096u, len - at - n)) == zero)
 			n += SL_MIN(4096u, len - at - n);
-		if (zero && (!punch || fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-						 (off_t)(off + at), (off_t)n) == 0))
+		if (zero && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(off + at),
+				      (off_t)n) == 0)
 			continue;
 		int r = sl_object_write_fill(o, fd, data + at, (size_t)n, off + at);
 		if (r < 0)
@@ -483,7 +483,7 @@ static int write_sparse(struct sl_object *o, int fd, const char *data, uint64_t 
 static int write_piece(struct fetch *x, int fd, bool sparse, uint64_t off, uint64_t len)
 {
 	char *data = x->req.data + (off - x->off);
-	return sparse ? write_sparse(x->o, fd, data, len, off, sl_store_native(x->f->store))
+	return sparse ? write_sparse(x->o, fd, data, len, off)
 		      : sl_object_write_fill(x->o, fd, data, len, off);
 }
 
@@ -526,11 +526,13 @@ static int fetch_write(struct fetch *x, bool sparse, bool keep_times)
 		return fd;
 	struct stat st = {0};
 	keep_times = !invisible && (keep_times || native);
-	if ((keep_times || native) && fstat(fd, &st) < 0)
+	if (fstat(fd, &st) < 0)
 		return -errno;
 	if (native && (uint64_t)st.st_size < x->o->map.size)
 		return CUT_OFF;
-	/* A placeholder reads as zeros where nothing was written, unless it was of another version before. */
+	/* A service that died while it took content away has left a file of another length, or old bytes. */
+	if (!native && (uint64_t)st.st_size != x->o->map.size && ftruncate(fd, (off_t)x->o->map.size) < 0)
+		return -errno;
 	bool around =
 	    sl_store_sealed(x->f->store) && !(x->o->rec.flags & SL_MIXED) && looks_changed(x->o, &st);
 	int r = around ? write_around(x, fd, sparse) : write_piece(x, fd, sparse, x->off, x->len);

@@ -85,9 +85,13 @@ static uint64_t mix(uint64_t x)
 	return x ^ x >> 33;
 }
 
-/* The content of a file: what its inode number and version determine, nowhere zero for long. */
+/* The content of a file: what its inode number and version determine, nowhere zero for long; of version 0 all is. */
 static void content(uint64_t ino, uint32_t version, uint64_t off, char *buf, size_t len)
 {
+	if (!version) {
+		memset(buf, 0, len);
+		return;
+	}
 	for (size_t i = 0; i < len;) {
 		uint64_t w = mix(ino * 1000003 + version * 97 + (off + i) / 8 * 0x9e3779b97f4a7c15ull) | 0x0101010101010101ull;
 		size_t at = (off + i) % 8, n = SL_MIN(8 - at, len - i);
@@ -1536,6 +1540,33 @@ static void test_evict(void **state)
 	sl_object_put(d);
 }
 
+/* A service that was killed while it took content away, or gave a file a new version, left the file cut off, or with
+ * what it had before. What is nothing but a hole is written nowhere, and must be as long as it is all the same. */
+static void test_half_dropped(void **state)
+{
+	struct fx *x = *state;
+	struct fnode *n = add(x->k, "f", S_IFREG | 0644, MIB);
+	n->version = 0;
+	n->a.blocks = 0;
+	struct sl_object *o = get(x, "f");
+	static char old[2 * MIB];
+	memset(old, 'x', sizeof(old));
+	for (size_t left = 100; left <= sizeof(old); left += sizeof(old) - 100) {
+		_cleanup_close_ int fd = sl_object_open(o, O_RDWR);
+		struct stat st;
+		assert_true(fd >= 0);
+		assert_int_equal(ftruncate(fd, 0), 0);
+		assert_int_equal(sl_pwrite_full(fd, old, left, 0), 0);
+		check_range(x, o, n, 0, MIB);
+		assert_int_equal(fstat(fd, &st), 0);
+		assert_int_equal(st.st_size, MIB);
+		close(sl_steal_fd(&fd));
+		quiet(x);
+		assert_int_equal(evict1(x, o, NULL), 0);
+	}
+	sl_object_put(o);
+}
+
 static void test_evict_local(void **state)
 {
 	struct fx *x = *state;
@@ -2028,7 +2059,7 @@ int main(int argc, char **argv)
 		T(stranger),	    T(errors),	    T(short_answer),	 T(cancel),		  T(cancel_race),
 		T(edges),	    T(huge),		 T(in_flight),		  T(free_waits),
 		T(commit),	    T(crash),		 T(uncommitted),	  T(evict),
-		T(evict_local),	    T(reclaim),		 T(evict_race),		  T(evict_commit),
+		T(half_dropped), T(evict_local),	    T(reclaim),		 T(evict_race),		  T(evict_commit),
 		T(evict_lease),	    T(evict_modify),	 T(modify),		  T(modify_race),
 		T(unlinked),	    T(no_space),	 T(limit),
 	};

@@ -385,7 +385,8 @@ static void raise_name(struct sl_raise *r, const struct sl_fsnotify_part *p, con
 		       uint64_t mask)
 {
 	bool come = mask & (FAN_CREATE | FAN_MOVED_TO), gone = mask & (FAN_DELETE | FAN_MOVED_FROM);
-	if ((come || gone) &&
+	bool same_kind = gone || !p->has_state || S_ISDIR(p->entry.attr.mode) == !!(mask & FAN_ONDIR);
+	if ((come || gone) && same_kind &&
 	    sl_told_early(&r->told, p->nodeid, at->name, come && p->has_state ? p->entry.nodeid : 0)) {
 		unused(r, p);
 		return;

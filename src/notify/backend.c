@@ -35,6 +35,7 @@
 #define MORE_ROOM      (32u << 10) /* behind a chunk, for what comes until then */
 #define COMPLAIN_NS    (60 * SL_NS_PER_SEC)
 #define AFTER_ERROR_MS 1000
+#define QUIET_MS       20
 
 struct chunk {
 	struct sl_list link;
@@ -69,7 +70,7 @@ struct sl_backend {
 
 	/* main only */
 	struct sl_changes out;
-	bool owe_idle;
+	bool owe_quiet;
 	uint64_t complained;
 };
 
@@ -237,9 +238,8 @@ static void call(struct sl_backend *b, const struct sl_change *v, size_t n, bool
 	b->stats.changes += n - lost;
 	b->stats.overflows += lost;
 	pthread_mutex_unlock(&b->lock);
-	b->owe_idle = !idle;
-	if (n > 0 || idle)
-		b->cfg.changes(b->cfg.arg, v, (unsigned)n, idle);
+	b->owe_quiet = n > 0;
+	b->cfg.changes(b->cfg.arg, v, (unsigned)n, idle);
 }
 
 static void deliver(struct sl_backend *b, struct chunk *c, bool idle)
@@ -248,25 +248,24 @@ static void deliver(struct sl_backend *b, struct chunk *c, bool idle)
 	b->out.lost = c->len == 0;
 	b->src->ops->parse(b->src, c->data, c->len, c->when, &b->out);
 	if (!b->out.lost) {
-		if (b->out.n > 0 || b->owe_idle)
+		if (b->out.n > 0)
 			call(b, b->out.v, b->out.n, idle);
 		return;
 	}
 	/* The room that there is must do for what there is no room for. */
 	const struct sl_change overflow = {.mask = FAN_Q_OVERFLOW, .when = c->when};
-	call(b, b->out.v, b->out.n, false);
+	if (b->out.n > 0)
+		call(b, b->out.v, b->out.n, false);
 	call(b, &overflow, 1, idle);
 }
 
-/* Main: take the next chunk in order, and read it if need be. NULL: @idle, or the end. */
+/* Main: take the next chunk in order, and read it if need be. NULL: quiet (and @idle), or the end. */
 static struct chunk *next(struct sl_backend *b, bool *idle)
 {
 	struct chunk *c = NULL;
+	*idle = false;
 	pthread_mutex_lock(&b->lock);
-	while (!b->stop && !(c = pop(b))) {
-		*idle = b->drained && b->owe_idle;
-		if (*idle)
-			break;
+	while (!b->stop && !*idle && !(c = pop(b))) {
 		if (b->relieved) {
 			b->main_idle = true;
 			pthread_cond_wait(&b->main_cond, &b->lock);
@@ -275,9 +274,11 @@ static struct chunk *next(struct sl_backend *b, bool *idle)
 		}
 		bool drained = b->drained;
 		pthread_mutex_unlock(&b->lock);
-		if (!drained || wait_readable(b, -1))
+		bool quiet = drained && !wait_readable(b, b->owe_quiet ? QUIET_MS : -1);
+		if (!quiet)
 			take(b);
 		pthread_mutex_lock(&b->lock);
+		*idle = quiet && b->owe_quiet && !b->stop;
 	}
 	if (c) {
 		*idle = sl_list_empty(&b->queue) && b->drained;

@@ -443,7 +443,9 @@ static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 			settle(ev);
 		ev->forgot = false;
 	}
-	if (idle)
+	/* Not as soon as the queue is empty: what was seen of a name may be of changes made while it was
+	 * looked at, and they are told of as what they are. */
+	if (!n)
 		settle(ev);
 	if (idle && n) {
 		sl_own_heard(ev->uses, v[0].when);

@@ -16,9 +16,11 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import minifuse  # noqa: E402
 import slt  # noqa: E402
 from slt import ROOT, T, is_, ok, out  # noqa: E402
 
@@ -592,6 +594,18 @@ def work_mount(fs):
 
 # ---- the exporter's side ----
 
+def inotify(fd):
+    """(watch, mask, name) of what is there."""
+    buf, at, got = b"", 0, []
+    with contextlib.suppress(BlockingIOError):
+        buf = os.read(fd, 1 << 16)
+    while at < len(buf):
+        wd, mask, _, n = struct.unpack_from("iIII", buf, at)
+        got.append((wd, mask, buf[at + 16:at + 16 + n].rstrip(b"\0").decode()))
+        at += 16 + n
+    return got
+
+
 def hearing(fs):
     """fanotify and inotify of changes."""
     a, b = fs.top + "/a", fs.top + "/b"
@@ -621,19 +635,10 @@ def hearing(fs):
     watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     libc.inotify_add_watch(watch, os.fsencode(p), 0xc04)  # IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF
 
-    def heard():
-        b, at, masks = b"", 0, []
-        with contextlib.suppress(BlockingIOError):
-            b = os.read(watch, 4096)
-        while at < len(b):
-            _, mask, _, n = struct.unpack_from("iIII", b, at)
-            masks.append(mask)
-            at += 16 + n
-        return masks
     with opened(p):
         os.unlink(p)
-        is_(heard(), [0x4], "unlink of a watched file that is open is IN_ATTRIB")
-    is_(heard(), [0x400, 0x8000], "and IN_DELETE_SELF and IN_IGNORED when it is closed")
+        is_([e[1] for e in inotify(watch)], [0x4], "unlink of a watched file that is open is IN_ATTRIB")
+    is_([e[1] for e in inotify(watch)], [0x400, 0x8000], "and IN_DELETE_SELF and IN_IGNORED when it is closed")
     os.close(watch)
 
 
@@ -671,6 +676,67 @@ def without_privilege(fs):
     is_([as_user(listen(how)) for how in (0, FILESYSTEM)], [0, errno.EPERM], "a user may mark directories with fanotify, and no filesystem")
 
 
+# ---- FUSE ----
+
+def fuse():
+    names = ["seen", "gone", "deleted", "x"]
+    os.mkdir(T + "/fuse")
+    s = minifuse.Server(T + "/fuse", names)
+    slt._at_end.append(lambda: libc.umount2(os.fsencode(s.path), 2))  # pylint: disable=protected-access
+    at = s.path + "/"
+    me = threading.get_native_id()
+    is_(os.path.exists(at + "none"), False, "FUSE: a name is looked up")
+    is_(s.asked(), (me, "none"), "with the number of the thread that asks")
+
+    watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    which = {libc.inotify_add_watch(watch, os.fsencode(p), 0xfff): p[len(at):] for p in [at] + [at + n for n in names]}
+    is_(sorted(which.values()), sorted(names + [""]), "FUSE: inotify watches")
+
+    def heard():
+        return [(which[wd], mask) for wd, mask, _ in inotify(watch)]
+    r = [f(n) for n in ("seen", "gone") for f in (s.inval_inode, s.inval_entry, lambda n: s.inval_entry(n, minifuse.EXPIRE_ONLY))]
+    ok(set(r) <= {0, errno.ENOENT}, "FUSE: the kernel is told to forget names, inodes, or when they expire", r)
+    is_(heard(), [], "which raises no event")
+    is_(s.notify(99, bytes(64)), errno.EINVAL, "FUSE: a notification that the kernel does not know is EINVAL")
+    os.stat(at + "deleted")
+    is_(s.delete("deleted"), 0, "FUSE: FUSE_NOTIFY_DELETE")
+    is_(heard(), [("deleted", 0x400), ("deleted", 0x8000)], "is heard of at the child (IN_DELETE_SELF, IN_IGNORED), and not at its directory")
+
+    # What the echo of the fuse gate does.
+    before = os.stat(at + "seen")
+    is_(fails(lambda: os.mknod(at + "seen")), errno.EEXIST, "FUSE: mknod of a name that is shown is EEXIST")
+    is_(heard(), [], "and raises nothing")
+    other = Actor(lambda: os.stat(at + "seen"))
+    is_(other.ended(), 0, "another process has it in the cache")
+    s.hide(me)
+    is_(fails(lambda: os.mknod(at + "seen")), 0, "FUSE: of one that is hidden from who makes it, it is not")
+    is_(heard(), [("", 0x100)], "and raises IN_CREATE")
+    is_(fails(lambda: os.unlink(at + "x")) if s.inval_entry("x") in (0, errno.ENOENT) else None, errno.ENOENT, "FUSE: unlink of a name that is hidden is ENOENT")
+    s.hide(0)
+    is_(os.stat(at + "seen").st_ino, before.st_ino, "it is the same object")
+    heard()
+    is_(fails(lambda: os.unlink(at + "x")), 0, "FUSE: of one that is shown, it is not, although the origin may have none")
+    ok(("", 0x200) in heard(), "and raises IN_DELETE")
+    os.close(watch)
+
+    def listen(flags, how, mask):
+        fd = check(libc.fanotify_init(CLOEXEC | flags, os.O_RDONLY), "fanotify_init")
+        check(libc.fanotify_mark(fd, ADD | how, ctypes.c_uint64(mask), -100, os.fsencode(at)), "fanotify_mark")
+        os.close(fd)
+    fids = (FID, DIR_FID | NAME, FID | DIR_FID | NAME | TARGET_FID)
+    is_([fails(lambda f=f: listen(f, 0, CREATE)) for f in fids] + [fails(lambda: listen(DIR_FID | NAME, 0, RENAME))], [0] * 4,
+        "FUSE: fanotify marks inodes, also for names and renames")
+    is_([fails(lambda f=f, h=h: listen(f, h, 0x2)) for f in fids for h in (MOUNT, FILESYSTEM)], [errno.ENODEV] * 6, "but with handles no mounts and filesystems")
+    is_(fails(lambda: listen(0, MOUNT, 0x2)), 0, "with descriptors mounts as well")
+
+    actor = Actor(lambda: os.stat(at + "held"))
+    while s.asked()[1] != "held":
+        pass
+    is_(s.notify(minifuse.RESEND, b""), 0, "FUSE: requests that nobody has answered are asked for again")
+    is_(actor.ended(), errno.ENOENT, "and are answered then")
+    s.stop()
+
+
 def test():
     if not ROOT:
         print("1..0 # SKIP marks on filesystems need root", flush=True)
@@ -692,6 +758,7 @@ def test():
             for f in (refused, answers, event_descriptors, hearing, without_privilege):
                 f(fs)
         out("umount", fs.top)
+    fuse()
 
 
 slt.run(test)

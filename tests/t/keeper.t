@@ -357,14 +357,16 @@ def managed(server):
         with point("who waited when they were killed is answered"):
             slt.sluice("evict", C + "/sizes/65537", C + "/sizes/65536")
             server.send_signal(signal.SIGSTOP)
-            waiters = [Reader(f"{C}/sizes/{n}") for n in ("65537", "65536")]
-            slt.wait_for(60, "they wait", lambda: brief()["waiting"] >= 2)
-            os.killpg(m.p.pid, 9)
-            m.p.wait(60)
-            m.said.clear()
-            m.start()
-            m.hear(lambda: "READY=1" in m.said)
-            server.send_signal(signal.SIGCONT)
+            try:
+                waiters = [Reader(f"{C}/sizes/{n}") for n in ("65537", "65536")]
+                slt.wait_for(60, "they wait", lambda: brief()["waiting"] >= 2)
+                os.killpg(m.p.pid, 9)
+                m.p.wait(60)
+                m.said.clear()
+                m.start()
+                m.hear(lambda: "READY=1" in m.said)
+            finally:
+                server.send_signal(signal.SIGCONT)
             for n, r in zip(("65537", "65536"), waiters):
                 r.join(60)
                 # Of a native clone nobody knows any more which file it was.

@@ -303,6 +303,7 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 	int r = sl_fan_new(&fc, &c->fan, why);
 	if (r < 0)
 		return r;
+	sl_keeper_numbers_known(c->keeper);
 	sl_kept_put(c->keeper, SL_KEPT_GROUP, sl_fan_group(c->fan));
 	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
 	struct sl_pending p;

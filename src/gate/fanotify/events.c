@@ -394,13 +394,27 @@ static void *events_thread(void *arg)
 	return NULL;
 }
 
+/* What an earlier service had read, and not got to, stands in its slot as well. */
+static void note_read(struct sl_fan *g)
+{
+	for_each_event(m, g->area->read, READ_BYTES)
+	{
+		struct slot s = parse(m);
+		if (m->fd >= 0)
+			note(g, m->fd, &s);
+		m->fd = FAN_NOFD;
+	}
+	memset(g->area->read, 0, READ_BYTES);
+}
+
 /*
  * The group was kept, and the descriptors of its events were not: which files they are about nobody knows. An
  * answer goes by the number all the same, and it must come before the kernel gives that number again.
  */
-static void refuse_lost(struct sl_fan *g)
+void fan_refuse_lost(struct sl_fan *g)
 {
 	size_t n = 0;
+	note_read(g);
 	for (uint32_t fd = 0; fd < SL_MIN(g->area->top, g->area->nslots); fd++) {
 		struct slot *s = &g->area->slot[fd];
 		if (s->mask) {
@@ -416,17 +430,7 @@ static void refuse_lost(struct sl_fan *g)
 int sl_fan_start(struct sl_fan *g)
 {
 	size_t n = 0;
-	/* What an earlier service had read, and not got to. */
-	for_each_event(m, g->area->read, READ_BYTES)
-	{
-		struct slot s = parse(m);
-		if (m->fd >= 0)
-			note(g, m->fd, &s);
-		m->fd = FAN_NOFD;
-	}
-	memset(g->area->read, 0, READ_BYTES);
-	if (g->cfg.numbers_lost)
-		refuse_lost(g);
+	note_read(g);
 	for (uint32_t fd = 0; fd < SL_MIN(g->area->top, g->area->nslots); fd++) {
 		struct slot s = g->area->slot[fd];
 		if (s.mask) {

@@ -296,6 +296,8 @@ int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why)
 	int r = g->stop_fd < 0 ? -errno : set_area(g);
 	if (r == 0)
 		r = sl_pool_new(THREADS, "gate", &g->pool);
+	if (r == 0 && g->group >= 0 && cfg->numbers_lost)
+		fan_refuse_lost(g);
 	if (r == 0 && (g->group < 0 || g->notify < 0))
 		r = make_groups(g, why);
 	else if (r == 0 && (r = mark_asking(g)) < 0) /* as it was made, by the same rules */

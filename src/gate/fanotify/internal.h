@@ -116,6 +116,8 @@ bool fan_asks_for_names(struct sl_fan *g);
 /** @o, one of whose names is open as @fd, lost its place at the origin: that name is its place now. False if
  * it did not, or nobody knows. */
 bool fan_find_place(struct sl_fan *g, int fd, struct sl_object *o);
+/** Accesses that waited for a service whose descriptors are gone are refused. */
+void fan_refuse_lost(struct sl_fan *g);
 /** Look at an access again, and answer it or keep it. Takes over @w. */
 void fan_dispatch(struct waiter *w);
 /** True if the file was opened through a mount that programs see; false for private ones, as overlayfs has.

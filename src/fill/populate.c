@@ -9,6 +9,8 @@
 #include "store/walk.h"
 #include "store/xattr.h"
 
+#define STRAYS_MAX 3 /* listings more because of names that are gone from where they were listed */
+
 struct job {
 	struct sl_work work;
 	struct sl_fill *f;
@@ -17,14 +19,17 @@ struct job {
 	char *place;
 	int err;
 	/* of a directory */
-	unsigned tries;
-	bool admitted, own_time;
+	unsigned tries, strays;
+	bool admitted, seen, own_time; /* seen: `before` and `own_time` are known */
 	struct stat before;
 	atomic_uint left;      /* entries whose extended attributes are on their way, and one */
 	struct sl_list hidden; /* of struct attrs: those that are seen when they have come */
 	_Atomic int attrs_err; /* of one of them */
+	atomic_bool strayed;   /* one of them is not there any more */
 	int made;
 };
+
+static void populate_run(struct sl_work *work);
 
 static void job_done(struct sl_oreq *r)
 {
@@ -151,8 +156,10 @@ static void attrs_done(struct sl_want *w, int err)
 		_cleanup_free_ char *path = sl_object_path(w->o);
 		sl_warn("cannot fetch the extended attributes of '%s': %s", path ? path : "", strerror(-err));
 	}
-	/* What is gone at the origin has none; what must not be read there is not read here either. */
-	if (err && err != -ESTALE && err != -EACCES)
+	/* What must not be read there is not read here either. */
+	if (err == -ESTALE)
+		j->strayed = true;
+	else if (err && err != -EACCES)
 		j->attrs_err = err;
 	sl_object_put(w->o);
 	if (!*x->hidden)
@@ -299,6 +306,31 @@ static int make_names(struct job *j, int fd)
 	return r;
 }
 
+/*
+ * Something is gone from where it was listed, and its extended attributes have not come. It may have another
+ * name by now, and would stay without them. Nobody has seen these names: they are listed again. What goes all
+ * the time is as good as gone, and has none.
+ */
+static bool list_again(struct job *j, int fd)
+{
+	char *now = NULL;
+	if (j->made < 0 || j->attrs_err || !j->strayed || j->strays >= STRAYS_MAX ||
+	    sl_object_place(j->o, &now) < 0) {
+		free(now);
+		return false;
+	}
+	(void)show_hidden(j, fd, -ESTALE);
+	sl_space_settle(j->f, j->req.nentries * 512);
+	sl_oreq_fini(&j->req);
+	free(j->place);
+	j->place = now;
+	j->strays++;
+	j->admitted = j->strayed = false;
+	j->work.run = populate_run;
+	submit(j, SL_OREQ_LIST, true);
+	return true;
+}
+
 /* All names are there, with what belongs to them, or @j->made says why not. */
 static void populate_end(struct sl_work *work)
 {
@@ -307,6 +339,8 @@ static void populate_end(struct sl_work *work)
 	struct sl_fill *f = j->f;
 	int r = j->made < 0 ? j->made : j->attrs_err;
 	_cleanup_close_ int fd = j->admitted ? sl_object_open_dir(dir) : -EBADF;
+	if (list_again(j, fd))
+		return;
 	r = show_hidden(j, fd, r);
 	/* Before the replay may go on with the names. */
 	if (r == 0 && sl_store_native(f->store))
@@ -358,10 +392,11 @@ static void populate_run(struct sl_work *work)
 	_cleanup_close_ int fd = r == 0 ? sl_object_open_dir(dir) : -EBADF;
 	if (r == 0 && fd < 0)
 		r = fd;
-	if (r == 0 && fstat(fd, &j->before) < 0)
+	if (r == 0 && !j->seen && fstat(fd, &j->before) < 0)
 		r = -errno;
 	if (r == 0) {
-		j->own_time = has_own_time(dir, &j->before);
+		j->own_time = j->seen ? j->own_time : has_own_time(dir, &j->before);
+		j->seen = true;
 		r = make_names(j, fd);
 	}
 	j->made = r;

@@ -88,6 +88,8 @@ bool sl_keeper_successor(const struct sl_keeper *k);
 /** In a successor: the named descriptors came back from a service manager; the numbers in the area mean
  * nothing. */
 bool sl_keeper_numbers_lost(const struct sl_keeper *k);
+/** Nothing in the area is by such a number any more. */
+void sl_keeper_numbers_known(struct sl_keeper *k);
 unsigned sl_keeper_restarts(const struct sl_keeper *k);
 pid_t sl_keeper_pid(const struct sl_keeper *k);
 /** The clone can be used. */

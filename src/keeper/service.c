@@ -55,6 +55,12 @@ bool sl_keeper_numbers_lost(const struct sl_keeper *k)
 	return k && k->st->numbers_lost;
 }
 
+void sl_keeper_numbers_known(struct sl_keeper *k)
+{
+	if (k)
+		k->st->numbers_lost = 0;
+}
+
 unsigned sl_keeper_restarts(const struct sl_keeper *k)
 {
 	return k ? k->st->restarts : 0;

@@ -293,6 +293,7 @@ static int drop_name(struct sl_object *o, struct sl_object *dir, int dirfd, cons
 {
 	if (unlinkat(dirfd, name, sl_object_is_dir(o) ? AT_REMOVEDIR : 0) < 0)
 		return -errno;
+	sl_object_forget_came(dir, name);
 	if (sl_object_is_reg(o))
 		lose_place(o, dir, name);
 	pthread_mutex_lock(&o->lock);
@@ -472,8 +473,11 @@ static int adopt_dir(struct sl_native_acts *a, struct sl_object *dir, int dirfd,
 		     const struct sl_attr *at)
 {
 	int r = sl_placeholder_adopt(dir, dirfd, name, at, a->cfg.lazy);
-	if (r < 0 && unlinkat(dirfd, name, AT_REMOVEDIR) < 0)
-		sl_err("'%s' was made, and has no record: %s", name, strerror(errno));
+	if (r == 0 || unlinkat(dirfd, name, AT_REMOVEDIR) == 0)
+		return r;
+	if (errno == ENOTEMPTY || errno == EEXIST)
+		return -EEXIST; /* a user has put something into it: it is his */
+	sl_err("'%s' was made, and has no record: %s", name, strerror(errno));
 	return r;
 }
 

@@ -17,8 +17,9 @@ struct peer {
 struct sl_peers {
 	struct sl_store *store;
 	pthread_mutex_t lock; /* protects all below; objects' locks are taken after it */
+	pthread_cond_t cond;  /* it is no longer being made */
 	struct sl_htab table;
-	bool made;
+	enum { NOT_MADE, BEING_MADE, SPOILT, MADE } state; /* SPOILT: being made, and something is missing */
 };
 
 int sl_peers_new(struct sl_store *s, struct sl_peers **ret)
@@ -28,6 +29,7 @@ int sl_peers_new(struct sl_store *s, struct sl_peers **ret)
 		return -ENOMEM;
 	(*ret)->store = s;
 	pthread_mutex_init(&(*ret)->lock, NULL);
+	pthread_cond_init(&(*ret)->cond, NULL);
 	return 0;
 }
 
@@ -43,6 +45,7 @@ void sl_peers_free(struct sl_peers *p)
 	}
 	sl_htab_fini(&p->table);
 	pthread_mutex_destroy(&p->lock);
+	pthread_cond_destroy(&p->cond);
 	free(p);
 }
 
@@ -62,18 +65,28 @@ static int note(struct sl_peers *p, struct sl_object *o)
 	return r;
 }
 
+/* Records that could not be noted are read anew. */
+static void spoil(struct sl_peers *p)
+{
+	p->state = p->state == MADE ? NOT_MADE : p->state == BEING_MADE ? SPOILT : p->state;
+}
+
 static int note_one(void *arg, const char *path, struct sl_object *o, int err)
 {
+	struct sl_peers *p = arg;
 	(void)path;
 	(void)err;
-	return o ? note(arg, o) : 0;
+	pthread_mutex_lock(&p->lock);
+	int r = o ? note(p, o) : 0;
+	pthread_mutex_unlock(&p->lock);
+	return r;
 }
 
 void sl_peers_note(struct sl_peers *p, struct sl_object *o)
 {
 	pthread_mutex_lock(&p->lock);
-	if (p->made && note(p, o) < 0)
-		p->made = false; /* and is made anew */
+	if (p->state != NOT_MADE && note(p, o) < 0)
+		spoil(p);
 	pthread_mutex_unlock(&p->lock);
 }
 
@@ -82,13 +95,13 @@ void sl_peers_note_names(struct sl_peers *p, struct sl_object *dir)
 	struct sl_name *v = NULL;
 	size_t n = 0;
 	pthread_mutex_lock(&p->lock);
-	bool made = p->made;
+	bool made = p->state != NOT_MADE;
 	pthread_mutex_unlock(&p->lock);
 	if (!made) /* it will find them */
 		return;
 	if (sl_names_read(dir, &v, &n) < 0) {
 		pthread_mutex_lock(&p->lock);
-		p->made = false;
+		spoil(p);
 		pthread_mutex_unlock(&p->lock);
 		return;
 	}
@@ -101,20 +114,31 @@ void sl_peers_note_names(struct sl_peers *p, struct sl_object *dir)
 	sl_names_free(v, n);
 }
 
+/* With the lock held, which is given up meanwhile: names that come must not wait for the whole tree to be
+ * read. What comes is noted, and found by the walk besides. */
+static void make(struct sl_peers *p)
+{
+	uint64_t began = sl_now();
+	p->state = BEING_MADE;
+	pthread_mutex_unlock(&p->lock);
+	int r = sl_walk(sl_object_root(p->store), note_one, p);
+	pthread_mutex_lock(&p->lock);
+	if (r < 0)
+		sl_warn("other names of files cannot be told: %s", strerror(-r));
+	else
+		sl_info("read %zu records for hard links, in %llu ms", p->table.n,
+			(unsigned long long)(sl_now() - began) / SL_NS_PER_MS);
+	p->state = r < 0 || p->state == SPOILT ? NOT_MADE : MADE;
+	pthread_cond_broadcast(&p->cond);
+}
+
 /* With the lock held. */
 static bool find(struct sl_peers *p, const struct sl_version *v, struct sl_handle *ret)
 {
-	if (!p->made) {
-		uint64_t began = sl_now();
-		int r = sl_walk(sl_object_root(p->store), note_one, p);
-		if (r < 0) {
-			sl_warn("other names of files cannot be told: %s", strerror(-r));
-			return false;
-		}
-		p->made = true;
-		sl_info("read %zu records for hard links, in %llu ms", p->table.n,
-			(unsigned long long)(sl_now() - began) / SL_NS_PER_MS);
-	}
+	while (p->state == BEING_MADE || p->state == SPOILT)
+		pthread_cond_wait(&p->cond, &p->lock);
+	if (p->state == NOT_MADE)
+		make(p);
 	struct sl_hnode *h = sl_htab_find(&p->table, v->ino);
 	if (h)
 		*ret = sl_container_of(h, struct peer, node)->h;

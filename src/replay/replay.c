@@ -790,6 +790,9 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 {
 	_cleanup_object_ struct sl_object *o = NULL;
 	int r = sl_object_lookup(dir, name, &o);
+	/* It was taken away here before: that need not be known any more. */
+	if (r == -ENOENT && sl_store_native(dir->store) && e->state.known && !e->state.present)
+		sl_object_forget_came(dir, name);
 	if (r < 0)
 		return r == -ENOENT ? 0 : r;
 	if (replay_foreign(dir, name, o))

@@ -25,7 +25,7 @@ struct sl_clone {
 	bool listed;			     /* all names that are here were listed by this service */
 	struct sl_replay *_Atomic replay;    /* or NULL: none yet, and none any more */
 	_Atomic bool missed;		     /* events came while there was none */
-	dev_t dev;			     /* of its filesystem; 0: not looked up yet */
+	_Atomic dev_t dev;		     /* of its filesystem; 0: not looked up yet */
 	uint64_t started;		     /* seconds since the epoch */
 	int stop_fd;			     /* an eventfd; written to when the service shall end */
 	/* what the last crash made us forget; counted in the background after an unclean start */

@@ -65,16 +65,16 @@ static int device_of(struct sl_clone *c, dev_t *dev)
 	struct stat st;
 	struct statx sx;
 	char point[4097];
-	if (!c->dev) {
-		if (fstat(sl_store_tree_fd(c->store), &st) < 0)
-			return -errno;
-		c->dev = st.st_dev;
-		if (!cfg->image && !cfg->device &&
-		    statx(AT_FDCWD, sl_store_path(c->store), 0, STATX_MNT_ID, &sx) == 0 &&
-		    sx.stx_mask & STATX_MNT_ID)
-			(void)find_mount("self", &c->dev, (int)sx.stx_mnt_id, point);
-	}
 	*dev = c->dev;
+	if (*dev)
+		return 0;
+	if (fstat(sl_store_tree_fd(c->store), &st) < 0)
+		return -errno;
+	*dev = st.st_dev;
+	if (!cfg->image && !cfg->device &&
+	    statx(AT_FDCWD, sl_store_path(c->store), 0, STATX_MNT_ID, &sx) == 0 && sx.stx_mask & STATX_MNT_ID)
+		(void)find_mount("self", dev, (int)sx.stx_mnt_id, point);
+	c->dev = *dev;
 	return 0;
 }
 
@@ -303,6 +303,7 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 	int r = sl_fan_new(&fc, &c->fan, why);
 	if (r < 0)
 		return r;
+	sl_keeper_numbers_known(c->keeper);
 	sl_kept_put(c->keeper, SL_KEPT_GROUP, sl_fan_group(c->fan));
 	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
 	struct sl_pending p;

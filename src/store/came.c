@@ -30,7 +30,7 @@
 struct entry {
 	uint64_t key;  /* of directory and name; 0: nothing */
 	uint64_t what; /* the object at the origin; 0: no longer noted */
-	uint64_t upto; /* when that had changed last, as far as is known here */
+	uint64_t upto; /* when that had changed last, as far as is known here; 0: it is not */
 };
 
 struct came {
@@ -230,12 +230,14 @@ void sl_object_clock(struct sl_object *dir, struct timespec ctime)
 	pthread_mutex_unlock(&dir->lock);
 	if (!back)
 		return;
+	size_t i;
 	pthread_mutex_lock(&s->came_lock);
-	forget_all(s);
+	for (struct sl_hnode *h = sl_htab_first(&s->came, &i); h; h = sl_htab_step(&s->came, &i, h))
+		sl_container_of(h, struct came, node)->e.upto = 0;
 	int r = s->came_fd >= 0 ? write_anew(s) : 0;
 	pthread_mutex_unlock(&s->came_lock);
 	if (r < 0)
-		sl_debug("the notes of what has come are still there: %s", strerror(-r));
+		sl_debug("the times of what has come are still noted: %s", strerror(-r));
 }
 
 bool sl_object_taken(struct sl_object *dir, const char *name, const struct sl_attr *a)

@@ -208,6 +208,7 @@ int sl_links_note(struct sl_object *o, uint32_t nlink, int change)
 	struct sl_store *s = o->store;
 	_cleanup_object_ struct sl_object *known = NULL;
 	_cleanup_(sl_links_end) struct sl_store *held = sl_links_begin(s);
+	char key[SL_LINK_KEY_MAX];
 	struct stat st;
 	unsigned came;
 	pthread_mutex_lock(&o->lock);
@@ -215,9 +216,11 @@ int sl_links_note(struct sl_object *o, uint32_t nlink, int change)
 	bool may = s->native && o->has_record && sl_object_is_reg(o) && v.ino;
 	pthread_mutex_unlock(&o->lock);
 	_cleanup_close_ int fd = may ? sl_object_pin(o) : -EBADF;
-	if (!may || fd < 0 || fstat(fd, &st) < 0)
-		return may ? SL_MIN(fd, 0) : 0;
-	int r = find(s, &v, &known, &came);
+	if (!may)
+		return 0;
+	int r = find(s, &v, &known, &came); /* what stands for nothing any more goes */
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return SL_MIN(fd, 0);
 	if (r == 0 && known != o)
 		return 0;
 	came = r < 0 ? (unsigned)st.st_nlink : change < 0 && came == 0 ? 0 : came + (unsigned)change;
@@ -225,5 +228,8 @@ int sl_links_note(struct sl_object *o, uint32_t nlink, int change)
 		nlink = (uint32_t)SL_MAX(came, 1u);
 	r = enter(s, &v, &o->handle, came);
 	balance(s, &v, fd, nlink, came);
+	/* The last name is gone, and somebody has it open. */
+	if (fstat(fd, &st) == 0 && st.st_nlink == 0)
+		unlinkat(s->links_fd, sl_link_key(&v, key), 0);
 	return r;
 }

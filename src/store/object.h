@@ -258,8 +258,8 @@ bool sl_object_has_come(struct sl_object *dir, const char *name, struct sl_objec
 
 /**
  * The directory's time of change at the origin is @ctime now. Where it has changed, and to a time before that
- * up to which it was listed, the origin's clock was set back: nothing is known any more of what has come, and
- * what was deleted here comes back rather than that anything of the origin's is missing.
+ * up to which it was listed, the origin's clock was set back: no time tells any more what has come, only what
+ * an object is; and what was deleted here comes back rather than that anything of the origin's is missing.
  */
 void sl_object_clock(struct sl_object *dir, struct timespec ctime);
 

@@ -303,6 +303,8 @@ int sl_placeholder_make(struct sl_object *dir, int dirfd, const char *name, cons
 				return 0;
 			if (r == -EMLINK) /* the origin's filesystem allows more: an object of its own */
 				linked = false;
+			else if (r != -ENOENT && r != -EEXIST)
+				return r;
 		}
 		if (r != -EEXIST) {
 			r = S_ISREG(a->mode) ? make_file(s, dir, dirfd, name, a, &rec, &at)

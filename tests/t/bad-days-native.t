@@ -100,4 +100,22 @@ ok "the origin was cut off, and is back: all get the right bytes" wait "$many"
 diag "$(<"$T/many.log")"
 "$SLUICE" remove --force "$c"
 
+# ---- more than the service may have descriptors for ----
+
+# Those that are not taken up wait in the kernel. What is done for those that are takes some as well.
+clone "unix:$T/relay.sock" "$c"
+"$SLUICE" stop "$c"
+ok "a service that may have a thousand descriptors starts" prlimit --nofile=1000:1000 setpriv --bounding-set -sys_resource "$SLUICE" start "$c"
+kill -USR2 "$relay"
+rm -f "$T/ready"
+background "$BUILD/tests/many_readers" "$o" "$c" 1500 "$T/ready" >"$T/many.log"
+many=$BG
+waiting() { [ -e "$T/ready" ] && [ "$(field waiting "$c")" -ge 500 ]; }
+ok "so many wait as the service has descriptors for" wait_for 300 waiting
+kill -USR1 "$relay"
+kill -USR2 "$relay"
+ok "and all get the right bytes" wait "$many"
+diag "$(<"$T/many.log")"
+"$SLUICE" remove --force "$c"
+
 done_testing

@@ -357,19 +357,41 @@ def managed(server):
         with point("who waited when they were killed is answered"):
             slt.sluice("evict", C + "/sizes/65537", C + "/sizes/65536")
             server.send_signal(signal.SIGSTOP)
-            waiters = [Reader(f"{C}/sizes/{n}") for n in ("65537", "65536")]
-            slt.wait_for(60, "they wait", lambda: brief()["waiting"] >= 2)
-            os.killpg(m.p.pid, 9)
-            m.p.wait(60)
-            m.said.clear()
-            m.start()
-            m.hear(lambda: "READY=1" in m.said)
-            server.send_signal(signal.SIGCONT)
+            try:
+                waiters = [Reader(f"{C}/sizes/{n}") for n in ("65537", "65536")]
+                slt.wait_for(60, "they wait", lambda: brief()["waiting"] >= 2)
+                os.killpg(m.p.pid, 9)
+                m.p.wait(60)
+                m.said.clear()
+                m.start()
+                m.hear(lambda: "READY=1" in m.said)
+            finally:
+                server.send_signal(signal.SIGCONT)
             for n, r in zip(("65537", "65536"), waiters):
                 r.join(60)
                 # Of a native clone nobody knows any more which file it was.
                 assert r.err == b"" and r.got == get(f"{O}/sizes/{n}") or slt.NATIVE and b"Input/output error" in r.err, (r.err, r.got)
                 assert get(f"{C}/sizes/{n}") == get(f"{O}/sizes/{n}")
+        if slt.NATIVE:
+            with point("who waited for services that did not come to be ready is answered by the one that does"):
+                slt.sluice("evict", C + "/sizes/65537")
+                control = slt.status(C)["store"] + "/control"
+                server.send_signal(signal.SIGSTOP)
+                try:
+                    os.killpg(m.p.pid, 9)
+                    m.p.wait(60)
+                    os.unlink(control)
+                    os.mkdir(control)
+                    r = Reader(C + "/sizes/65537")
+                    m.said.clear()
+                    m.start()
+                    slt.wait_for(60, "two have failed", lambda: get(T + "/manager.log").count(b"cannot take over") >= 2)
+                    os.rmdir(control)
+                    m.hear(lambda: "READY=1" in m.said)
+                finally:
+                    server.send_signal(signal.SIGCONT)
+                r.join(60)
+                assert r.err == b"" and r.got == get(O + "/sizes/65537"), (r.err, len(r.got or b""))
         with point("and a service that is killed then is followed as ever"):
             kill_and_follow()
             f.seek(4_000_000)

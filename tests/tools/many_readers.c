@@ -25,6 +25,7 @@ static struct {
 } files[FILES_MAX];
 static size_t nfiles;
 static atomic_uint bad, failed;
+static atomic_int last_errno; /* of those that failed */
 
 static void *reader(void *arg)
 {
@@ -33,9 +34,11 @@ static void *reader(void *arg)
 	off_t off = (off_t)(i * 7919) % files[f].size;
 	ssize_t n = pread(files[f].here, got, sizeof(got), off),
 		m = pread(files[f].there, want, sizeof(want), off);
-	if (n < 0)
+	int e = errno;
+	if (n < 0) {
+		last_errno = e;
 		failed++;
-	else if (n != m || memcmp(got, want, (size_t)n))
+	} else if (n != m || memcmp(got, want, (size_t)n))
 		bad++;
 	return NULL;
 }
@@ -75,6 +78,7 @@ int main(int argc, char **argv)
 		pthread_join(t[i], NULL);
 	free(t);
 	closedir(d);
-	printf("%zu readers: %u got something else, %u an error\n", count, bad, failed);
+	printf("%zu readers: %u got something else, %u an error%s%s\n", count, bad, failed,
+	       failed ? ": " : "", failed ? strerror(last_errno) : "");
 	return bad || failed;
 }

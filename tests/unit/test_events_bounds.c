@@ -8,6 +8,7 @@
 
 #include <signal.h>
 
+#include "serve/own.h"
 #include "wire/client.h"
 #include "wire/fsnotify.h"
 
@@ -501,6 +502,44 @@ static void test_hostile_server(void **state)
 	refuse_msg(x, m, 1);
 }
 
+/* Notes of changes that nobody hears of do not gather: the oldest go, but for those that are being made. */
+static void test_notes(void **state)
+{
+	(void)state;
+	struct sl_own *own = NULL;
+	struct sl_evid dir = {.ino = 5, .generation = 6};
+	const unsigned many = 100000;
+	char name[32];
+	assert_int_equal(sl_own_new(&own), 0);
+	for (unsigned held = 0; held < 2; held++) {
+		uint64_t first = 0;
+		for (unsigned i = 0; i < many; i++) {
+			snprintf(name, sizeof(name), "%u-%u", held, i);
+			struct sl_own_note v = {.dir = dir, .name = name, .mask = FAN_CREATE};
+			uint64_t id = sl_own_begin(own, &v, 1);
+			if (i == 0)
+				first = id;
+			if (i > 0 || !held)
+				sl_own_done(own, id, true);
+		}
+		unsigned theirs = 0;
+		for (unsigned i = 0; i < many; i++) {
+			snprintf(name, sizeof(name), "%u-%u", held, i);
+			struct sl_change c = {.mask = FAN_CREATE, .dir = dir, .name = name};
+			bool is = sl_own_filter(own, &c) != 0;
+			theirs += is;
+			if (i == 0) /* while one is being made those after it stay as well */
+				assert_int_equal(is, !held);
+			if (i == many - 1)
+				assert_false(is);
+		}
+		assert_int_equal(theirs, held ? 0 : many - 65536);
+		sl_own_done(own, first, true);
+		sl_own_heard(own, UINT64_MAX);
+	}
+	sl_own_free(own);
+}
+
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
@@ -508,7 +547,12 @@ int main(void)
 	const char *only = getenv("ONLY");
 	if (only)
 		cmocka_set_test_filter(only);
-	const struct CMUnitTest tests[] = {BOTH(no_gap), BOTH(requests),   BOTH(marks),
-					   BOTH(slow),	 T(own, fanotify), T(hostile_server, inotify)};
+	const struct CMUnitTest tests[] = {BOTH(no_gap),
+					   BOTH(requests),
+					   BOTH(marks),
+					   BOTH(slow),
+					   T(own, fanotify),
+					   T(hostile_server, inotify),
+					   cmocka_unit_test(test_notes)};
 	return cmocka_run_group_tests_name("events_bounds", tests, NULL, NULL);
 }

@@ -924,6 +924,28 @@ static void test_replaced(void **state)
 	sl_object_put(o);
 }
 
+/* All names of a tree, where users were before: what has taken the place of a directory that was not listed yet is no
+ * reason to make anew what they have. */
+static void test_tree_used(void **state)
+{
+	struct fx *x = *state;
+	x->mark = true;
+	again(x, 0, 0);
+	struct fnode *a = add(x->k, "a", S_IFDIR | 0755, 0), *sub = add(x->k, "a/sub", S_IFDIR | 0755, 0);
+	struct sl_object *o = get(x, "a/sub"), *dir = get(x, "a");
+	_cleanup_close_ int fd = sl_object_open_dir(dir);
+	int user = openat(fd, "mine", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+	assert_true(user >= 0);
+	close(user);
+	a->a.ino = 77777;
+	sub->a.ino = 88888;
+	assert_int_equal(sl_fill_tree(x->f, sl_object_root(x->s), NULL, NULL), -ESTALE);
+	assert_int_equal(faccessat(fd, "mine", F_OK, 0), 0);
+	assert_int_equal(faccessat(fd, "sub", F_OK, 0), 0);
+	sl_object_put(o);
+	sl_object_put(dir);
+}
+
 /* A reader, in a thread. */
 struct stranger {
 	struct fx *x;
@@ -2056,7 +2078,7 @@ int main(int argc, char **argv)
 		T(single_flight),   T(random_ranges),	 T(names_once),		  T(xattrs_once),
 		T(readahead),	    T(siblings),	 T(subdirectories),	  T(version_change),
 		T(version_change_midway), T(never_still), T(change_keeps_local_times), T(replaced),
-		T(stranger),	    T(errors),	    T(short_answer),	 T(cancel),		  T(cancel_race),
+		T(stranger),	    T(tree_used), T(errors),	    T(short_answer),	 T(cancel),		  T(cancel_race),
 		T(edges),	    T(huge),		 T(in_flight),		  T(free_waits),
 		T(commit),	    T(crash),		 T(uncommitted),	  T(evict),
 		T(half_dropped), T(evict_local),	    T(reclaim),		 T(evict_race),		  T(evict_commit),

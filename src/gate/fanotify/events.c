@@ -10,6 +10,10 @@
 #include "gate/fanotify/internal.h"
 #include "store/zone.h"
 
+#define EVENT_BYTES (FAN_EVENT_METADATA_LEN + sizeof(struct sl_fan_range))
+#define READ_MIN    1024 /* bytes: room for any event */
+#define MANY	    64	 /* that wait: from there on they are answered together */
+
 /* ---- answers ---- */
 
 static struct slot *slot_of(struct sl_fan *g, int fd)
@@ -124,10 +128,11 @@ static bool look_quickly(struct sl_fan *g, int fd, const struct slot *s)
 
 /*
  * Answer the access @s by descriptor @fd if that is possible now. FAN_WANTS: not before [*off, +*len) of
- * *@ret is here. FAN_LATER: not without waiting for a lock. Or -errno, to be told to who waits.
+ * *@ret is here; *@as_said: if that is what it said, and then it can be answered. FAN_LATER: not without
+ * waiting for a lock. Or -errno, to be told to who waits.
  */
 static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, struct sl_object **ret,
-		uint64_t *off, uint64_t *len)
+		uint64_t *off, uint64_t *len, bool *as_said)
 {
 	struct sl_object *o;
 	struct stat st;
@@ -181,6 +186,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	}
 	fan_keep_recent(g, o);
 	*off = 0;
+	*as_said = false;
 	if (uncertain) {
 		*len = 1;
 		return FAN_WANTS; /* and then what was asked for */
@@ -190,6 +196,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 			return look_open(g, fd, o, may_wait);
 	} else if (s->len) {
 		enum fan_need need = fan_need(g, s->pid, &st);
+		*as_said = need == FAN_RANGE;
 		pthread_mutex_lock(&o->lock);
 		bool end = *len == 0 || sl_chunkmap_test(&o->map, *len - 1, 1);
 		pthread_mutex_unlock(&o->lock);
@@ -212,7 +219,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 
 /* ---- waiting ---- */
 
-static void waiter_end(struct waiter *w, int err)
+void fan_waiter_end(struct waiter *w, int err)
 {
 	struct sl_fan *g = w->g;
 	if (err)
@@ -229,12 +236,16 @@ static void want_done(struct sl_want *want, int err)
 		w->placed = true;
 		err = 0;
 	}
+	if (!err && w->s.mask == FAN_PRE_ACCESS && w->g->waiting >= MANY) {
+		fan_ready(w);
+		return;
+	}
 	sl_object_put(want->o);
 	if (err && w->s.mask & FAN_PRE_DIR_ACCESS && fan_dir_gone(w->fd)) {
 		fan_respond(w->g, w->fd, FAN_ALLOW);
-		waiter_end(w, 0);
+		fan_waiter_end(w, 0);
 	} else if (err) {
-		waiter_end(w, err);
+		fan_waiter_end(w, err);
 	} else {
 		fan_dispatch(w);
 	}
@@ -253,7 +264,7 @@ static void dispatch(struct waiter *w, bool may_wait)
 	for (;;) {
 		struct sl_object *o = NULL;
 		uint64_t off = 0, len = 0;
-		int r = look(g, w->fd, &w->s, may_wait, &o, &off, &len);
+		int r = look(g, w->fd, &w->s, may_wait, &o, &off, &len, &w->as_said);
 		if (r == FAN_WANTS && g->refusing)
 			r = -EIO;
 		if (r == FAN_WANTS) {
@@ -272,7 +283,7 @@ static void dispatch(struct waiter *w, bool may_wait)
 			w->work.run = run_later;
 			sl_pool_push(g->pool, &w->work);
 		} else {
-			waiter_end(w, r);
+			fan_waiter_end(w, r);
 		}
 		return;
 	}
@@ -340,11 +351,31 @@ static struct slot parse(const struct fanotify_event_metadata *m)
 		for (struct fanotify_event_metadata *m = (void *)(buf); FAN_EVENT_OK(m, _left);              \
 		     m = FAN_EVENT_NEXT(m, _left))
 
-static void take(struct sl_fan *g, struct fanotify_event_metadata *m)
+/* One of many that came at once: if its file is known it is looked at with others. */
+static bool take_with_others(struct sl_fan *g, struct fanotify_event_metadata *m, const struct slot *s)
+{
+	_cleanup_object_ struct sl_object *o =
+	    s->mask == FAN_PRE_ACCESS && s->len ? sl_object_known_fd(g->store, m->fd) : NULL;
+	struct waiter *w = o && sl_object_is_reg(o) ? calloc(1, sizeof(*w)) : NULL;
+	if (!w)
+		return false;
+	*w = (struct waiter){.g = g, .fd = m->fd, .s = *s, .as_said = fan_need(g, s->pid, NULL) == FAN_RANGE};
+	w->want.o = sl_steal_ptr(&o);
+	fan_keep_recent(g, w->want.o);
+	note(g, m->fd, s);
+	m->fd = FAN_NOFD;
+	g->waiting++;
+	fan_ready(w);
+	return true;
+}
+
+static void take(struct sl_fan *g, struct fanotify_event_metadata *m, bool many)
 {
 	int fd = m->fd;
 	struct slot s = parse(m);
 	struct sl_object *o = NULL;
+	if (many && m->pid != g->replay && take_with_others(g, m, &s))
+		return;
 	if (m->pid == g->replay && m->pid) {
 		fan_respond(g, fd, FAN_ALLOW);
 		m->fd = FAN_NOFD;
@@ -352,7 +383,8 @@ static void take(struct sl_fan *g, struct fanotify_event_metadata *m)
 		return;
 	}
 	uint64_t off, len;
-	int r = look_quickly(g, fd, &s) ? FAN_ANSWERED : look(g, fd, &s, false, &o, &off, &len);
+	bool as_said;
+	int r = look_quickly(g, fd, &s) ? FAN_ANSWERED : look(g, fd, &s, false, &o, &off, &len, &as_said);
 	sl_object_put(o);
 	if (r == FAN_ANSWERED) {
 		/* Before it is closed, and the number may mean something else. */
@@ -365,13 +397,28 @@ static void take(struct sl_fan *g, struct fanotify_event_metadata *m)
 	}
 }
 
+/*
+ * How many bytes of events. Each one is a descriptor, and one for which there is none left is refused by the
+ * kernel. So a part of them is left for what has to be done for those that wait; who comes later waits in the
+ * kernel's queue.
+ */
+static size_t may_read(struct sl_fan *g)
+{
+	size_t waiting = g->waiting, most = g->nofile / 4 * 3;
+	size_t bytes = waiting < most ? (most - waiting) * FAN_EVENT_METADATA_LEN : 0;
+	return bytes < READ_MIN ? 0 : SL_MIN(bytes, (size_t)READ_BYTES);
+}
+
 static void *events_thread(void *arg)
 {
 	struct sl_fan *g = arg;
 	while (!g->stop) {
 		/* Waits in here: with poll() it would be two calls more for each event that comes alone. */
-		ssize_t n = read(g->group, g->area->read, READ_BYTES);
-		if (n < 0 && errno == EINTR)
+		size_t room = may_read(g);
+		ssize_t n = room ? read(g->group, g->area->read, room) : -1;
+		if (room == 0)
+			usleep(1000);
+		if (room == 0 || (n < 0 && errno == EINTR))
 			continue;
 		if (n < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
 			usleep(1000); /* who waits does so until there is room for one more descriptor */
@@ -384,7 +431,7 @@ static void *events_thread(void *arg)
 		for_each_event(m, g->area->read, (size_t)n)
 		{
 			if (m->fd >= 0)
-				take(g, m);
+				take(g, m, (size_t)n >= MANY * EVENT_BYTES);
 			else if (m->mask & FAN_Q_OVERFLOW)
 				sl_err("the kernel's queue of accesses overflowed, although it has no limit");
 		}
@@ -394,13 +441,27 @@ static void *events_thread(void *arg)
 	return NULL;
 }
 
+/* What an earlier service had read, and not got to, stands in its slot as well. */
+static void note_read(struct sl_fan *g)
+{
+	for_each_event(m, g->area->read, READ_BYTES)
+	{
+		struct slot s = parse(m);
+		if (m->fd >= 0)
+			note(g, m->fd, &s);
+		m->fd = FAN_NOFD;
+	}
+	memset(g->area->read, 0, READ_BYTES);
+}
+
 /*
  * The group was kept, and the descriptors of its events were not: which files they are about nobody knows. An
  * answer goes by the number all the same, and it must come before the kernel gives that number again.
  */
-static void refuse_lost(struct sl_fan *g)
+void fan_refuse_lost(struct sl_fan *g)
 {
 	size_t n = 0;
+	note_read(g);
 	for (uint32_t fd = 0; fd < SL_MIN(g->area->top, g->area->nslots); fd++) {
 		struct slot *s = &g->area->slot[fd];
 		if (s->mask) {
@@ -416,17 +477,7 @@ static void refuse_lost(struct sl_fan *g)
 int sl_fan_start(struct sl_fan *g)
 {
 	size_t n = 0;
-	/* What an earlier service had read, and not got to. */
-	for_each_event(m, g->area->read, READ_BYTES)
-	{
-		struct slot s = parse(m);
-		if (m->fd >= 0)
-			note(g, m->fd, &s);
-		m->fd = FAN_NOFD;
-	}
-	memset(g->area->read, 0, READ_BYTES);
-	if (g->cfg.numbers_lost)
-		refuse_lost(g);
+	note_read(g);
 	for (uint32_t fd = 0; fd < SL_MIN(g->area->top, g->area->nslots); fd++) {
 		struct slot s = g->area->slot[fd];
 		if (s.mask) {
@@ -474,6 +525,9 @@ void sl_fan_stop(struct sl_fan *g)
 		pthread_join(g->events, NULL);
 		pthread_join(g->changes, NULL);
 	}
+	/* What is being answered uses the fill. */
+	while (fan_answering(g))
+		usleep(1000);
 	g->started = false;
 }
 

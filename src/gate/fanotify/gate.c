@@ -254,6 +254,7 @@ static int set_area(struct sl_fan *g)
 	if (setrlimit(RLIMIT_NOFILE, &rl) < 0)
 		rl.rlim_cur = sl_raise_nofile();
 	size_t size = g->cfg.area_size;
+	g->nofile = rl.rlim_cur;
 	g->area = g->cfg.area;
 	if (!g->area) {
 		size = sizeof(*g->area) + rl.rlim_cur * sizeof(struct slot);
@@ -292,10 +293,13 @@ int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why)
 	pthread_mutex_init(&g->caller_lock, NULL);
 	g->caller_fd = -EBADF;
 	pthread_cond_init(&g->cond, NULL);
+	sl_list_init(&g->ready);
 	g->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	int r = g->stop_fd < 0 ? -errno : set_area(g);
 	if (r == 0)
 		r = sl_pool_new(THREADS, "gate", &g->pool);
+	if (r == 0 && g->group >= 0 && cfg->numbers_lost)
+		fan_refuse_lost(g);
 	if (r == 0 && (g->group < 0 || g->notify < 0))
 		r = make_groups(g, why);
 	else if (r == 0 && (r = mark_asking(g)) < 0) /* as it was made, by the same rules */

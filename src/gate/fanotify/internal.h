@@ -50,7 +50,8 @@ struct waiter {
 	struct sl_want want;
 	struct sl_fan *g;
 	int fd;
-	bool placed; /* by the name that it came by */
+	bool placed;  /* by the name that it came by */
+	bool as_said; /* it needs what it said, and nothing else */
 	struct slot s;
 };
 
@@ -70,6 +71,7 @@ struct sl_fan {
 	uint64_t asked; /* FAN_ASKED, and with lazy directories FAN_PRE_DIR_ACCESS */
 	atomic_bool making;
 	int group, notify, stop_fd;
+	size_t nofile; /* so many descriptors this process may have */
 	/*
 	 * Where what a placeholder is made of can be read, it would be by what raises no events: a mapping
 	 * that grows, a loop device, the descriptor of another listener. So such files are filled when they
@@ -95,6 +97,9 @@ struct sl_fan {
 	unsigned nmounts;
 	struct fan_walk walks[4];
 	bool sweeping;
+	struct sl_list ready; /* of struct waiter: what they want is here */
+	struct sl_work answers;
+	bool answering;		/* that work is queued, or at work */
 	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
 };
 
@@ -116,8 +121,15 @@ bool fan_asks_for_names(struct sl_fan *g);
 /** @o, one of whose names is open as @fd, lost its place at the origin: that name is its place now. False if
  * it did not, or nobody knows. */
 bool fan_find_place(struct sl_fan *g, int fd, struct sl_object *o);
+/** Accesses that waited for a service whose descriptors are gone are refused. */
+void fan_refuse_lost(struct sl_fan *g);
 /** Look at an access again, and answer it or keep it. Takes over @w. */
 void fan_dispatch(struct waiter *w);
+/** What @w wants has come: it is answered soon, with others. w->want.o is a reference, taken over with @w. */
+void fan_ready(struct waiter *w);
+bool fan_answering(struct sl_fan *g);
+/** It was answered; or with an error, it is refused. */
+void fan_waiter_end(struct waiter *w, int err);
 /** True if the file was opened through a mount that programs see; false for private ones, as overlayfs has.
  */
 bool fan_mount_known(struct sl_fan *g, int fd, int pid);

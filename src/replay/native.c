@@ -607,6 +607,22 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	return r < 0 ? r : empty;
 }
 
+static bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at)
+{
+	struct sl_native_acts *a = arg;
+	struct sl_version v = sl_attr_version(at);
+	if (!S_ISREG(at->mode) || at->nlink < 2)
+		return false;
+	pthread_mutex_lock(&o->lock);
+	bool known = sl_version_same_object(&o->rec.origin, &v);
+	pthread_mutex_unlock(&o->lock);
+	/* All records are read for what is only now known to be that file. */
+	if (known && !sl_peers_made(a->peers))
+		return false;
+	_cleanup_object_ struct sl_object *other = sl_peers_find(a->peers, &v);
+	return other && other != o;
+}
+
 static int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 			 bool moved)
 {
@@ -624,7 +640,7 @@ static int native_appear(void *arg, struct sl_object *dir, const char *name, con
 		pthread_mutex_unlock(&o->lock);
 		if (st == FOREIGN || (st == CHANGED && !same))
 			return -EEXIST;
-		if (same)
+		if (same && (st == CHANGED || !native_twin(a, o, &s->attr)))
 			return 0; /* it is here already */
 		/* Moved over a file it takes its place at once. */
 		if (!moved || sl_object_is_dir(o) || S_ISDIR(s->attr.mode))
@@ -1059,6 +1075,7 @@ int sl_native_acts_new(const struct sl_native_acts_config *cfg, struct sl_native
 				 .vanish = native_vanish,
 				 .rename = native_rename,
 				 .update = native_update,
+				 .twin = native_twin,
 				 .arg = a};
 	*ret = a;
 	return 0;

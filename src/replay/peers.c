@@ -81,10 +81,7 @@ void sl_peers_note_names(struct sl_peers *p, struct sl_object *dir)
 {
 	struct sl_name *v = NULL;
 	size_t n = 0;
-	pthread_mutex_lock(&p->lock);
-	bool made = p->made;
-	pthread_mutex_unlock(&p->lock);
-	if (!made) /* it will find them */
+	if (!sl_peers_made(p)) /* it will find them */
 		return;
 	if (sl_names_read(dir, &v, &n) < 0) {
 		pthread_mutex_lock(&p->lock);
@@ -119,6 +116,14 @@ static bool find(struct sl_peers *p, const struct sl_version *v, struct sl_handl
 	if (h)
 		*ret = sl_container_of(h, struct peer, node)->h;
 	return h;
+}
+
+bool sl_peers_made(struct sl_peers *p)
+{
+	pthread_mutex_lock(&p->lock);
+	bool made = p->made;
+	pthread_mutex_unlock(&p->lock);
+	return made;
 }
 
 struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)

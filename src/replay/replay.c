@@ -203,14 +203,23 @@ static void paid(struct sl_object *o)
 	pthread_mutex_unlock(&o->lock);
 }
 
-/* One of several names of a file: do the others that are here denote the same object? */
-static bool is_joined(struct sl_object *o, const struct sl_ostate *s)
+/* Native: another object here is that file, and @o must not become a second one. */
+static bool is_twin(struct sl_replay *p, struct sl_object *o, const struct sl_ostate *s)
 {
-	if (!S_ISREG(s->attr.mode) || s->attr.nlink < 2 || sl_store_native(o->store) || !o->has_record)
+	const struct sl_acts *a = &p->cfg.acts;
+	return s->known && s->present && a->twin && a->twin(a->arg, o, &s->attr);
+}
+
+/* One of several names of a file: do the others that are here denote the same object? */
+static bool is_joined(struct sl_replay *p, struct sl_object *o, const struct sl_ostate *s)
+{
+	if (!S_ISREG(s->attr.mode) || s->attr.nlink < 2 || !o->has_record)
 		return true;
 	pthread_mutex_lock(&o->lock);
 	bool ours = o->rec.flags & (SL_META | SL_MODIFIED); /* and stays what it is */
 	pthread_mutex_unlock(&o->lock);
+	if (sl_store_native(o->store))
+		return ours || !is_twin(p, o, s);
 	return ours || sl_remote_join(o, &s->attr) != -EEXIST;
 }
 
@@ -683,7 +692,7 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
 	if (replay_foreign(dir, name, o))
 		return 0;
-	if (!is_state(o, s) || !is_joined(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
+	if (!is_state(o, s) || !is_joined(p, o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
 		if (may_be_users(dir, name, o))
 			return 0;
 		/* At every moment something has that name. */
@@ -908,7 +917,7 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
 	if (!exchange && n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
-	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)))
+	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)) && !is_twin(p, o, n))
 		(void)replay_update(p, dir, name, o, n, 0);
 	int r = replay_rename(p, dir, name, newdir, newname, exchange);
 	if (exchange && r > 0) {
@@ -951,8 +960,8 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		return r == -ENOENT || r == -ENODATA ? 0 : r;
 	if (replay_foreign(dir, name, o) || !is_child(o, e))
 		return 0;
-	if (!s.present || !is_state(o, &s))
-		s.known = false; /* of what comes next */
+	if (!s.present || !is_state(o, &s) || is_twin(p, o, &s))
+		s.known = false; /* of what comes next, or of one that is here already */
 	if (!s.known && mask & (FAN_MODIFY | FAN_CLOSE_WRITE))
 		uncertain(p, dir, name, o, &e->state);
 	mask = sl_uses_news(&p->uses, sl_object_ino(o), mask);
@@ -981,7 +990,7 @@ static int apply(struct sl_replay *p, const struct sl_oevent *e)
 }
 
 /* As the origin said of the name when the event was sent, or later; what was changed here need not be. */
-static bool as_said(struct sl_object *dir, const char *name, const struct sl_ostate *s)
+static bool as_said(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s)
 {
 	_cleanup_object_ struct sl_object *o = NULL;
 	int r = sl_object_lookup(dir, name, &o);
@@ -989,7 +998,7 @@ static bool as_said(struct sl_object *dir, const char *name, const struct sl_ost
 		return !s->present || replay_deleted(dir, name, s);
 	if (r < 0 || replay_foreign(dir, name, o))
 		return r == 0;
-	if (!s->present || !is_state(o, s) || !is_joined(o, s))
+	if (!s->present || !is_state(o, s) || !is_joined(p, o, s))
 		return false;
 	struct sl_version v = sl_attr_version(&s->attr);
 	bool later = replay_is_later(o, s);
@@ -1007,7 +1016,7 @@ static void check(struct sl_replay *p, const char *place, const struct sl_ostate
 {
 	_cleanup_object_ struct sl_object *dir = NULL;
 	const char *name = NULL;
-	if (*place && find_name(p, place, &dir, &name) == 0 && (!s->known || !as_said(dir, name, s)))
+	if (*place && find_name(p, place, &dir, &name) == 0 && (!s->known || !as_said(p, dir, name, s)))
 		replay_unsure(p, dir);
 }
 

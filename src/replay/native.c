@@ -860,15 +860,18 @@ static int update_dir(struct sl_object *o, int fd, const struct sl_attr *at, uin
 	uint32_t was = o->rec.mode;
 	bool local = !o->has_record || o->rec.flags & SL_LOCAL;
 	bool same = sl_version_eq(&o->rec.origin, &v) && at->mode == was && !(mask & FAN_ATTRIB);
+	bool unknown = !o->rec.origin.ino && !o->rec.origin.generation; /* which one it is */
 	pthread_mutex_unlock(&o->lock);
 	if (local)
 		return -EEXIST;
 	/* Records have no owner: where nothing has changed there, another one was given to it here. */
 	int r = same ? 0 : follow_mode(fd, at, was, raised);
 	pthread_mutex_lock(&o->lock);
-	if (r == 0 &&
-	    (at->mode != o->rec.mode || (how & SL_UPDATE_LISTED && !sl_version_eq(&o->rec.origin, &v)))) {
+	if (r == 0 && (at->mode != o->rec.mode || unknown ||
+		       (how & SL_UPDATE_LISTED && !sl_version_eq(&o->rec.origin, &v)))) {
 		o->rec.mode = at->mode;
+		o->rec.origin.ino = v.ino;
+		o->rec.origin.generation = v.generation;
 		if (how & SL_UPDATE_LISTED)
 			o->rec.origin = v;
 		r = sl_object_save(o);

@@ -107,6 +107,18 @@ static uint64_t stray_due(const struct stray *s, uint64_t heard)
 	return SL_MAX(s->not_before, quiet);
 }
 
+/* Nothing is at @place here. Was it a user who took it away? Behind the fanotify gate nobody tells, and it is
+ * believed. */
+static bool taken_here(struct sl_replay *p, const char *place)
+{
+	const char *slash = strrchr(place, '/');
+	_cleanup_free_ char *up = slash ? strndup(place, (size_t)(slash - place)) : strdup("");
+	_cleanup_object_ struct sl_object *dir = NULL;
+	if (!up || p->cfg.find(p->cfg.store, up, &dir) < 0 || sl_store_native(p->cfg.store))
+		return true;
+	return sl_object_whiteout(dir, slash ? slash + 1 : place);
+}
+
 /* Once all has been done that was told, it is where it was told to be. */
 static void look_for(struct sl_replay *p, struct stray *s, uint64_t now, bool quiet)
 {
@@ -126,9 +138,15 @@ static void look_for(struct sl_replay *p, struct stray *s, uint64_t now, bool qu
 	}
 	sl_debug("a directory that was elsewhere: '%s'%s", place ? place : "",
 		 is ? "" : ", which is not here");
+	bool wrong = dir ? !is : place && !taken_here(p, place);
 	if (is && replay_populated(dir))
 		replay_unsure(p, dir);
 	drop_stray(p, s);
+	if (wrong) { /* nobody knows where it is: all is compared */
+		pthread_mutex_lock(&p->lock);
+		p->lost = true;
+		pthread_mutex_unlock(&p->lock);
+	}
 }
 
 /* ---- hard links ---- */

@@ -202,8 +202,8 @@ static bool denotes(const struct sl_pname *n, uint64_t child)
 }
 
 /*
- * The marked directory that has come to the name of @p, wherever it was. Where nobody says which one came, it
- * was not marked then, or its mark was on its way; what is there by now says it.
+ * With the lock held: the marked directory that has come to the name of @p, wherever it was. Where nobody
+ * says which one came, it was not marked then, or its mark was on its way; what is there by now says it.
  */
 static struct sl_pname *arrived(struct export *e, const struct sl_fsnotify_part *p)
 {
@@ -263,7 +263,7 @@ static int apply_rename(struct export *e, struct sl_pname *dir, struct sl_pname 
 	}
 	if (r == 0)
 		r = arrive(e, x, newdir, q->name, q->namelen);
-	if (!x && n != there && there && p->child && !denotes(n, p->child))
+	if (!x && there && p->child && !denotes(n, p->child) && there->n.nodeid != p->child)
 		sl_places_oust(&e->places, there);
 	remember(e, dir, p);
 	remember(e, newdir, q);

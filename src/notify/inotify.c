@@ -229,15 +229,16 @@ static ssize_t find_half(const char *buf, size_t n, uint32_t cookie)
 	return -1;
 }
 
+/* The second half of a rename that was begun, or which directory it was. */
 static bool more(const char *buf, size_t n)
 {
-	struct inotify_event e;
+	struct inotify_event e = {0};
 	const char *name;
 	size_t at = 0, len;
 	for (; (len = event_at(buf + at, n - at, &e, &name)); at += len)
 		if (e.mask & IN_MOVED_FROM && find_half(buf + at + len, n - at - len, e.cookie) == -1)
 			return true;
-	return false;
+	return e.mask & IN_MOVED_TO && e.mask & IN_ISDIR;
 }
 
 static uint64_t units(const char *buf, size_t n)
@@ -279,6 +280,24 @@ static void root_event(struct source *s, const struct inotify_event *e, uint64_t
 	if (c)
 		*c = (struct sl_change){
 		    .mask = mask | FAN_ONDIR, .dir = s->root.id, .child = s->root.id, .when = when};
+}
+
+/* A marked directory is gone. That comes just before the deletion of its name, which then says which it was;
+ * or by itself, when nobody has it open any more, or another was renamed over it. */
+static void deleted(struct source *s, const struct watch *w, const char *rest, size_t n, uint64_t when,
+		    struct sl_changes *out, struct sl_evid *which)
+{
+	struct inotify_event e;
+	const char *name;
+	struct watch *up = event_at(rest, n, &e, &name) ? by_wd(s, e.wd) : NULL;
+	if (up && up->count && name && e.mask & IN_DELETE && e.mask & IN_ISDIR) {
+		*which = w->id;
+		return;
+	}
+	struct sl_change *c = sl_changes_add(out);
+	if (c)
+		*c = (struct sl_change){
+		    .mask = FAN_DELETE_SELF | FAN_ONDIR, .dir = w->id, .child = w->id, .when = when};
 }
 
 /* Directories are renamed one after the other. */
@@ -328,6 +347,7 @@ static void parse(struct sl_source *src, char *buf, size_t n, uint64_t when, str
 	struct inotify_event e;
 	const char *name;
 	size_t at = 0, len;
+	struct sl_evid gone = {0}; /* the next event is its deletion */
 
 	pthread_mutex_lock(&s->lock);
 	for (; (len = event_at(buf + at, n - at, &e, &name)); at += len) {
@@ -346,6 +366,8 @@ static void parse(struct sl_source *src, char *buf, size_t n, uint64_t when, str
 		if (!name) {
 			if (w == &s->root)
 				root_event(s, &e, when, out);
+			else if (e.mask & IN_IGNORED && w->count)
+				deleted(s, w, buf + at + len, n - at - len, when, out, &gone);
 			continue;
 		}
 		struct sl_change *c = w->count ? sl_changes_add(out) : NULL;
@@ -357,6 +379,9 @@ static void parse(struct sl_source *src, char *buf, size_t n, uint64_t when, str
 					.when = when};
 		if (e.mask & (IN_MOVED_FROM | IN_MOVED_TO))
 			join_halves(s, buf + at + len, n - at - len, e.cookie, c);
+		if (e.mask & IN_DELETE)
+			c->child = gone;
+		gone = (struct sl_evid){0};
 	}
 	if (at < n) { /* not understood: as good as lost */
 		struct sl_change *c = sl_changes_add(out);

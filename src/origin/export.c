@@ -323,7 +323,18 @@ static bool export_connected(struct sl_origin *o)
 	return up;
 }
 
-static const struct sl_origin_ops export_ops = {sl_ex_submit, export_stop, export_free, export_connected};
+static char *export_where(struct sl_origin *o, uint64_t id)
+{
+	struct export *e = sl_container_of(o, struct export, o);
+	pthread_mutex_lock(&e->lock);
+	struct sl_pname *n = sl_places_marked(&e->places, id);
+	char *place = n && !sl_places_nowhere(&e->places, n) ? sl_places_path(n, "", 0) : NULL;
+	pthread_mutex_unlock(&e->lock);
+	return place;
+}
+
+static const struct sl_origin_ops export_ops = {sl_ex_submit, export_stop, export_free, export_connected,
+						export_where};
 
 int sl_origin_export_open(struct sl_dial *d, const struct sl_origin_config *cfg, struct sl_origin **ret,
 			  char **why)

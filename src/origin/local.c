@@ -342,7 +342,14 @@ static void local_stop(struct sl_origin *o)
 		sl_origin_stop(l->events);
 }
 
-static const struct sl_origin_ops local_ops = {local_submit, local_stop, local_free, local_connected};
+static char *local_where(struct sl_origin *o, uint64_t id)
+{
+	struct local *l = sl_container_of(o, struct local, o);
+	return l->events ? sl_origin_where(l->events, id) : NULL;
+}
+
+static const struct sl_origin_ops local_ops = {local_submit, local_stop, local_free, local_connected,
+					       local_where};
 
 static int open_events(struct local *l, const struct sl_origin_config *cfg)
 {

@@ -63,6 +63,11 @@ bool sl_origin_connected(struct sl_origin *o)
 	return o->ops->connected(o);
 }
 
+char *sl_origin_where(struct sl_origin *o, uint64_t id)
+{
+	return o->ops->where ? o->ops->where(o, id) : NULL;
+}
+
 void sl_origin_submit(struct sl_origin *o, struct sl_oreq *r)
 {
 	if (r->op == SL_OREQ_READ)

@@ -48,6 +48,12 @@ struct sl_ostate {
 	const char *target; /* of symlinks */
 };
 
+/* A directory of which something is told: @generation: 0: not known; @id: see sl_origin_where(). Nothing is
+ * set for the root. */
+struct sl_odir {
+	uint64_t generation, id;
+};
+
 /*
  * A change at the origin. Strings are valid until the callback returns. @mask: FAN_* bits (<sys/fanotify.h>),
  * with FAN_ONDIR for directories; see struct sl_change in notify/backend.h for what they are. Exactly one of
@@ -61,6 +67,7 @@ struct sl_oevent {
 	const char *newplace;		      /* FAN_RENAME: after */
 	struct sl_ostate state, newstate;     /* of place, of newplace */
 	uint64_t child_ino, child_generation; /* what it happened to; 0: not known */
+	struct sl_odir dir, newdir;	      /* that place and newplace are in */
 	uint64_t when;			      /* sl_now() when it was received */
 	/* Changes were lost, or the marks were: what the clone knows must be compared with the origin, and
 	 * directories that are listed with mark are marked again. Nothing else is set. */
@@ -112,6 +119,7 @@ struct sl_origin_ops {
 	void (*stop)(struct sl_origin *o);
 	void (*free)(struct sl_origin *o);
 	bool (*connected)(struct sl_origin *o);
+	char *(*where)(struct sl_origin *o, uint64_t id); /* or NULL */
 };
 
 struct sl_origin {
@@ -142,6 +150,9 @@ struct sl_origin_config {
  * sentence where that does not work.
  */
 int sl_origin_open(const char *spec, const struct sl_origin_config *cfg, struct sl_origin **ret, char **why);
+/** The place of a directory of which an event told, by all events that were told since; to be freed. NULL: it
+ * is not known any more, or nothing is told of it. */
+char *sl_origin_where(struct sl_origin *o, uint64_t id);
 /** From now on every request fails soon with -ETIMEDOUT, also those that are under way. */
 void sl_origin_stop(struct sl_origin *o);
 /** Waits for the requests that are under way; none may be submitted any more. NULL is fine. */

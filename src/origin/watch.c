@@ -11,8 +11,15 @@
 #define NAMES	  (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME)
 #define USES	  (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
 #define ACK_EVERY 512
-#define HELD_MAX  500
+#define HELD_MAX  100
 #define SOON	  (10 * SL_NS_PER_MS) /* until what is on its way should be here */
+
+/* With the lock held: places cannot be told from events any more, and all is compared. */
+static void lose(struct export *e, const char *why, const char *name, size_t len)
+{
+	sl_debug("all is compared: '%.*s': %s", (int)len, name, why);
+	e->lost = true;
+}
 
 /* ---- marks ---- */
 
@@ -75,15 +82,18 @@ void sl_ex_mark(struct xreq *x)
 	}
 	pthread_mutex_unlock(&e->lock);
 	if (r == -ESTALE) {
-		/* Another directory is marked there, or this one elsewhere: the event that says so is on its
-		 * way, unless it was merged with others. */
+		/*
+		 * Another directory is marked there, or this one elsewhere: the event that says so is on its
+		 * way. Where it was renamed between the lookup and the mark it may have been told before;
+		 * then what is there is believed. Of a move that is told after all it is known which one it
+		 * was, and what is told of it meanwhile is known to be of it.
+		 */
 		if (++x->held % HELD_MAX == 0) {
 			pthread_mutex_lock(&e->lock);
 			if (e->session == x->session &&
 			    sl_places_correct(&e->places, x->r->place, x->node.nodeid))
-				e->lost = true;
+				sl_debug("no event has said what '%s' is now: it is believed", x->r->place);
 			pthread_mutex_unlock(&e->lock);
-			sl_ex_lost(e);
 		}
 		sl_ex_again(x, sl_now() + SOON);
 		return;
@@ -185,59 +195,76 @@ static void remember(struct export *e, struct sl_pname *dir, const struct sl_fsn
 		sl_places_remove(&e->places, n);
 }
 
+/* What the server has no node for is not marked: what is marked at its place came there later. */
 static bool denotes(const struct sl_pname *n, uint64_t child)
 {
-	return n && (!child || n->n.nodeid == child);
+	return n && (child ? n->n.nodeid == child : !n->marked);
+}
+
+/*
+ * With the lock held: the marked directory that has come to the name of @p, wherever it was. Where nobody
+ * says which one came, it was not marked then, or its mark was on its way; what is there by now says it.
+ */
+static struct sl_pname *arrived(struct export *e, const struct sl_fsnotify_part *p)
+{
+	return sl_places_marked(&e->places, p->child ? p->child : p->has_state ? p->entry.nodeid : 0);
+}
+
+/* With the lock held: @x, if it is one, is @name in @dir. */
+static int arrive(struct export *e, struct sl_pname *x, struct sl_pname *dir, const char *name, size_t len)
+{
+	int r = x ? sl_places_move(&e->places, x, dir, name, len) : 0;
+	if (r != -EINVAL)
+		return r;
+	/* What is on its way may be older than where it was found. */
+	if (sl_places_nowhere(&e->places, x)) {
+		sl_places_remove(&e->places, x);
+		lose(e, "it cannot have come there", name, len);
+	}
+	return 0;
 }
 
 /* With the lock held: what a change of one name means for what is remembered. */
-static void apply_name(struct export *e, struct sl_pname *dir, const struct sl_fsnotify_msg *m)
+static int apply_name(struct export *e, struct sl_pname *dir, const struct sl_fsnotify_msg *m)
 {
 	const struct sl_fsnotify_part *p = &m->part[0];
-	struct sl_pname *n = sl_places_child(&e->places, dir, p->name, p->namelen);
-	/* One that was nowhere is here, or was before it went. */
-	struct sl_pname *x = p->child ? sl_places_marked(&e->places, p->child) : NULL;
-	if (!sl_places_nowhere(&e->places, x))
-		x = NULL;
-	if ((m->mask & (FAN_DELETE | FAN_MOVED_FROM)) && (x || denotes(n, p->child)))
-		sl_places_remove(&e->places, x ? x : n);
-	else if ((m->mask & (FAN_CREATE | FAN_MOVED_TO)) && x) {
-		if (sl_places_move(&e->places, x, dir, p->name, p->namelen) < 0) {
-			sl_places_remove(&e->places, x);
-			e->lost = true;
-			if (p->has_state && p->entry.nodeid)
-				sl_places_forget(&e->places, p->entry.nodeid, 1);
-			return;
-		}
-	} else if (!m->mask && n && n->n.nodeid != p->entry.nodeid)
+	struct sl_pname *n = sl_places_child(&e->places, dir, p->name, p->namelen), *x = arrived(e, p);
+	int r = 0;
+	if (m->mask & (FAN_DELETE | FAN_MOVED_FROM)) {
+		if (denotes(n, p->child))
+			sl_places_remove(&e->places, n);
+		else if (p->child && sl_places_nowhere(&e->places, x))
+			sl_places_remove(&e->places, x); /* it was here before it went */
+	} else if (m->mask & (FAN_CREATE | FAN_MOVED_TO)) {
+		r = arrive(e, x, dir, p->name, p->namelen);
+	} else if (!m->mask && n && n->n.nodeid != p->entry.nodeid) {
 		/* It may have been renamed since the server found that nothing was left to tell: that comes,
 		 * and until then its mark must stay. */
 		sl_places_oust(&e->places, n);
+	}
 	remember(e, dir, p);
+	return r;
 }
 
 static int apply_rename(struct export *e, struct sl_pname *dir, struct sl_pname *newdir,
 			const struct sl_fsnotify_msg *m)
 {
 	const struct sl_fsnotify_part *p = &m->part[0], *q = &m->part[1];
-	struct sl_pname *n = sl_places_child(&e->places, dir, p->name, p->namelen);
+	struct sl_pname *n = sl_places_child(&e->places, dir, p->name, p->namelen), *x = arrived(e, q);
 	struct sl_pname *there = sl_places_child(&e->places, newdir, q->name, q->namelen);
 	int r = 0;
-	if (p->child && !denotes(n, p->child)) {
-		/* The other half of an exchange. */
-		struct sl_pname *x = sl_places_marked(&e->places, p->child);
-		n = sl_places_nowhere(&e->places, x) ? x : n;
-	}
 	if (denotes(n, p->child))
 		r = sl_places_move(&e->places, n, newdir, q->name, q->namelen);
-	else if (there && p->child && there->n.nodeid != p->child)
-		sl_places_oust(&e->places, there);
 	if (r == -EINVAL) {
 		/* Where a place was corrected, what is on its way may be older. */
 		sl_places_remove(&e->places, n);
-		e->lost = true;
+		lose(e, "it cannot have been renamed so", q->name, q->namelen);
 		return 0;
 	}
+	if (r == 0)
+		r = arrive(e, x, newdir, q->name, q->namelen);
+	if (!x && there && p->child && !denotes(n, p->child) && there->n.nodeid != p->child)
+		sl_places_oust(&e->places, there);
 	remember(e, dir, p);
 	remember(e, newdir, q);
 	return r;
@@ -260,9 +287,14 @@ static struct sl_pname *somewhere(struct export *e, struct sl_pname *dir)
 {
 	if (!sl_places_nowhere(&e->places, dir))
 		return dir;
+	lose(e, "nobody knows where it is, and something changed in it", dir->name, dir->len);
 	sl_places_remove(&e->places, dir);
-	e->lost = true;
 	return NULL;
+}
+
+static struct sl_odir odir(const struct sl_pname *dir)
+{
+	return dir->parent ? (struct sl_odir){dir->n.generation, dir->n.nodeid} : (struct sl_odir){0};
 }
 
 /* With the lock held. Returns 0, -EPROTO, -ENOMEM. */
@@ -299,10 +331,11 @@ static int understand(struct export *e, const struct sl_fsnotify_msg *m, struct 
 		h->ev.newstate = (struct sl_ostate){0};
 		const struct sl_fsnotify_part *s = dir ? p : q;
 		h->place = sl_places_path(dir ? dir : newdir, s->name, s->namelen);
+		h->ev.dir = odir(dir ? dir : newdir);
 		const struct sl_fsnotify_msg half = {.mask = h->ev.mask, .nparts = 1, .part = {*s}};
-		apply_name(e, dir ? dir : newdir, &half);
+		int r = apply_name(e, dir ? dir : newdir, &half);
 		remember(e, NULL, dir ? q : p);
-		return h->place ? 0 : -ENOMEM;
+		return h->place ? r : -ENOMEM;
 	}
 	if (!h->told) {
 		remember(e, NULL, p);
@@ -311,15 +344,18 @@ static int understand(struct export *e, const struct sl_fsnotify_msg *m, struct 
 		return 0;
 	}
 	h->place = sl_places_path(dir, p->name, p->namelen);
+	if (p->namelen)
+		h->ev.dir = odir(dir);
 	if (m->nparts == 2) {
 		h->newplace = sl_places_path(newdir, q->name, q->namelen);
+		h->ev.newdir = odir(newdir);
 		if (!h->place || !h->newplace)
 			return -ENOMEM;
 		return apply_rename(e, dir, newdir, m);
 	}
-	if (p->namelen)
-		apply_name(e, dir, m);
-	return h->place ? 0 : -ENOMEM;
+	if (!h->place)
+		return -ENOMEM;
+	return p->namelen ? apply_name(e, dir, m) : 0;
 }
 
 /* With the lock held: nothing that is remembered can be relied on. */

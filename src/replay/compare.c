@@ -197,15 +197,15 @@ static uint64_t do_renames(struct sl_replay *p, struct sl_object *dir, struct pa
 }
 
 /*
- * Can the name only have come from the origin? Nobody knows of a symlink in a store without privilege, which
- * has no record, nor, behind the fanotify gate, of a name of a file that has several and is not known to have
- * come: not even of the one that is its place now, for that may be what was left when the origin took another
- * away.
+ * Can the name only have come from the origin, unless it is known that it has not (replay_foreign())? Nobody
+ * knows of a name behind the fanotify gate of a file that has several and is not known to have come: not even
+ * of the one that is its place now, for that may be what was left when the origin took another away.
  */
 static bool from_origin(struct sl_object *dir, const char *name, struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
-	bool known = o->has_record && !(sl_store_native(o->store) && o->rec.flags & SL_LINKED);
+	bool known = sl_store_native(o->store) ? o->has_record && !(o->rec.flags & SL_LINKED)
+					       : o->has_record || S_ISLNK(o->type);
 	pthread_mutex_unlock(&o->lock);
 	return known || (sl_store_native(o->store) && sl_object_has_come(dir, name, o));
 }

@@ -45,6 +45,7 @@ struct sl_replay {
 	size_t ntouched;
 	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
+	struct sl_list strays; /* of struct stray */
 	uint64_t links_after, links_pause;
 	bool unsure_links;   /* see unsure_of_links() */
 	unsigned tries;	     /* of the comparison under way of one directory */
@@ -81,6 +82,8 @@ int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, 
 int replay_refresh(struct sl_replay *p, struct sl_object *o, const struct sl_attr *a);
 /** The same object of the origin? What has no record cannot tell, and is by its type. */
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation);
+/** @dir is known to be another directory than @which. */
+bool replay_is_other(struct sl_object *dir, const struct sl_odir *which);
 /** It came here from elsewhere or was made here: the origin's name is not this one. */
 bool replay_foreign(struct sl_object *dir, const char *name, struct sl_object *o);
 /** @name, which is not in @dir and is as @s says at the origin, was deleted or moved away here. */
@@ -106,6 +109,9 @@ void touch_free(struct sl_replay *p);
 bool replay_is_unsure(struct sl_replay *p, struct sl_object *dir);
 /** What events have left of @dir (NULL is fine) may not be what the origin has: it will be compared. */
 void replay_unsure(struct sl_replay *p, struct sl_object *dir);
+/** Something changed in the directory @which, and that is not here where it was said to be: it is looked for
+ * and compared. */
+void replay_stray(struct sl_replay *p, const struct sl_odir *which);
 /** A file may be here twice, by two of its names. */
 void unsure_of_links(struct sl_replay *p);
 /** When there is something to do, by sl_now(); 0: never. Lock held. */

@@ -611,6 +611,22 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	return r < 0 ? r : empty;
 }
 
+static bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at)
+{
+	struct sl_native_acts *a = arg;
+	struct sl_version v = sl_attr_version(at);
+	if (!S_ISREG(at->mode) || at->nlink < 2)
+		return false;
+	pthread_mutex_lock(&o->lock);
+	bool known = sl_version_same_object(&o->rec.origin, &v);
+	pthread_mutex_unlock(&o->lock);
+	/* All records are read for what is only now known to be that file. */
+	if (known && !sl_peers_made(a->peers))
+		return false;
+	_cleanup_object_ struct sl_object *other = sl_peers_find(a->peers, &v);
+	return other && other != o;
+}
+
 static int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 			 bool moved)
 {
@@ -628,7 +644,7 @@ static int native_appear(void *arg, struct sl_object *dir, const char *name, con
 		pthread_mutex_unlock(&o->lock);
 		if (st == FOREIGN || (st == CHANGED && !same))
 			return -EEXIST;
-		if (same)
+		if (same && (st == CHANGED || !native_twin(a, o, &s->attr)))
 			return 0; /* it is here already */
 		/* Moved over a file it takes its place at once. */
 		if (!moved || sl_object_is_dir(o) || S_ISDIR(s->attr.mode))
@@ -848,15 +864,18 @@ static int update_dir(struct sl_object *o, int fd, const struct sl_attr *at, uin
 	uint32_t was = o->rec.mode;
 	bool local = !o->has_record || o->rec.flags & SL_LOCAL;
 	bool same = sl_version_eq(&o->rec.origin, &v) && at->mode == was && !(mask & FAN_ATTRIB);
+	bool unknown = !o->rec.origin.ino && !o->rec.origin.generation; /* which one it is */
 	pthread_mutex_unlock(&o->lock);
 	if (local)
 		return -EEXIST;
 	/* Records have no owner: where nothing has changed there, another one was given to it here. */
 	int r = same ? 0 : follow_mode(fd, at, was, raised);
 	pthread_mutex_lock(&o->lock);
-	if (r == 0 &&
-	    (at->mode != o->rec.mode || (how & SL_UPDATE_LISTED && !sl_version_eq(&o->rec.origin, &v)))) {
+	if (r == 0 && (at->mode != o->rec.mode || unknown ||
+		       (how & SL_UPDATE_LISTED && !sl_version_eq(&o->rec.origin, &v)))) {
 		o->rec.mode = at->mode;
+		o->rec.origin.ino = v.ino;
+		o->rec.origin.generation = v.generation;
 		if (how & SL_UPDATE_LISTED)
 			o->rec.origin = v;
 		r = sl_object_save(o);
@@ -1063,6 +1082,7 @@ int sl_native_acts_new(const struct sl_native_acts_config *cfg, struct sl_native
 				 .vanish = native_vanish,
 				 .rename = native_rename,
 				 .update = native_update,
+				 .twin = native_twin,
 				 .arg = a};
 	*ret = a;
 	return 0;

@@ -145,6 +145,14 @@ static bool find(struct sl_peers *p, const struct sl_version *v, struct sl_handl
 	return h;
 }
 
+bool sl_peers_made(struct sl_peers *p)
+{
+	pthread_mutex_lock(&p->lock);
+	bool made = p->state == MADE;
+	pthread_mutex_unlock(&p->lock);
+	return made;
+}
+
 struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
 {
 	struct sl_object *o = NULL;

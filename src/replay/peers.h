@@ -12,6 +12,8 @@ struct sl_peers;
 
 int sl_peers_new(struct sl_store *s, struct sl_peers **ret);
 void sl_peers_free(struct sl_peers *p); /* NULL is fine */
+/** What there is has been read: to ask takes no time. */
+bool sl_peers_made(struct sl_peers *p);
 /** The file that is a version of the same object as @v, as a new reference; NULL where there is none. */
 struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v);
 /** @o was made, or stands for another object now. */

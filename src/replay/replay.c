@@ -168,14 +168,36 @@ static bool same_identity(uint64_t ino, uint32_t generation, uint64_t ino2, uint
 	return (ino && ino2) || (generation && generation2);
 }
 
+/* See husk(). */
+static bool is_nobody(const struct sl_version *v)
+{
+	return !v->ino && !v->generation;
+}
+
+static bool is_unknown(struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool is = o->has_record && is_nobody(&o->rec.origin);
+	pthread_mutex_unlock(&o->lock);
+	return is;
+}
+
 bool replay_is(struct sl_object *o, uint64_t ino, uint64_t generation)
 {
 	pthread_mutex_lock(&o->lock);
 	const struct sl_version *v = &o->rec.origin;
-	bool unknown = !o->has_record || (!v->ino && !v->generation); /* see husk() */
+	bool unknown = !o->has_record || is_nobody(v);
 	bool same = unknown || same_identity(v->ino, v->generation, ino, (uint32_t)generation);
 	pthread_mutex_unlock(&o->lock);
 	return same;
+}
+
+bool replay_is_other(struct sl_object *dir, const struct sl_odir *which)
+{
+	pthread_mutex_lock(&dir->lock);
+	uint32_t have = dir->has_record ? dir->rec.origin.generation : 0;
+	pthread_mutex_unlock(&dir->lock);
+	return which->generation && have && have != (uint32_t)which->generation;
 }
 
 static bool is_state(struct sl_object *o, const struct sl_ostate *s)
@@ -203,14 +225,23 @@ static void paid(struct sl_object *o)
 	pthread_mutex_unlock(&o->lock);
 }
 
-/* One of several names of a file: do the others that are here denote the same object? */
-static bool is_joined(struct sl_object *o, const struct sl_ostate *s)
+/* Native: another object here is that file, and @o must not become a second one. */
+static bool is_twin(struct sl_replay *p, struct sl_object *o, const struct sl_ostate *s)
 {
-	if (!S_ISREG(s->attr.mode) || s->attr.nlink < 2 || sl_store_native(o->store) || !o->has_record)
+	const struct sl_acts *a = &p->cfg.acts;
+	return s->known && s->present && a->twin && a->twin(a->arg, o, &s->attr);
+}
+
+/* One of several names of a file: do the others that are here denote the same object? */
+static bool is_joined(struct sl_replay *p, struct sl_object *o, const struct sl_ostate *s)
+{
+	if (!S_ISREG(s->attr.mode) || s->attr.nlink < 2 || !o->has_record)
 		return true;
 	pthread_mutex_lock(&o->lock);
 	bool ours = o->rec.flags & (SL_META | SL_MODIFIED); /* and stays what it is */
 	pthread_mutex_unlock(&o->lock);
+	if (sl_store_native(o->store))
+		return ours || !is_twin(p, o, s);
 	return ours || sl_remote_join(o, &s->attr) != -EEXIST;
 }
 
@@ -222,8 +253,13 @@ static bool same_target(struct sl_object *o, const struct sl_ostate *s)
 	return s->target && !strcmp(t, s->target);
 }
 
-/* The name in its directory: the directory as a new reference, or an error as of find(). */
-static int find_name(struct sl_replay *p, const char *place, struct sl_object **dir, const char **name)
+/*
+ * The name in its directory, which is @which: the directory as a new reference, or an error as of find().
+ * Places say where directories are by the events that were told; we have not come to all of these, and one
+ * that was listed meanwhile may have been told of already. -ESTALE where another one is here.
+ */
+static int find_name(struct sl_replay *p, const char *place, const struct sl_odir *which,
+		     struct sl_object **dir, const char **name)
 {
 	const char *slash = strrchr(place, '/');
 	_cleanup_free_ char *up = slash ? strndup(place, (size_t)(slash - place)) : strdup("");
@@ -233,6 +269,10 @@ static int find_name(struct sl_replay *p, const char *place, struct sl_object **
 	if (!**name)
 		return -EINVAL;
 	int r = p->cfg.find(p->cfg.store, up, dir);
+	if (r == 0 && replay_is_other(*dir, which))
+		r = -ESTALE;
+	if (which->id && (r == -ESTALE || r == -ENOENT))
+		replay_stray(p, which);
 	if (r < 0)
 		return r;
 	/* It is being listed: what the listing shows comes first, then what happened since. */
@@ -331,6 +371,9 @@ static int list_dir(struct sl_replay *p, struct sl_object *dir)
 		r = p->cfg.find(p->cfg.store, place, &here);
 	if (r < 0 || here != dir)
 		return -ENOENT;
+	/* It was gone from its name before anybody could look: what is there now is another. */
+	if (is_unknown(dir))
+		return -ESTALE;
 	struct sl_oreq q = {.op = SL_OREQ_LIST, .place = place, .mark = true, .fresh = true};
 	bool all = true;
 	r = sl_origin_call(p->cfg.origin, &q);
@@ -683,7 +726,7 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
 	if (replay_foreign(dir, name, o))
 		return 0;
-	if (!is_state(o, s) || !is_joined(o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
+	if (!is_state(o, s) || !is_joined(p, o, s) || (S_ISLNK(o->type) && !same_target(o, s))) {
 		if (may_be_users(dir, name, o))
 			return 0;
 		/* At every moment something has that name. */
@@ -876,7 +919,8 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 		return 0;
 	_cleanup_object_ struct sl_object *dir = NULL, *newdir = NULL, *o = NULL, *target = NULL;
 	const char *name = NULL, *newname = NULL;
-	int from = find_name(p, e->place, &dir, &name), to = find_name(p, e->newplace, &newdir, &newname);
+	int from = find_name(p, e->place, &e->dir, &dir, &name);
+	int to = find_name(p, e->newplace, &e->newdir, &newdir, &newname);
 	if (from == 0)
 		from = sl_object_lookup(dir, name, &o);
 	if (from == 0 && replay_foreign(dir, name, o))
@@ -911,7 +955,7 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
 	if (!exchange && n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
-	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)))
+	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)) && !is_twin(p, o, n))
 		(void)replay_update(p, dir, name, o, n, 0);
 	int r = replay_rename(p, dir, name, newdir, newname, exchange);
 	if (exchange && r > 0) {
@@ -930,6 +974,11 @@ static bool is_settled(struct sl_replay *p, struct sl_object *dir)
 	return !p->compare && !replay_is_unsure(p, dir);
 }
 
+static bool not_here(int r)
+{
+	return r == -ENOENT || r == -ENODATA || r == -ESTALE;
+}
+
 static int changed(struct sl_replay *p, const struct sl_oevent *e)
 {
 	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
@@ -945,17 +994,17 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		mask = sl_uses_news(&p->uses, sl_object_ino(o), mask);
 		return mask ? replay_update(p, NULL, NULL, o, &s, mask) : 0;
 	}
-	int r = find_name(p, e->place, &dir, &name);
+	int r = find_name(p, e->place, &e->dir, &dir, &name);
 	if (r == 0)
 		r = sl_object_lookup(dir, name, &o);
 	if (r == -ENOENT && names_child(&s, e) && is_settled(p, dir))
 		came(dir, name, &s.attr); /* once: it was taken away here, and stays so */
 	if (r < 0)
-		return r == -ENOENT || r == -ENODATA ? 0 : r;
+		return not_here(r) ? 0 : r;
 	if (replay_foreign(dir, name, o) || !is_child(o, e))
 		return 0;
-	if (!s.present || !is_state(o, &s))
-		s.known = false; /* of what comes next */
+	if (!s.present || !is_state(o, &s) || is_twin(p, o, &s))
+		s.known = false; /* of what comes next, or of one that is here already */
 	if (!s.known && mask & (FAN_MODIFY | FAN_CLOSE_WRITE))
 		uncertain(p, dir, name, o, &e->state);
 	mask = sl_uses_news(&p->uses, sl_object_ino(o), mask);
@@ -973,9 +1022,9 @@ static int apply(struct sl_replay *p, const struct sl_oevent *e)
 	if (!e->mask && *e->place)
 		return 0;
 	if (e->mask & (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO)) {
-		r = find_name(p, e->place, &dir, &name);
+		r = find_name(p, e->place, &e->dir, &dir, &name);
 		if (r < 0)
-			return r == -ENOENT || r == -ENODATA ? 0 : r;
+			return not_here(r) ? 0 : r;
 		if (e->mask & (FAN_CREATE | FAN_MOVED_TO))
 			return made(p, e, dir, name, &e->state, e->mask & FAN_MOVED_TO);
 		return gone(p, e, dir, name, e->mask & FAN_MOVED_FROM);
@@ -984,7 +1033,7 @@ static int apply(struct sl_replay *p, const struct sl_oevent *e)
 }
 
 /* As the origin said of the name when the event was sent, or later; what was changed here need not be. */
-static bool as_said(struct sl_object *dir, const char *name, const struct sl_ostate *s)
+static bool as_said(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s)
 {
 	_cleanup_object_ struct sl_object *o = NULL;
 	int r = sl_object_lookup(dir, name, &o);
@@ -992,7 +1041,7 @@ static bool as_said(struct sl_object *dir, const char *name, const struct sl_ost
 		return !s->present || replay_deleted(dir, name, s);
 	if (r < 0 || replay_foreign(dir, name, o))
 		return r == 0;
-	if (!s->present || !is_state(o, s) || !is_joined(o, s))
+	if (!s->present || !is_state(o, s) || !is_joined(p, o, s))
 		return false;
 	struct sl_version v = sl_attr_version(&s->attr);
 	bool later = replay_is_later(o, s);
@@ -1006,21 +1055,24 @@ static bool as_said(struct sl_object *dir, const char *name, const struct sl_ost
 }
 
 /* What the last event of a name has left must be what the origin has. */
-static void check(struct sl_replay *p, const char *place, const struct sl_ostate *s)
+static void check(struct sl_replay *p, const char *place, const struct sl_odir *which,
+		  const struct sl_ostate *s)
 {
 	_cleanup_object_ struct sl_object *dir = NULL;
 	const char *name = NULL;
-	if (*place && find_name(p, place, &dir, &name) == 0 && (!s->known || !as_said(dir, name, s)))
+	if (*place && find_name(p, place, which, &dir, &name) == 0 &&
+	    (!s->known || !as_said(p, dir, name, s)))
 		replay_unsure(p, dir);
 }
 
 /* A name has come to @place. If it is another one of a file, that must not be here as two. */
-static void check_links(struct sl_replay *p, const char *place, const struct sl_ostate *s)
+static void check_links(struct sl_replay *p, const char *place, const struct sl_odir *which,
+			const struct sl_ostate *s)
 {
 	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
 	const char *name = NULL;
 	if (!s->known || !s->present || !S_ISREG(s->attr.mode) || s->attr.nlink < 2 ||
-	    sl_store_native(p->cfg.store) || find_name(p, place, &dir, &name) < 0)
+	    sl_store_native(p->cfg.store) || find_name(p, place, which, &dir, &name) < 0)
 		return;
 	if (sl_object_lookup(dir, name, &o) == 0 && sl_remote_alone(o))
 		unsure_of_links(p);
@@ -1066,11 +1118,11 @@ static void run_item(struct sl_replay *p, struct item *i)
 		p->as_said = false;
 		do_event(p, &i->e);
 		if (!p->as_said && (!i->e.mask || i->e.mask & ~(uint64_t)(USES | FAN_ONDIR)))
-			check(p, i->e.place, &i->e.state);
+			check(p, i->e.place, &i->e.dir, &i->e.state);
 		if (i->e.newplace)
-			check(p, i->e.newplace, &i->e.newstate);
+			check(p, i->e.newplace, &i->e.newdir, &i->e.newstate);
 		if (i->e.mask & (FAN_CREATE | FAN_MOVED_TO))
-			check_links(p, i->e.place, &i->e.state);
+			check_links(p, i->e.place, &i->e.dir, &i->e.state);
 	}
 	item_free(i);
 }
@@ -1180,6 +1232,7 @@ int sl_replay_new(const struct sl_replay_config *cfg, struct sl_replay **ret)
 	sl_list_init(&p->busy);
 	sl_list_init(&p->unlisted);
 	sl_list_init(&p->unsure);
+	sl_list_init(&p->strays);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_condattr_t ca;
 	pthread_condattr_init(&ca);

@@ -65,6 +65,90 @@ void replay_unsure(struct sl_replay *p, struct sl_object *dir)
 	sl_list_add_tail(&p->unsure, &u->link);
 }
 
+/* ---- directories that are elsewhere ---- */
+
+/* What was listed while it was being renamed may have been told of before we have come to that. */
+struct stray {
+	struct sl_list link;
+	struct sl_odir which;
+	uint64_t since, not_before;
+};
+
+static void drop_stray(struct sl_replay *p, struct stray *s)
+{
+	sl_list_del(&s->link);
+	free(s);
+	pthread_mutex_lock(&p->lock);
+	p->nunsure--;
+	pthread_mutex_unlock(&p->lock);
+}
+
+void replay_stray(struct sl_replay *p, const struct sl_odir *which)
+{
+	sl_list_for_each (l, &p->strays)
+		if (sl_list_entry(l, struct stray, link)->which.id == which->id)
+			return;
+	struct stray *s = p->nunsure < MAX ? malloc(sizeof(*s)) : NULL;
+	pthread_mutex_lock(&p->lock);
+	if (s)
+		p->nunsure++;
+	else
+		p->lost = true; /* all is compared */
+	pthread_mutex_unlock(&p->lock);
+	if (!s)
+		return;
+	*s = (struct stray){.which = *which, .since = sl_now()};
+	sl_list_add_tail(&p->strays, &s->link);
+}
+
+static uint64_t stray_due(const struct stray *s, uint64_t heard)
+{
+	uint64_t quiet = SL_MIN(heard + QUIET_NS, s->since + LATEST_NS);
+	return SL_MAX(s->not_before, quiet);
+}
+
+/* Nothing is at @place here. Was it a user who took it away? Behind the fanotify gate nobody tells, and it is
+ * believed. */
+static bool taken_here(struct sl_replay *p, const char *place)
+{
+	const char *slash = strrchr(place, '/');
+	_cleanup_free_ char *up = slash ? strndup(place, (size_t)(slash - place)) : strdup("");
+	_cleanup_object_ struct sl_object *dir = NULL;
+	if (!up || p->cfg.find(p->cfg.store, up, &dir) < 0 || sl_store_native(p->cfg.store))
+		return true;
+	return sl_object_whiteout(dir, slash ? slash + 1 : place);
+}
+
+/* Once all has been done that was told, it is where it was told to be. */
+static void look_for(struct sl_replay *p, struct stray *s, uint64_t now, bool quiet)
+{
+	_cleanup_free_ char *place = sl_origin_where(p->cfg.origin, s->which.id);
+	_cleanup_object_ struct sl_object *dir = NULL;
+	if (!place || p->cfg.find(p->cfg.store, place, &dir) < 0)
+		dir = NULL;
+	bool is = dir && !replay_is_other(dir, &s->which), listing = false;
+	if (is) {
+		pthread_mutex_lock(&dir->lock);
+		listing = dir->rec.state != SL_FULL && dir->flight && !dir->damaged;
+		pthread_mutex_unlock(&dir->lock);
+	}
+	if (listing || (place && !is && !quiet)) {
+		s->not_before = now + AGAIN_NS;
+		return;
+	}
+	sl_debug("a directory that was elsewhere: '%s'%s", place ? place : "",
+		 is ? "" : ", which is not here");
+	bool wrong = dir ? !is : place && !taken_here(p, place);
+	if (is && replay_populated(dir))
+		replay_unsure(p, dir);
+	drop_stray(p, s);
+	if (wrong) { /* nobody knows where it is: all is compared */
+		pthread_mutex_lock(&p->lock);
+		p->lost = true;
+		pthread_mutex_unlock(&p->lock);
+	}
+}
+
 /* ---- hard links ---- */
 
 void unsure_of_links(struct sl_replay *p)
@@ -126,18 +210,26 @@ uint64_t unsure_due(struct sl_replay *p)
 	sl_list_for_each (l, &p->unsure) {
 		first = sl_earlier(first, due(sl_list_entry(l, struct unsure, link), p->heard));
 	}
+	sl_list_for_each (l, &p->strays) {
+		first = sl_earlier(first, stray_due(sl_list_entry(l, struct stray, link), p->heard));
+	}
 	return first;
 }
 
 void unsure_look(struct sl_replay *p)
 {
-	if (sl_list_empty(&p->unsure) && !p->unsure_links)
+	if (sl_list_empty(&p->unsure) && sl_list_empty(&p->strays) && !p->unsure_links)
 		return;
 	uint64_t now = sl_now();
 	pthread_mutex_lock(&p->lock);
 	/* What waits to be done was not heard of so far. */
 	uint64_t heard = p->nqueue ? now : p->heard;
 	pthread_mutex_unlock(&p->lock);
+	sl_list_for_each_safe (l, &p->strays) {
+		struct stray *s = sl_list_entry(l, struct stray, link);
+		if (stray_due(s, heard) <= now)
+			look_for(p, s, now, heard + QUIET_NS <= now);
+	}
 	sl_list_for_each_safe (l, &p->unsure) {
 		struct unsure *u = sl_list_entry(l, struct unsure, link);
 		if (due(u, heard) > now)
@@ -154,4 +246,6 @@ void unsure_free(struct sl_replay *p)
 {
 	sl_list_for_each_safe (l, &p->unsure)
 		drop(p, sl_list_entry(l, struct unsure, link));
+	sl_list_for_each_safe (l, &p->strays)
+		drop_stray(p, sl_list_entry(l, struct stray, link));
 }

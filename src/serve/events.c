@@ -195,6 +195,19 @@ static bool gone_from_tree(struct telling *t, uint64_t id)
 	return sl_tree_stat(t->ev->tree, &p, false, &o) == -ESTALE;
 }
 
+/*
+ * Where only names are told: which directory was it? Of one that was marked at that time a rename says it. So
+ * it is not the marked one that is there by what was looked up: that came later.
+ */
+static void find_child(struct telling *t)
+{
+	const struct sl_change *c = t->c;
+	struct sl_noderef *x = &t->child;
+	if (sl_nodes_dir_at(sl_session_nodes(t->s), t->dir.id, c->name, x) && x->mask &&
+	    (!(c->mask & FAN_DELETE) || !gone_from_tree(t, x->id)))
+		*x = (struct sl_noderef){0};
+}
+
 static void tell_rename(struct telling *t)
 {
 	const struct sl_change *c = t->c;
@@ -376,10 +389,9 @@ static void one_change(struct sl_events *ev, const struct sl_change *from)
 			has |= sl_nodes_ref(nodes, &c->newdir, &t.newdir);
 		if (c->name && (c->child.generation || c->child.ino))
 			has |= sl_nodes_ref(nodes, &c->child, &t.child);
-		/* Where only names are told: which directory was it? */
-		if (c->name && !t.child.id && t.dir.id && (c->mask & FAN_ONDIR) &&
+		if (c->name && !c->child.generation && !c->child.ino && t.dir.id && (c->mask & FAN_ONDIR) &&
 		    (c->mask & (GONE | FAN_RENAME)))
-			(void)sl_nodes_dir_at(nodes, t.dir.id, c->name, &t.child);
+			find_child(&t);
 		if (!has)
 			continue;
 		if (!c->name)

@@ -33,6 +33,13 @@ int sl_whiteout_add(struct sl_store *s, uint64_t ino, const char *name)
 	return 0;
 }
 
+static void whiteout_drop(struct sl_object *dir, const char *name)
+{
+	char path[32 + 256];
+	snprintf(path, sizeof(path), "%llu/%s", (unsigned long long)sl_object_ino(dir), name);
+	(void)unlinkat(dir->store->whiteouts_fd, path, 0);
+}
+
 void sl_whiteout_drop_dir(struct sl_store *s, uint64_t ino)
 {
 	char name[32];
@@ -265,8 +272,11 @@ static int rename_name(struct sl_object *dir, const char *name, struct sl_object
 		r = hold(target, newdir, newname, nfd, &pinned);
 	if (r == 0 && !remote && !o->local)
 		r = sl_whiteout_add(s, sl_object_ino(dir), name);
+	/* That what has no record is not the origin's there the whiteout says: see sl_object_adopt(). */
 	if (r == 0 && !remote && !o->has_record)
 		r = sl_whiteout_add(s, sl_object_ino(newdir), newname);
+	if (r == 0 && !remote && exchange && !target->has_record)
+		r = sl_whiteout_add(s, sl_object_ino(dir), name);
 	if (r == 0 && !remote && target && !target->local)
 		r = sl_whiteout_add(s, sl_object_ino(newdir), newname);
 	if (r == 0 && renameat2(dfd, name, nfd, newname, flags) < 0)
@@ -346,6 +356,9 @@ int sl_object_link(struct sl_object *o, struct sl_object *newdir, const char *ne
 	pthread_rwlock_wrlock(&s->tree);
 	int nfd = sl_dirfd_pin(newdir);
 	r = nfd < 0 ? nfd : 0;
+	bool noted = !o->has_record && !sl_object_whiteout(newdir, newname);
+	if (r == 0 && noted)
+		r = sl_whiteout_add(s, sl_object_ino(newdir), newname);
 	if (r == 0 && o->fd >= 0) {
 		char p[SL_PROC_FD_MAX];
 		if (linkat(AT_FDCWD, sl_proc_fd_path(p, o->fd, NULL), nfd, newname, AT_SYMLINK_FOLLOW) < 0)
@@ -357,6 +370,8 @@ int sl_object_link(struct sl_object *o, struct sl_object *newdir, const char *ne
 		if (dfd >= 0)
 			sl_dirfd_unpin(o->parent);
 	}
+	if (r < 0 && noted)
+		whiteout_drop(newdir, newname);
 	if (r == 0) {
 		o->moved = moved;
 		if (!o->parent && o != s->root) { /* it had no name that we knew: now it has */
@@ -387,6 +402,24 @@ static struct sl_record local_record(uint32_t mode, dev_t rdev)
 	    .state = SL_FULL, .flags = SL_LOCAL | SL_MODIFIED, .mode = mode, .rdev = rdev, .nlink = 1};
 }
 
+/* A symlink or special file in an unprivileged store: that it is not the origin's the whiteout says. */
+static bool no_record(struct sl_object *dir, uint32_t mode)
+{
+	return !dir->store->privileged && !S_ISREG(mode) && !S_ISDIR(mode);
+}
+
+int sl_object_announce(struct sl_object *dir, const char *name, uint32_t mode, bool *noted)
+{
+	*noted = no_record(dir, mode) && !sl_object_whiteout(dir, name);
+	return *noted ? sl_whiteout_add(dir->store, sl_object_ino(dir), name) : 0;
+}
+
+void sl_object_renounce(struct sl_object *dir, const char *name, bool noted)
+{
+	if (noted)
+		whiteout_drop(dir, name);
+}
+
 int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_t rdev,
 		    struct sl_object **ret)
 {
@@ -398,10 +431,8 @@ int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_
 	at.name = name;
 	r = sl_record_save_at(dir->store, at.fd, name, &rec, NULL, 0);
 	sl_at_end(&at);
-	/* A symlink or special file in an unprivileged store: that it is not the origin's the whiteout says.
-	 */
-	if (r == -EPERM || r == -EOPNOTSUPP)
-		r = sl_whiteout_add(dir->store, sl_object_ino(dir), name);
+	if ((r == -EPERM || r == -EOPNOTSUPP) && no_record(dir, mode))
+		r = 0;
 	if (r < 0)
 		return r;
 	r = sl_object_lookup(dir, name, ret);

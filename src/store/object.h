@@ -263,7 +263,15 @@ bool sl_object_has_come(struct sl_object *dir, const char *name, struct sl_objec
  */
 void sl_object_clock(struct sl_object *dir, struct timespec ctime);
 
-/** The new object @name was made in @dir's directory by the caller: give it its record and return it. */
+/**
+ * An object @name of the type @mode is about to be made in @dir's directory. If it will have no record, it is
+ * noted that it is not the origin's: nobody must take it for that at any moment. *@noted:
+ * sl_object_renounce() takes that back, where it was not made.
+ */
+int sl_object_announce(struct sl_object *dir, const char *name, uint32_t mode, bool *noted);
+void sl_object_renounce(struct sl_object *dir, const char *name, bool noted);
+/** The new object @name was made in @dir's directory by the caller, after sl_object_announce(): give it its
+ * record and return it. */
 int sl_object_adopt(struct sl_object *dir, const char *name, uint32_t mode, dev_t rdev,
 		    struct sl_object **ret);
 int sl_object_unlink(struct sl_object *dir, const char *name, bool rmdir);

@@ -88,13 +88,11 @@ class Days:
         wait_for(240, "the last event", lambda: not os.path.lexists(f"{self.c}/{n}"))
         wait_for(240, "nothing is queued", lambda: not (e := self.events())["queued"] and not e["comparing"])
 
-    def same(self, what, known=None):
+    def same(self, what):
         self.quiet()
         p = subprocess.run(["bash", "-c", f'. "{slt.TOOLS}/../t/lib.sh"; trap - EXIT; same_tree --no-dir-mtime "{self.o}" "{self.c}"'],
                            check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": T}, timeout=600)
         said = p.stdout.decode(errors="replace")[:2000]
-        if known:
-            return slt.known(p.returncode == 0, f"{self.what}the trees are equal {what}", known, said)
         return ok(p.returncode == 0, f"{self.what}the trees are equal {what}", said)
 
 
@@ -136,8 +134,8 @@ def renamed_while_populated(backend):
                 time.sleep(0.001)
 
     def here(path, fd):
-        try:
-            return os.stat(path).st_ino == os.fstat(fd).st_ino
+        try:  # the number of one that is gone may be another's by now
+            return os.stat(path).st_ino == os.fstat(fd).st_ino and not os.readlink(f"/proc/self/fd/{fd}").endswith(" (deleted)")
         except OSError:
             return False
 
@@ -192,13 +190,9 @@ def renamed_while_populated(backend):
             t.join()
         note(f"{d.what}{count}")
         is_(failed, [], f"{d.what}all renames were done")
-        said = f"{d.what}directories that are renamed while they are listed: nobody sees a wrong or a short listing"
-        if wrong and all(x[1:] == ([],) for x in wrong):
-            slt.known(False, said, "one that is made anew may be seen empty", wrong)
-        else:
-            is_(wrong, [], said)
+        is_(wrong, [], f"{d.what}directories that are renamed while they are listed: nobody sees a wrong or a short listing")
         ok(count.get("listed", 0) > 0, f"{d.what}and most can be listed", count)
-        d.same("afterwards", "a directory may be taken for the one that it changed places with")
+        d.same("afterwards")
 
 
 def cloned_while_renamed(backend):

@@ -312,13 +312,26 @@ def after_an_outage(what, down, up):
         write(f"{O}/{n}", f"{what} {n}")
     os.mkdir(f"{O}/tree")
     write(f"{O}/tree/f", "f")
+    links = [f"{n}-{what}" for n in ("ln-goes", "ln-linked", "ln-moved", "ln-swapped")]
+    theirs = [f"{n}-{what}" for n in ("made", "hard", "moved", "swap")]
+    for n in links:
+        os.symlink("nowhere", f"{O}/{n}")
     quiet()
     os.listdir(f"{C}/tree")
     for n in ("stays", "grows", "renamed"):
         read(f"{C}/{n}")
+    # Symlinks are told by their names alone where there is no privilege.
+    made, hard, moved, swap = (f"{C}/{n}" for n in theirs)
+    os.symlink("mine", made)
+    os.link(f"{C}/{links[1]}", hard, follow_symlinks=False)
+    os.rename(f"{C}/{links[2]}", moved)
+    write(swap, "mine")
+    exchange(swap, f"{C}/{links[3]}")
     w = Watcher({"": C, "tree": C + "/tree"}) if down is not None else None
     token = down() if down else None
     os.unlink(f"{O}/goes")
+    for n in links:
+        os.unlink(f"{O}/{n}")
     write(f"{O}/grows", "more of it", "a")
     write(f"{O}/comes", "new")
     os.rename(f"{O}/renamed", f"{O}/other name")
@@ -334,6 +347,14 @@ def after_an_outage(what, down, up):
         wait_for(120, "the state", lambda: os.path.exists(f"{C}/comes") and os.path.exists(f"{C}/tree/g"))
     if w:
         w.close()
+    quiet()
+    # What a user gave another name may stay by both.
+    is_([n for n in links if os.path.lexists(f"{C}/{n}") and n != links[1]], links[3:],
+        f"{what}: symlinks that the origin removed are gone, and what a user put in the place of one is not")
+    is_([os.path.islink(f"{C}/{n}") and os.readlink(f"{C}/{n}") for n in theirs], ["mine", "nowhere", "nowhere", "nowhere"],
+        f"{what}: those that users made, linked and renamed stay")
+    for n in (*theirs, links[1], links[3]):
+        subprocess.run(["rm", "-f", f"{C}/{n}"], check=True)
     same_trees(what)
     del before
     for n in ("stays", "grows", "comes", "other name", "tree"):

@@ -276,7 +276,7 @@ static bool fake_connected(struct sl_origin *o)
 	return true;
 }
 
-static const struct sl_origin_ops fake_ops = {fake_submit, fake_stop, fake_free, fake_connected};
+static const struct sl_origin_ops fake_ops = {fake_submit, fake_stop, fake_free, fake_connected, NULL};
 
 static struct fake *fake_new(unsigned threads)
 {

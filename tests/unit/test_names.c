@@ -567,6 +567,46 @@ static void test_whiteouts(void **state)
 	assert_true(white(x, "", longest));
 }
 
+/* What has no record, as symlinks of a store without privilege, is a user's where the name has a whiteout. */
+static void test_no_record(void **state)
+{
+	struct fx *x = *state;
+	struct sl_object *g = get(x, "g"), *m = make(x, "g", "m", S_IFREG | 0600), *o;
+	_cleanup_close_ int fd = sl_object_open_dir(g);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(symlinkat("target", fd, (const char *[]){"s", "t", "u"}[i]), 0);
+	assert_int_equal(sl_object_lookup(g, "s", &o), 0);
+	assert_false(o->has_record);
+	assert_int_equal(sl_object_link(o, x->root, "s2"), 0);
+	assert_true(white(x, "", "s2"));
+	assert_false(white(x, "g", "s"));
+	assert_int_equal(sl_object_link(o, g, "t"), -EEXIST);
+	assert_false(white(x, "g", "t"));
+	sl_object_put(o);
+	assert_int_equal(mv(x, "g", "t", "", "t2", 0), 0);
+	assert_true(white(x, "", "t2"));
+	/* In the place of something that was made here. */
+	assert_int_equal(mv(x, "g", "u", "g", "m", RENAME_EXCHANGE), 0);
+	assert_true(white(x, "g", "m"));
+	sl_object_put(m);
+	m = make(x, "", "m2", S_IFREG | 0600);
+	assert_int_equal(mv(x, "", "m2", "g", "m", RENAME_EXCHANGE), 0);
+	assert_true(white(x, "", "m2"));
+	sl_object_put(m);
+	/* Noted before it is made, and taken back where it is not. */
+	bool noted, was = x->s->privileged;
+	x->s->privileged = false;
+	assert_int_equal(sl_object_announce(g, "new", S_IFLNK, &noted), 0);
+	assert_true(noted && white(x, "g", "new"));
+	sl_object_renounce(g, "new", noted);
+	assert_false(white(x, "g", "new"));
+	assert_int_equal(sl_object_announce(g, "m", S_IFLNK, &noted), 0);
+	sl_object_renounce(g, "m", noted);
+	assert_true(white(x, "g", "m"));
+	x->s->privileged = was;
+	sl_object_put(g);
+}
+
 static void test_long_place(void **state)
 {
 	struct fx *x = *state;
@@ -800,7 +840,7 @@ int main(int argc, char **argv)
 	sl_log_set_level(SL_LOG_ERR);
 	const struct CMUnitTest tests[] = {
 		T(places), T(unlinked_place), T(errors),       T(replace),   T(exchange),   T(link),
-		T(link_put), T(tmpfile),      T(origin_links), T(origin_links_race), T(origin_links_left), T(whiteouts), T(long_place), T(random),
+		T(link_put), T(tmpfile),      T(origin_links), T(origin_links_race), T(origin_links_left), T(whiteouts), T(no_record), T(long_place), T(random),
 	};
 	return cmocka_run_group_tests_name("names", tests, NULL, NULL);
 }

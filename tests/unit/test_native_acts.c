@@ -558,6 +558,40 @@ static void test_appear(void **state)
 	down(x);
 }
 
+/* A name of which nobody could say what it is, and that turns out to be a second one of a file that is here.
+ */
+static void test_twin(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	const char *name;
+	mkdir(at_origin(x, "d"), 0755);
+	put(at_origin(x, "d/a"), "the file");
+	up(x);
+	struct sl_ostate husk = {.known = true,
+				 .present = true,
+				 .attr = {.mode = S_IFREG | 0644, .size = 1, .nlink = 1, .no_xattrs = true}};
+	struct sl_object *dir = split(x, "d/b", &name);
+	assert_int_equal(x->a.appear(x->a.arg, dir, name, &husk, false), 0);
+	sl_object_put(dir);
+	link(at_origin(x, "d/a"), at_origin(x, "d/b"));
+	struct sl_ostate s = state_of(x, "d/b");
+	struct sl_object *a = find(x, "d/a"), *b = find(x, "d/b");
+	assert_false(x->a.twin(x->a.arg, a, &s.attr));
+	assert_true(x->a.twin(x->a.arg, b, &s.attr));
+	/* Also when it was taken for one before anybody asked. */
+	assert_int_equal(update(x, "d/b", 0, 0), 0);
+	assert_true(x->a.twin(x->a.arg, a, &s.attr) || x->a.twin(x->a.arg, b, &s.attr));
+	const char *other = x->a.twin(x->a.arg, a, &s.attr) ? "d/a" : "d/b";
+	sl_object_put(a);
+	sl_object_put(b);
+	assert_int_equal(appear(x, other, true), 0);
+	same_stat(x, "d/a");
+	same_stat(x, "d/b");
+	assert_string_equal(content(at_clone(x, "d/b")), "the file");
+	down(x);
+}
+
 static void test_vanish(void **state)
 {
 	need_all();
@@ -1230,6 +1264,7 @@ int main(void)
 		cmocka_set_test_filter(only);
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_setup_teardown(test_appear, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_twin, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_vanish, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_rename, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_update, setup, teardown),

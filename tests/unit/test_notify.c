@@ -281,6 +281,43 @@ static void test_identity(void **state)
 	assert_true(heard);
 }
 
+/* Which directory was renamed or deleted, if it is a marked one: its name may be another's by the time anybody
+ * looks. */
+static void test_identity_of_marked(void **state)
+{
+	BEGIN(f, state);
+	unsigned d = make_dir(f, "d");
+	for (int i = 0; i < 50; i++) {
+		char name[32];
+		snprintf(name, sizeof(name), "d/%d", i);
+		ok(mkdirat(f->root, name, 0755));
+		int fd = openat(f->root, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+		struct sl_evid id = id_of(fd, "");
+		assert_int_equal(sl_backend_mark(f->b, fd, &id), 0);
+		close(fd);
+		settle(f);
+		clear(f);
+		ok(rename2(f, name, "d/moved", 0));
+		ok(mkdirat(f->root, name, 0755)); /* unmarked: nobody takes one for the other */
+		ok(unlinkat(f->root, name, AT_REMOVEDIR));
+		ok(unlinkat(f->root, "d/moved", AT_REMOVEDIR));
+		settle(f);
+		int renamed = 0, gone = 0;
+		for (size_t k = 0; k < f->n; k++) {
+			const struct rec *r = &f->v[k];
+			bool is = r->child.generation == id.generation, here = same(&r->dir, &f->ids[d]);
+			renamed += here && r->mask & FAN_RENAME && is;
+			bool moved = here && r->name && !strcmp(r->name, "moved");
+			gone += is && ((moved && r->mask & FAN_DELETE) || r->mask & FAN_DELETE_SELF);
+			assert_false(here && r->mask & FAN_DELETE && is && !moved);
+		}
+		assert_int_equal(renamed, 1);
+		assert_true(gone > 0);
+		clear(f);
+		sl_backend_unmark(f->b, &id);
+	}
+}
+
 static void test_identity_here(void **state)
 {
 	(void)state;
@@ -456,7 +493,7 @@ int main(void)
 	    BOTH(rename),	 BOTH(rename_directory),
 	    BOTH(unlink_open),	 BOTH(root),
 	    BOTH(root_unmarked), BOTH(names),
-	    BOTH(identity),	 BOTH(merged),
+	    BOTH(identity),	 BOTH(identity_of_marked), BOTH(merged),
 	    BOTH(use),		 BOTH(limit),
 	    BOTH(choice),	 cmocka_unit_test(test_identity_here),
 	};

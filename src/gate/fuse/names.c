@@ -113,8 +113,13 @@ void gate_make(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 	const char *name = rq->m.name;
 	_cleanup_close_ int dfd = sl_object_open_dir(dir);
 	int r = dfd < 0 ? dfd : sl_object_touch(dir);
-	uint32_t mode = 0;
+	uint32_t mode = 0, type = op == FUSE_MKDIR   ? S_IFDIR
+				  : op == FUSE_MKNOD ? rq->m.in.mknod.mode & S_IFMT
+						     : S_IFLNK;
 	dev_t rdev = 0;
+	bool noted = false;
+	if (r == 0)
+		r = sl_object_announce(dir, name, type, &noted);
 	if (r == 0 && op == FUSE_MKDIR) {
 		mode = make_mode(dfd, rq->m.in.mkdir.mode, rq->m.in.mkdir.umask);
 		r = mkdirat(dfd, name, store_mode(g, mode, true)) < 0 ? -errno : 0;
@@ -126,7 +131,7 @@ void gate_make(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 		mode = S_IFLNK;
 		r = symlinkat(rq->m.name2, dfd, name) < 0 ? -errno : 0;
 	}
-	if (made_already(rq, dir, name, op == FUSE_MKDIR ? S_IFDIR : mode & S_IFMT, r))
+	if (made_already(rq, dir, name, type, r))
 		r = 0;
 	if (r == 0) {
 		_cleanup_object_ struct sl_object *o = NULL;
@@ -139,6 +144,7 @@ void gate_make(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 		}
 		unlinkat(dfd, name, op == FUSE_MKDIR ? AT_REMOVEDIR : 0);
 	}
+	sl_object_renounce(dir, name, noted);
 	sl_reply_err(rq, r);
 }
 

@@ -38,10 +38,20 @@ void sl_fan_unlisted(struct sl_fan *g, struct sl_object *o)
 		sl_err("cannot take back an ignore mark: %s", strerror(errno));
 }
 
-bool fan_dir_gone(int fd)
+void sl_fan_dropped(struct sl_fan *g, struct sl_object *o)
+{
+	o->dropped = true;
+	fan_keep_recent(g, o);
+}
+
+bool fan_dir_gone(struct sl_fan *g, int fd, int *err)
 {
 	struct stat st;
-	return fstat(fd, &st) == 0 && st.st_nlink == 0;
+	if (fstat(fd, &st) < 0 || st.st_nlink)
+		return false;
+	_cleanup_object_ struct sl_object *o = sl_object_known_fd(g->store, fd);
+	*err = o && o->dropped ? -EIO : 0;
+	return true;
 }
 
 int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret)
@@ -60,7 +70,8 @@ int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret
 	if (!o->has_record)
 		sl_object_recorded(g->store, fd, ".");
 	pthread_mutex_lock(&o->lock);
-	bool unknown = making && !o->has_record, here = !unknown && o->rec.state == SL_FULL;
+	bool unknown = making && !o->has_record;
+	bool here = !unknown && o->rec.state == SL_FULL && !o->evicting;
 	if (here) {
 		/* With the lock: whoever takes its names away takes the mark away after this. */
 		if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_EVICTABLE | SL_FAN_IGNORE,

@@ -79,6 +79,7 @@ struct sl_fan {
 	pthread_t events, changes;
 	bool started;
 	atomic_bool stop, stopped; /* of the events thread */
+	_Atomic uint64_t reads;	   /* of events: how many it has begun and ended */
 	_Atomic int replay;	   /* thread id, or 0 */
 	atomic_bool refusing;
 	atomic_size_t waiting;
@@ -109,8 +110,9 @@ void fan_respond(struct sl_fan *g, int fd, uint32_t response);
  * the names of *@ret are here. FAN_LATER: it is just being made. Or -errno, to be told to who waits.
  */
 int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret);
-/** The directory @fd is no more: it has no names, and never will. */
-bool fan_dir_gone(int fd);
+/** The directory @fd is no more: it has no names, and never will; or *@err is what its users are to be told.
+ */
+bool fan_dir_gone(struct sl_fan *g, int fd, int *err);
 /** Before anybody can come: does the kernel ask before names are looked up? It is tried. */
 bool fan_asks_for_names(struct sl_fan *g);
 /** @o, one of whose names is open as @fd, lost its place at the origin: that name is its place now. False if

@@ -107,14 +107,15 @@ static void *look_up(void *arg)
 }
 
 /* Refuse what @group asks, if anything. */
-static bool refuse(int group)
+static bool refuse(struct sl_fan *g)
 {
+	int group = g->group;
 	struct fanotify_event_metadata m[4];
 	bool asked = false;
 	ssize_t n = read(group, m, sizeof(m));
 	for (struct fanotify_event_metadata *e = m; FAN_EVENT_OK(e, n); e = FAN_EVENT_NEXT(e, n)) {
 		struct fanotify_response r = {.fd = e->fd, .response = SL_FAN_DENY_ERRNO(EIO)};
-		asked |= e->mask & FAN_PRE_DIR_ACCESS;
+		asked |= e->mask & FAN_PRE_DIR_ACCESS && (!g->own_mount || fan_own_mount(g, e->fd));
 		if (e->fd >= 0 && write(group, &r, sizeof(r)) == sizeof(r))
 			close(e->fd);
 	}
@@ -132,10 +133,10 @@ bool fan_asks_for_names(struct sl_fan *g)
 	_cleanup_close_ int mnt = t.mnt;
 	if (pthread_create(&thread, NULL, look_up, &t) != 0)
 		return false;
-	bool asked = poll(&p, 1, TRY_MS) > 0 && refuse(g->group);
+	bool asked = poll(&p, 1, TRY_MS) > 0 && refuse(g);
 	/* Whatever it waits for, it must get away. */
 	while (pthread_tryjoin_np(thread, NULL) == EBUSY)
 		if (poll(&p, 1, 1) > 0)
-			asked |= refuse(g->group);
+			asked |= refuse(g);
 	return asked && t.r == -EIO;
 }

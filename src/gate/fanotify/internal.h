@@ -67,6 +67,12 @@ struct sl_fan {
 	struct sl_fill *fill;
 	struct area *area;
 	bool own_area;
+	/*
+	 * Descriptors of accesses are on the store's own mount, whichever they came by, so that those can be
+	 * told that come by none (overlayfs). This kernel asks for mappings also where the file is open by
+	 * another's private mount.
+	 */
+	bool own_mount;
 	uint64_t asked; /* FAN_ASKED, and with lazy directories FAN_PRE_DIR_ACCESS */
 	atomic_bool making;
 	int group, notify, stop_fd;
@@ -123,6 +129,8 @@ void fan_dispatch(struct waiter *w);
 /** True if the file was opened through a mount that programs see; false for private ones, as overlayfs has.
  */
 bool fan_mount_known(struct sl_fan *g, int fd, int pid);
+/** @fd, of an event, is on the store's own mount. */
+bool fan_own_mount(struct sl_fan *g, int fd);
 /**
  * How much the thread @tid, which waits for an answer about the file @st, needs of it; with @st NULL it may
  * be less than is said. What changes a file needs all: what is cut off or moved must not be brought back

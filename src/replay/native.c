@@ -394,7 +394,7 @@ static int leave_one(void *arg, const char *path, struct sl_object *o, int err)
 	}
 	pthread_mutex_unlock(&o->lock);
 	if (is && x->to != SL_FULL)
-		sl_fan_unlisted(x->a->cfg.fan, o);
+		(void)sl_fan_unlisted(x->a->cfg.fan, o);
 	return 0;
 }
 

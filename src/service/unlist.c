@@ -2,11 +2,14 @@
 /*
  * In this order, for some directories at a time, those below before those above:
  *
+ *   compare  what is here is what the origin has, and nothing else; nobody uses any of it
  *   hold     who wants names waits, and the ignore mark goes, so everybody asks; for a moment (GRACE_NS)
- * those who had been let through go on compare  what is here is what the origin has, and nothing else; nobody
- * uses any of it move     the record says unpopulated; the names go to where nobody finds them verify   now
- * that nobody can come to them: still the same, and not in use? drop     they are removed; or all of them
- * come back, and the record says populated release  who waits goes on, or makes the names come
+ *            those who had been let through go on. Then all must be as it was. Nothing waits for the origin
+ *            while others wait for us
+ *   move     the record says unpopulated; the names go to where nobody finds them
+ *   verify   now that nobody can come to them: still the same, and not in use?
+ *   drop     they are removed; or all of them come back, and the record says populated
+ *   release  who waits goes on, or makes the names come
  *
  * A service that is killed before the record is written has done nothing; afterwards the directory is
  * unpopulated, and what was moved comes back (sl_unlist_undo()), as what an interrupted listing left.
@@ -18,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "base/log.h"
 #include "base/time.h"
@@ -33,6 +37,7 @@
 struct name {
 	struct sl_object *o;
 	const struct sl_oentry *e;
+	uint64_t xattrs; /* see xattrs_of() */
 	bool held;
 };
 
@@ -41,7 +46,7 @@ struct victim {
 	char *place;
 	struct sl_oreq list;
 	struct batch *b;
-	bool held, asked;
+	bool asked, same, held;
 	int fd, box;
 	struct name *v; /* that were moved */
 	size_t n;
@@ -132,26 +137,36 @@ void sl_unlist_undo(struct sl_store *s)
 
 /* ---- what is here against what the origin has ---- */
 
-static bool same_xattrs(struct sl_clone *c, struct sl_object *o, const char *place, const struct sl_attr *a)
+/* What extended attributes @o has, as one number; with @q: if they are those of the origin. 0 is an error. */
+static uint64_t xattrs_of(struct sl_object *o, const struct sl_oreq *q)
 {
 	_cleanup_free_ char *names = malloc(65536), *value = malloc(65536);
 	ssize_t n = names && value ? sl_xattr_list(o, names, 65536) : -ENOMEM;
-	if (n < 0 || a->no_xattrs)
-		return n == 0;
-	struct sl_oreq q = {.op = SL_OREQ_XATTRS, .place = place};
-	bool same = sl_origin_call(c->origin, &q) == 0;
+	uint64_t sum = n < 0 ? 0 : 1;
 	size_t k = 0;
-	for (char *x = names; same && x < names + n; x += strlen(x) + 1, k++) {
+	for (char *x = names; x && x < names + n; x += strlen(x) + 1, k++) {
 		ssize_t len = sl_xattr_get(o, x, value, 65536);
 		size_t i = 0;
-		while (i < q.nxattrs && strcmp(q.xattrs[i].name, x) != 0)
+		while (q && i < q->nxattrs && strcmp(q->xattrs[i].name, x) != 0)
 			i++;
-		same = i < q.nxattrs && len >= 0 && (size_t)len == q.xattrs[i].len &&
-		       !memcmp(value, q.xattrs[i].value, (size_t)len);
+		if (len < 0 || (q && (i == q->nxattrs || (size_t)len != q->xattrs[i].len ||
+				      memcmp(value, q->xattrs[i].value, (size_t)len) != 0)))
+			return 0;
+		/* In whatever order they are listed. */
+		sum += XXH3_64bits_withSeed(value, (size_t)len, XXH3_64bits(x, strlen(x)));
 	}
-	same &= k == q.nxattrs;
+	return !sum || (q && k != q->nxattrs) ? 0 : sum;
+}
+
+static uint64_t xattrs_as_there(struct sl_clone *c, struct sl_object *o, const char *place,
+				const struct sl_attr *a)
+{
+	struct sl_oreq q = {.op = SL_OREQ_XATTRS, .place = place};
+	if (a->no_xattrs)
+		return xattrs_of(o, &q);
+	uint64_t sum = sl_origin_call(c->origin, &q) == 0 ? xattrs_of(o, &q) : 0;
 	sl_oreq_fini(&q);
-	return same;
+	return sum;
 }
 
 static bool same_attrs(const struct stat *st, const struct sl_attr *a)
@@ -162,7 +177,7 @@ static bool same_attrs(const struct stat *st, const struct sl_attr *a)
 		(st->st_nlink == 1 && a->nlink == 1 && (uint64_t)st->st_size == a->size));
 }
 
-/* Nothing but what a listing makes: no content, no names, nobody's change. */
+/* Nothing but what a listing makes: no content, and nobody's change. */
 static bool is_placeholder(struct sl_object *o, const struct sl_attr *a)
 {
 	const unsigned own = SL_PINNED | SL_MODIFIED | SL_META | SL_CONFLICT | SL_LOCAL | SL_LINKED |
@@ -172,9 +187,7 @@ static bool is_placeholder(struct sl_object *o, const struct sl_attr *a)
 	const struct sl_record *rec = &o->rec;
 	bool is = !o->damaged && o->has_record && !(rec->flags & own) && o->type == (a->mode & S_IFMT) &&
 		  sl_version_same_object(&rec->origin, &v) && !o->opens;
-	if (sl_object_is_dir(o))
-		is &= rec->state != SL_FULL;
-	else
+	if (!sl_object_is_dir(o))
 		is &= sl_version_eq(&rec->origin, &v) && !o->flight && !o->dirty && !o->evicting;
 	if (sl_object_is_reg(o))
 		is &= v.size == 0 || (rec->state == SL_COLD && !o->map.have && !o->unclaimed);
@@ -182,24 +195,27 @@ static bool is_placeholder(struct sl_object *o, const struct sl_attr *a)
 	return is;
 }
 
-static bool same(struct sl_clone *c, struct victim *v, int fd, const char *name, struct sl_object *o,
-		 const struct sl_oentry *e)
+/* No names, also none that an interrupted listing has left. */
+static bool is_empty(struct sl_object *o)
 {
-	_cleanup_free_ char *own = NULL, *place = sl_path_join(v->place, name);
-	struct sl_name *below = NULL;
-	struct stat st;
+	struct sl_name *v = NULL;
 	size_t n = 0;
-	if (!place || !is_placeholder(o, &e->attr) || sl_object_place(o, &own) < 0 ||
-	    strcmp(own, place) != 0 || fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
-	    !same_attrs(&st, &e->attr))
+	pthread_mutex_lock(&o->lock);
+	bool populated = o->rec.state == SL_FULL;
+	pthread_mutex_unlock(&o->lock);
+	if (populated || sl_names_read(o, &v, &n) < 0)
 		return false;
-	/* What an interrupted listing has left is shown to who knows it. */
-	if (sl_object_is_dir(o)) {
-		if (sl_names_read(o, &below, &n) < 0)
-			return false;
-		sl_names_free(below, n);
-	}
-	return n == 0 && same_xattrs(c, o, place, &e->attr);
+	sl_names_free(v, n);
+	return n == 0;
+}
+
+static bool same(struct victim *v, const struct name *x)
+{
+	_cleanup_free_ char *own = NULL, *place = sl_path_join(v->place, x->e->name);
+	struct stat st;
+	return place && is_placeholder(x->o, &x->e->attr) && sl_object_place(x->o, &own) == 0 &&
+	       !strcmp(own, place) && fstatat(v->fd, x->e->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       st.st_ino == sl_object_ino(x->o) && same_attrs(&st, &x->e->attr);
 }
 
 static int by_name(const void *a, const void *b)
@@ -209,15 +225,14 @@ static int by_name(const void *a, const void *b)
 }
 
 /* Fill v->v with all names, if they are the origin's: 0. STAYS, or -errno. */
-static int compare(struct sl_clone *c, struct victim *v, const struct sl_fan_users *u)
+static int compare(struct sl_clone *c, struct victim *v)
 {
 	struct sl_name *names = NULL;
 	size_t n = 0;
 	pthread_mutex_lock(&v->dir->lock);
 	struct sl_version own = v->dir->rec.origin, there = sl_attr_version(&v->list.attr);
 	pthread_mutex_unlock(&v->dir->lock);
-	if (v->list.err || !sl_version_same_object(&own, &there) ||
-	    sl_fan_users_has(u, sl_object_ino(v->dir)))
+	if (v->list.err || !sl_version_same_object(&own, &there))
 		return STAYS;
 	int r = sl_names_read(v->dir, &names, &n);
 	if (r < 0)
@@ -232,18 +247,37 @@ static int compare(struct sl_clone *c, struct victim *v, const struct sl_fan_use
 	for (size_t i = 0; r == 0 && i < n; i++) {
 		struct sl_oentry key = {.name = names[i].name};
 		const struct sl_oentry *k = &key, **e = bsearch(&k, sorted, n, sizeof(*sorted), by_name);
-		struct sl_object *o = NULL;
-		if (!e || sl_fan_users_has(u, names[i].ino) || sl_object_lookup(v->dir, key.name, &o) < 0) {
+		struct name *x = &v->v[v->n];
+		if (!e || sl_object_lookup(v->dir, key.name, &x->o) < 0) {
 			r = STAYS;
 			break;
 		}
-		v->v[v->n++] = (struct name){.o = o, .e = *e};
-		if (!same(c, v, v->fd, key.name, o, *e))
-			r = STAYS;
+		x->e = *e;
+		v->n++;
+		_cleanup_free_ char *place = same(v, x) ? sl_path_join(v->place, key.name) : NULL;
+		x->xattrs = place ? xattrs_as_there(c, x->o, place, &x->e->attr) : 0;
+		r = x->xattrs ? 0 : STAYS;
 	}
 	free(sorted);
 	sl_names_free(names, n);
 	return r;
+}
+
+/* Held, and those below are done with. @u: who uses what. */
+static bool still_same(struct victim *v, const struct sl_fan_users *u)
+{
+	struct sl_name *names = NULL;
+	size_t n = 0;
+	if (sl_fan_users_has(u, sl_object_ino(v->dir)) || sl_names_read(v->dir, &names, &n) < 0)
+		return false;
+	sl_names_free(names, n);
+	for (size_t i = 0; n == v->n && i < n; i++) {
+		struct sl_object *o = v->v[i].o;
+		if (sl_fan_users_has(u, sl_object_ino(o)) || !same(v, &v->v[i]) ||
+		    (sl_object_is_dir(o) && !is_empty(o)))
+			return false;
+	}
+	return n == v->n;
 }
 
 /* ---- moving ---- */
@@ -346,8 +380,7 @@ static bool unchanged(struct victim *v, const struct sl_fan_users *u)
 		pthread_mutex_unlock(&o->lock);
 		if (busy || sl_fan_users_has(u, sl_object_ino(o)) ||
 		    fstatat(v->box, e->name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !same_attrs(&st, &e->attr) ||
-		    (sl_object_is_reg(o) && !is_free(o)) ||
-		    (e->attr.no_xattrs && sl_xattr_list(o, NULL, 0) > 0))
+		    (sl_object_is_reg(o) && !is_free(o)) || xattrs_of(o, NULL) != v->v[i].xattrs)
 			return false;
 	}
 	return n == 0;
@@ -394,16 +427,13 @@ static void listed(struct sl_oreq *q)
 	pthread_mutex_unlock(&b->lock);
 }
 
-/* Hold what nobody uses, and ask the origin for it. */
+/* What nobody uses is held, if it is as the origin has it. */
 static void begin(struct batch *b, const struct sl_fan_users *u)
 {
 	for (size_t i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
-		if (sl_fan_users_has(u, sl_object_ino(v->dir)) || sl_object_place(v->dir, &v->place) < 0 ||
-		    sl_fill_hold_names(b->c->fill, v->dir) < 0)
+		if (sl_fan_users_has(u, sl_object_ino(v->dir)) || sl_object_place(v->dir, &v->place) < 0)
 			continue;
-		v->held = true;
-		sl_fan_unlisted(b->c->fan, v->dir);
 		v->fd = sl_object_open_dir(v->dir);
 		if (v->fd < 0)
 			continue;
@@ -416,14 +446,23 @@ static void begin(struct batch *b, const struct sl_fan_users *u)
 		pthread_mutex_unlock(&b->lock);
 		sl_origin_submit(b->c->origin, &v->list);
 	}
-	uint64_t until = sl_now() + GRACE_NS;
 	pthread_mutex_lock(&b->lock);
 	while (b->asked)
 		pthread_cond_wait(&b->cond, &b->lock);
 	pthread_mutex_unlock(&b->lock);
-	uint64_t now = sl_now();
-	if (now < until)
-		usleep((useconds_t)((until - now) / 1000));
+	bool any = false;
+	for (size_t i = 0; i < b->n; i++) {
+		struct victim *v = &b->v[i];
+		v->same = v->asked && compare(b->c, v) == 0;
+	}
+	for (size_t i = 0; i < b->n; i++) {
+		struct victim *v = &b->v[i];
+		v->held = v->same && sl_fill_hold_names(b->c->fill, v->dir) == 0;
+		v->same = v->held && sl_fan_unlisted(b->c->fan, v->dir) == 0;
+		any |= v->same;
+	}
+	if (any)
+		usleep(GRACE_NS / 1000);
 }
 
 static void end(struct batch *b, struct victim *v, bool stays, struct sl_unlist *u)
@@ -435,7 +474,9 @@ static void end(struct batch *b, struct victim *v, bool stays, struct sl_unlist 
 		if (stays && p) /* events passed it by */
 			sl_replay_look_into(p, v->dir);
 	}
-	u->kept += stays;
+	pthread_mutex_lock(&v->dir->lock);
+	u->kept += v->dir->rec.state == SL_FULL;
+	pthread_mutex_unlock(&v->dir->lock);
 	if (v->box >= 0) {
 		close(v->box);
 		if (unlinkat(b->stage, box_name(&v->dir->handle, name), AT_REMOVEDIR) < 0)
@@ -467,7 +508,7 @@ static int run(struct batch *b, struct sl_unlist *u)
 		r = sl_fan_settle(b->c->fan);
 	for (size_t i = 0; r == 0 && i < b->n; i++) {
 		struct victim *v = &b->v[i];
-		if (!v->asked || compare(b->c, v, &users) != 0)
+		if (!v->same || !still_same(v, &users))
 			continue;
 		out[i] = true;
 		if (move_out(b, v) < 0) {

@@ -27,15 +27,21 @@ void sl_fan_making(struct sl_fan *g, bool on)
 	g->making = on;
 }
 
-void sl_fan_unlisted(struct sl_fan *g, struct sl_object *o)
+int sl_fan_unlisted(struct sl_fan *g, struct sl_object *o)
 {
 	char p[SL_PROC_FD_MAX];
+	if (!sl_fan_lazy(g))
+		return 0;
 	_cleanup_close_ int fd = sl_object_open(o, O_PATH);
-	if (fd >= 0 && sl_fan_lazy(g) &&
+	int r = SL_MIN(fd, 0);
+	if (r == 0 &&
 	    fanotify_mark(g->group, FAN_MARK_REMOVE | SL_FAN_IGNORE, FAN_PRE_DIR_ACCESS, AT_FDCWD,
 			  sl_proc_fd_path(p, fd, NULL)) < 0 &&
 	    errno != ENOENT)
-		sl_err("cannot take back an ignore mark: %s", strerror(errno));
+		r = -errno;
+	if (r < 0)
+		sl_err("cannot take back an ignore mark: %s", strerror(-r));
+	return r;
 }
 
 void sl_fan_dropped(struct sl_fan *g, struct sl_object *o)

@@ -376,7 +376,6 @@ static void *events_thread(void *arg)
 	while (!g->stop) {
 		/* Waits in here: with poll() it would be two calls more for each event that comes alone. */
 		ssize_t n = read(g->group, g->area->read, READ_BYTES);
-		g->reads++;
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
@@ -387,6 +386,7 @@ static void *events_thread(void *arg)
 			sl_err("cannot read what the kernel asks: %s", strerror(errno));
 			break;
 		}
+		g->reads++;
 		for_each_event(m, g->area->read, (size_t)n)
 		{
 			if (m->fd >= 0)

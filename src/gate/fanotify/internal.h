@@ -85,7 +85,7 @@ struct sl_fan {
 	pthread_t events, changes;
 	bool started;
 	atomic_bool stop, stopped; /* of the events thread */
-	_Atomic uint64_t reads;	   /* of events: how many it has begun and ended */
+	_Atomic uint64_t reads;	   /* odd while what was read is looked at */
 	_Atomic int replay;	   /* thread id, or 0 */
 	atomic_bool refusing;
 	atomic_size_t waiting;

@@ -17,7 +17,7 @@
 #include "gate/fanotify/users.h"
 
 #define CALM_US 1000
-#define CALM_NS (2 * SL_NS_PER_SEC)
+#define CALM_NS SL_NS_PER_SEC
 
 struct look {
 	struct sl_fan_users *u;
@@ -215,10 +215,7 @@ static void look_at_places(struct look *l, const char *pid)
 static bool ours(struct sl_fan *g, const char *pid)
 {
 	int n = atoi(pid);
-	for (size_t i = 0; i < SL_ARRAY_SIZE(g->area->pids); i++)
-		if (g->area->pids[i] == n)
-			return true;
-	return n == getpid();
+	return n == getpid() || (n && n == g->cfg.keeper);
 }
 
 static int look_at_processes(struct look *l)
@@ -255,19 +252,20 @@ static int look_at_processes(struct look *l)
 /* ---- what waits for us ---- */
 
 /*
- * Everything that the kernel had asked before this call is noted in its slot, or answered. A thread that
- * reads without end is given up on: there is always more.
+ * Everything that the kernel had asked before this call is noted in its slot, or answered. It is given up
+ * where there is always more to read.
  */
 static void calm(struct sl_fan *g)
 {
 	uint64_t until = sl_now() + CALM_NS;
-	for (unsigned quiet = 0; quiet < 2 && sl_now() < until;) {
-		int left = 0;
-		uint64_t reads = g->reads;
+	int left = 0;
+	while (ioctl(g->group, FIONREAD, &left) == 0 && left && sl_now() < until)
 		usleep(CALM_US);
-		quiet =
-		    ioctl(g->group, FIONREAD, &left) == 0 && left == 0 && reads == g->reads ? quiet + 1 : 0;
-	}
+	/* What is not queued any more is about to be looked at. */
+	usleep(CALM_US);
+	uint64_t reads = g->reads;
+	while (g->reads % 2 && g->reads < reads + 2 && sl_now() < until)
+		usleep(CALM_US / 10);
 }
 
 static void waiting(struct look *l)

@@ -29,7 +29,8 @@
 #include "store/walk.h"
 #include "store/xattr.h"
 
-#define BATCH	 64
+#define BATCH	 256  /* directories that are held at a time */
+#define NAMES	 4096 /* that they have together: so long takes what others wait for. At least one directory */
 #define GRACE_NS (200 * SL_NS_PER_MS) /* from "nothing has to be asked" to having looked, generously */
 #define STAYS	 1
 
@@ -140,6 +141,8 @@ void sl_unlist_undo(struct sl_store *s)
 /* What extended attributes @o has, as one number; with @q: if they are those of the origin. 0 is an error. */
 static uint64_t xattrs_of(struct sl_object *o, const struct sl_oreq *q)
 {
+	if (sl_xattr_list(o, NULL, 0) == 0) /* as most */
+		return !q || q->nxattrs == 0;
 	_cleanup_free_ char *names = malloc(65536), *value = malloc(65536);
 	ssize_t n = names && value ? sl_xattr_list(o, names, 65536) : -ENOMEM;
 	uint64_t sum = n < 0 ? 0 : 1;
@@ -564,6 +567,16 @@ static int collect(void *arg, const char *path, struct sl_object *o, int err)
 	return 0;
 }
 
+static size_t count_names(struct sl_object *dir)
+{
+	struct sl_name *v = NULL;
+	size_t n = 0;
+	if (sl_names_read(dir, &v, &n) < 0)
+		return 0;
+	sl_names_free(v, n);
+	return n;
+}
+
 int sl_unlist(struct sl_clone *c, struct sl_object *dir, struct sl_unlist *u)
 {
 	struct tree t = {0};
@@ -581,8 +594,12 @@ int sl_unlist(struct sl_clone *c, struct sl_object *dir, struct sl_unlist *u)
 			r = -EINTR;
 			break;
 		}
-		while (t.n && b->n < BATCH)
+		for (size_t names = 0, n; t.n && b->n < BATCH; names += n) {
+			n = count_names(t.v[t.n - 1]);
+			if (b->n && names + n > NAMES)
+				break;
 			b->v[b->n++] = (struct victim){.dir = t.v[--t.n], .fd = -EBADF, .box = -EBADF};
+		}
 		r = run(b, u);
 	}
 	while (t.n)

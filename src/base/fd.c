@@ -91,6 +91,18 @@ char *sl_proc_fd_path(char buf[SL_PROC_FD_MAX], int fd, const char *name)
 	return buf;
 }
 
+int sl_link_fd(int fd, int dirfd, const char *name)
+{
+	char p[SL_PROC_FD_MAX];
+	if (linkat(fd, "", dirfd, name, AT_EMPTY_PATH) == 0)
+		return 0;
+	/* Without privilege, before Linux 6.10. */
+	if (errno != ENOENT)
+		return -errno;
+	return linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), dirfd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno
+												  : 0;
+}
+
 int sl_reopen(int fd, int flags)
 {
 	char p[SL_PROC_FD_MAX];

@@ -23,6 +23,8 @@ ssize_t sl_pread_full(int fd, void *buf, size_t n, off_t off);
 /** Open what the O_PATH descriptor @fd denotes with new @flags, through /proc/self/fd. Returns a descriptor
  * or -errno. */
 int sl_reopen(int fd, int flags);
+/** Give the open file @fd the name @name in @dirfd. Returns 0 or -errno. */
+int sl_link_fd(int fd, int dirfd, const char *name);
 /** "/proc/self/fd/N", optionally with "/name", in @buf. For the xattr calls, which know no *at() form.
  * Returns @buf. */
 #define SL_PROC_FD_MAX (sizeof("/proc/self/fd/") + 11 + 1 + 256)

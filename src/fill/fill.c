@@ -166,7 +166,8 @@ static int want_whole(struct sl_fill *f, struct sl_want *w, bool names)
 {
 	struct sl_object *o = w->o;
 	pthread_mutex_lock(&o->lock);
-	if (names ? o->rec.state == SL_FULL : !(o->rec.flags & SL_XATTRS)) {
+	bool held = names && o->evicting; /* sl_fill_release_names() goes on */
+	if (!held && (names ? o->rec.state == SL_FULL : !(o->rec.flags & SL_XATTRS))) {
 		pthread_mutex_unlock(&o->lock);
 		return 1;
 	}
@@ -176,8 +177,8 @@ static int want_whole(struct sl_fill *f, struct sl_want *w, bool names)
 		return -ENOMEM;
 	}
 	bool *busy = names ? &fl->listing : &fl->xattring;
-	bool start = !*busy;
-	*busy = true;
+	bool start = !*busy && !held;
+	*busy |= start;
 	sl_list_add_tail(names ? &fl->names : &fl->xattrs, &w->link);
 	pthread_mutex_unlock(&o->lock);
 	sl_fill_add_stat(f, &f->stats.waiting, 1);

@@ -151,6 +151,15 @@ int sl_fill_evict(struct sl_fill *f, struct sl_object **o, int *results, size_t 
  */
 int sl_fill_complete(struct sl_fill *f, struct sl_object *o);
 
+/**
+ * Native: the names of the populated directory @dir may be taken away: who wants them waits from now on, also
+ * where they are still here. -EBUSY: somebody is at it; -EPERM pinned; -EEXIST made here; -EALREADY not
+ * populated.
+ */
+int sl_fill_hold_names(struct sl_fill *f, struct sl_object *dir);
+/** That is over: who waits goes on if its record says that it is populated, and else makes its names come. */
+void sl_fill_release_names(struct sl_fill *f, struct sl_object *dir);
+
 struct sl_fill_reclaim {
 	uint64_t older_than; /* seconds since the last use; 0: any */
 	uint64_t to_free;    /* bytes, oldest first; 0: all there is */

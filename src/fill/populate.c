@@ -413,6 +413,47 @@ int sl_populate_start(struct sl_fill *f, struct sl_object *dir)
 	return job_start(f, dir, SL_OREQ_LIST, populate_run);
 }
 
+int sl_fill_hold_names(struct sl_fill *f, struct sl_object *dir)
+{
+	(void)f;
+	pthread_mutex_lock(&dir->lock);
+	int r = !sl_object_is_dir(dir) || dir->damaged		? -EINVAL
+		: !dir->has_record || dir->rec.flags & SL_LOCAL ? -EEXIST
+		: dir->rec.flags & SL_PINNED			? -EPERM
+		: dir->rec.state != SL_FULL			? -EALREADY
+		: dir->evicting || dir->flight			? -EBUSY
+								: 0;
+	if (r == 0)
+		dir->evicting = true;
+	pthread_mutex_unlock(&dir->lock);
+	return r;
+}
+
+void sl_fill_release_names(struct sl_fill *f, struct sl_object *dir)
+{
+	struct sl_list done;
+	sl_list_init(&done);
+	bool start = false;
+	pthread_mutex_lock(&dir->lock);
+	struct sl_flight *fl = dir->flight;
+	dir->evicting = false;
+	if (fl && dir->rec.state == SL_FULL) {
+		sl_list_for_each_safe (l, &fl->names) {
+			struct sl_want *w = sl_list_entry(l, struct sl_want, link);
+			sl_list_del(&w->link);
+			w->tries = UINT32_MAX;
+			sl_list_add_tail(&done, &w->link);
+		}
+		sl_flight_trim(dir);
+	} else if (fl && !sl_list_empty(&fl->names) && !fl->listing) {
+		start = fl->listing = true;
+	}
+	pthread_mutex_unlock(&dir->lock);
+	sl_wants_done(f, &done, 0);
+	if (start)
+		(void)sl_populate_start(f, dir);
+}
+
 static void xattrs_run(struct sl_work *work)
 {
 	struct job *j = sl_container_of(work, struct job, work);

@@ -213,8 +213,10 @@ static void discard(struct sl_native_acts *a, const char *name)
 static int purge_one(struct sl_native_acts *a, const char *name)
 {
 	_cleanup_object_ struct sl_object *o = NULL;
-	if (!strncmp(name, SL_STAGED_NEW, strlen(SL_STAGED_NEW)))
-		return 0; /* of this service: names are just being made */
+	/* Of this service: names are just being made, or taken away. */
+	if (!strncmp(name, SL_STAGED_NEW, strlen(SL_STAGED_NEW)) ||
+	    !strncmp(name, SL_STAGED_EVICTED, strlen(SL_STAGED_EVICTED)))
+		return 0;
 	if (!strncmp(name, "out-", 4) && staged_object(a, name, &o) == 0 && kept(a, o) < 0) {
 		_cleanup_free_ char *path = sl_object_path(o);
 		sl_err("'%s' was moved away at the origin, and holds something that was changed here: it is "
@@ -393,7 +395,7 @@ static int leave_one(void *arg, const char *path, struct sl_object *o, int err)
 	}
 	pthread_mutex_unlock(&o->lock);
 	if (is && x->to != SL_FULL)
-		sl_fan_unlisted(x->a->cfg.fan, o);
+		(void)sl_fan_unlisted(x->a->cfg.fan, o);
 	return 0;
 }
 

@@ -100,13 +100,19 @@ void sl_replay_event(struct sl_replay *p, const struct sl_oevent *e)
 
 void sl_replay_look(struct sl_replay *p, struct sl_object *o)
 {
+	_cleanup_object_ struct sl_object *dir = sl_object_parent(o);
+	if (dir)
+		sl_replay_look_into(p, dir);
+}
+
+void sl_replay_look_into(struct sl_replay *p, struct sl_object *dir)
+{
 	struct item *i = calloc(1, sizeof(*i));
-	struct sl_object *dir = sl_object_parent(o);
 	pthread_mutex_lock(&p->lock);
 	if (!i) {
 		p->lost = true;
-	} else if (dir && !p->stop) {
-		*i = (struct item){.dir = sl_steal_ptr(&dir), .look = true};
+	} else if (!p->stop) {
+		*i = (struct item){.dir = sl_object_ref(dir), .look = true};
 		sl_list_add_tail(&p->queue, &i->link);
 		p->nqueue++;
 		i = NULL;
@@ -114,7 +120,6 @@ void sl_replay_look(struct sl_replay *p, struct sl_object *o)
 	pthread_cond_broadcast(&p->cond);
 	pthread_mutex_unlock(&p->lock);
 	free(i);
-	sl_object_put(dir);
 }
 
 void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n)
@@ -129,7 +134,7 @@ void replay_count(struct sl_replay *p, uint64_t *counter, uint64_t n)
 bool replay_populated(struct sl_object *dir)
 {
 	pthread_mutex_lock(&dir->lock);
-	bool full = dir->rec.state == SL_FULL && !(dir->rec.flags & SL_LOCAL);
+	bool full = dir->rec.state == SL_FULL && !(dir->rec.flags & SL_LOCAL) && !dir->evicting;
 	pthread_mutex_unlock(&dir->lock);
 	return full && sl_object_is_dir(dir);
 }

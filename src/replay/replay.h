@@ -34,6 +34,8 @@ void sl_replay_event(struct sl_replay *p, const struct sl_oevent *e);
 /** Somebody found something else at the place of @o than what it was: its directory is compared. Any thread.
  */
 void sl_replay_look(struct sl_replay *p, struct sl_object *o);
+/** Events in the directory @dir may have passed it by: it is compared. Any thread. */
+void sl_replay_look_into(struct sl_replay *p, struct sl_object *dir);
 /** The thread lets go of the mount, and does nothing until sl_replay_resume(). False when it is in the middle
  * of something that takes long. */
 bool sl_replay_pause(struct sl_replay *p);

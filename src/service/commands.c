@@ -8,6 +8,7 @@
 #include "base/fd.h"
 #include "base/human.h"
 #include "service/commands.h"
+#include "service/unlist.h"
 #include "store/walk.h"
 
 json_t *sl_command_error(const char *fmt, ...)
@@ -297,12 +298,22 @@ static json_t *cmd_status(struct sl_command_call *c)
 
 /* ---- evict ---- */
 
+static bool go_on(void *arg)
+{
+	struct sl_command_call *c = arg;
+	return !c->gone && !c->clone->ending;
+}
+
 static json_t *cmd_evict(struct sl_command_call *c)
 {
 	json_t *paths = json_object_get(c->request, "paths");
 	struct sl_fill_reclaim sum = {0};
 	uint64_t older = (uint64_t)json_integer_value(json_object_get(c->request, "older_than"));
 	uint64_t want = (uint64_t)json_integer_value(json_object_get(c->request, "to_free"));
+	bool names = json_is_true(json_object_get(c->request, "names"));
+	struct sl_unlist un = {.go_on = go_on, .arg = c};
+	if (names && !(c->clone->fan && sl_fan_lazy(c->clone->fan)))
+		return sl_command_error("the names of this clone stay: its directories are not lazy");
 	/* What arrived last may not be committed yet: eviction goes by records. */
 	(void)sl_fill_commit(c->clone->fill);
 	for (size_t i = 0; i < json_array_size(paths); i++) {
@@ -320,6 +331,8 @@ static json_t *cmd_evict(struct sl_command_call *c)
 			rc.to_free = want - sum.bytes;
 		}
 		r = sl_fill_reclaim(c->clone->fill, o, &rc);
+		if (r == 0 && names && sl_object_is_dir(o))
+			r = sl_unlist(c->clone, o, &un);
 		if (r < 0)
 			return sl_command_error("%s: %s", path, strerror(-r));
 		sum.files += rc.files;
@@ -327,8 +340,15 @@ static json_t *cmd_evict(struct sl_command_call *c)
 		sum.busy += rc.busy;
 		sum.kept += rc.kept;
 	}
-	return json_pack("{sb sI sI sI sI}", "ok", 1, "files", (json_int_t)sum.files, "bytes",
-			 (json_int_t)sum.bytes, "busy", (json_int_t)sum.busy, "kept", (json_int_t)sum.kept);
+	json_t *answer =
+	    json_pack("{sb sI sI sI sI}", "ok", 1, "files", (json_int_t)sum.files, "bytes",
+		      (json_int_t)sum.bytes, "busy", (json_int_t)sum.busy, "kept", (json_int_t)sum.kept);
+	if (names) {
+		json_object_set_new(answer, "directories", json_integer((json_int_t)un.directories));
+		json_object_set_new(answer, "names", json_integer((json_int_t)un.names));
+		json_object_set_new(answer, "directories_kept", json_integer((json_int_t)un.kept));
+	}
+	return answer;
 }
 
 /* ---- pin ---- */

@@ -14,6 +14,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/time.h"
+#include "service/unlist.h"
 #include "store/fs.h"
 #include "store/pending.h"
 
@@ -307,6 +308,7 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 	sl_kept_put(c->keeper, SL_KEPT_GROUP, sl_fan_group(c->fan));
 	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
 	struct sl_pending p;
+	sl_unlist_undo(c->store);
 	if (sl_fan_lazy(c->fan)) {
 		r = sl_store_make_whole(c->store);
 		if (r == 0)

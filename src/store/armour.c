@@ -59,39 +59,42 @@ static bool keep_tails(const struct sl_store *s)
  * Returns a descriptor, which is kept for the next time where there is room for that many; else the caller
  * closes it. The lock is for making the file.
  */
+static int open_tail(struct sl_store *s, unsigned len)
+{
+	static const char zeros[SL_TAIL_MAX];
+	char name[16];
+	struct stat st;
+	snprintf(name, sizeof(name), SL_TAILS "/%u", len);
+	/* A zone's files are there, have their size, and are not written to. */
+	int zone = s->sealed ? openat(s->base_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -EBADF;
+	if (zone >= 0)
+		return zone;
+	_cleanup_close_ int f = openat(s->base_fd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (f < 0 || fstat(f, &st) < 0)
+		return -errno;
+	if (st.st_size == len)
+		return sl_steal_fd(&f);
+	/* A block of its own, also where small files lie in the inode. The size comes with the data. */
+	if (ftruncate(f, 0) < 0 || fallocate(f, FALLOC_FL_KEEP_SIZE, 0, s->block) < 0)
+		return -errno;
+	int r = sl_pwrite_full(f, zeros, len, 0);
+	return r < 0 ? r : sl_steal_fd(&f);
+}
+
 static int tail_fd(struct sl_store *s, unsigned len)
 {
 	int fd = atomic_load(&s->tail_fds[len]) - 1;
 	if (fd >= 0)
 		return fd;
-	static const char zeros[SL_TAIL_MAX];
-	char name[16];
-	snprintf(name, sizeof(name), SL_TAILS "/%u", len);
 	pthread_mutex_lock(&s->cold_lock);
 	fd = atomic_load(&s->tail_fds[len]) - 1;
-	struct stat st;
-	int r = 0;
 	if (fd < 0) {
-		_cleanup_close_ int f =
-		    openat(s->base_fd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-		/* A zone's files have their size already, and are not written to. */
-		if (f < 0 || fstat(f, &st) < 0)
-			r = -errno;
-		/* A block of its own, also where small files lie in the inode. The size comes with the data.
-		 */
-		else if (st.st_size != len &&
-			 (ftruncate(f, 0) < 0 || fallocate(f, FALLOC_FL_KEEP_SIZE, 0, s->block) < 0))
-			r = -errno;
-		else if (st.st_size != len)
-			r = sl_pwrite_full(f, zeros, len, 0);
-		if (r == 0) {
-			fd = sl_steal_fd(&f);
-			if (keep_tails(s))
-				atomic_store(&s->tail_fds[len], fd + 1);
-		}
+		fd = open_tail(s, len);
+		if (fd >= 0 && keep_tails(s))
+			atomic_store(&s->tail_fds[len], fd + 1);
 	}
 	pthread_mutex_unlock(&s->cold_lock);
-	return r < 0 ? r : fd;
+	return fd;
 }
 
 int sl_armour_open(struct sl_store *s)

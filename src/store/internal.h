@@ -21,6 +21,8 @@ struct sl_store {
 	int work_fd; /* native: the mount behind base_fd, which no user sees */
 	bool native; /* users change names, attributes and content behind our back: see object.h */
 	bool privileged, reflinks;
+	uid_t uid; /* of this process: what it makes is theirs. Asked for once, not for each file */
+	gid_t gid;
 	bool sealed;	/* native: what a placeholder is made of cannot be read: see zone.h */
 	bool invisible; /* can be written to without a trace in the times (XFS) */
 	const char *xattr_record, *xattr_map, *xattr_place;

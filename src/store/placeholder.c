@@ -62,14 +62,14 @@ static int set_times(int dirfd, const char *name, const struct sl_attr *a)
 
 /* False where what is made in @dir has the right owner from the start, as most of root's has. NULL: in a
  * directory that hands on no group. */
-static bool needs_owner(struct sl_object *dir, const struct sl_attr *a)
+static bool needs_owner(const struct sl_store *s, struct sl_object *dir, const struct sl_attr *a)
 {
 	if (!dir)
-		return a->uid != geteuid() || a->gid != getegid();
+		return a->uid != s->uid || a->gid != s->gid;
 	pthread_mutex_lock(&dir->lock);
 	bool other_group = dir->rec.mode & S_ISGID;
 	pthread_mutex_unlock(&dir->lock);
-	return dir->store->privileged && (other_group || a->uid != geteuid() || a->gid != getegid());
+	return s->privileged && (other_group || a->uid != s->uid || a->gid != s->gid);
 }
 
 /*
@@ -94,10 +94,7 @@ static int open_new(struct sl_store *s, int dirfd, const char *name, const struc
 /* It is all that it is to be: it gets its name, if it has none yet. */
 static int show_file(struct sl_store *s, int fd, int dirfd, const char *name)
 {
-	char p[SL_PROC_FD_MAX];
-	if (whole(s) && linkat(AT_FDCWD, sl_proc_fd_path(p, fd, NULL), dirfd, name, AT_SYMLINK_FOLLOW) < 0)
-		return -errno;
-	return 0;
+	return whole(s) ? sl_link_fd(fd, dirfd, name) : 0;
 }
 
 static int set_size(struct sl_store *s, int fd, const struct sl_attr *a)
@@ -112,7 +109,7 @@ static int finish(struct sl_store *s, struct sl_object *dir, int fd, const struc
 		  const struct sl_record *rec, const struct at *at)
 {
 	struct timespec ts[2] = {a->atime, a->mtime};
-	if (needs_owner(dir, a) && fchown(fd, a->uid, a->gid) < 0)
+	if (needs_owner(s, dir, a) && fchown(fd, a->uid, a->gid) < 0)
 		return -errno;
 	if (a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged && fchmod(fd, a->mode & 07777) < 0)
 		return -errno;
@@ -182,7 +179,7 @@ static int make_other(struct sl_store *s, struct sl_object *dir, int dirfd, cons
 		if (mknodat(dirfd, name, a->mode, device ? a->rdev : 0) < 0)
 			return -errno;
 	}
-	if (needs_owner(dir, a) && fchownat(dirfd, name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW) < 0)
+	if (needs_owner(s, dir, a) && fchownat(dirfd, name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW) < 0)
 		r = -errno;
 	if (r == 0 && a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged && !S_ISLNK(a->mode) &&
 	    fchmodat(dirfd, name, a->mode & 07777, 0) < 0)

@@ -421,6 +421,8 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 		goto fail;
 	}
 	s->dev = st.st_dev;
+	s->uid = geteuid();
+	s->gid = getegid();
 	s->block = (unsigned)sf.f_bsize;
 	char b[SL_PLACED_MAX];
 	s->privileged = fgetxattr(s->tree_fd, "trusted.sluice", b, sizeof(b)) >= 0;

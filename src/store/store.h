@@ -106,7 +106,8 @@ int sl_store_complete(struct sl_store *s);
 bool sl_store_is_complete(struct sl_store *s);
 /** Native: forget which files have other names, which others would see as one more. */
 int sl_store_drop_links(struct sl_store *s);
-#define SL_STAGED_NEW "new-" /* what is made in the staging directory by that */
+#define SL_STAGED_NEW	  "new-"     /* what is made in the staging directory by that */
+#define SL_STAGED_EVICTED "evicted-" /* names that may go, or come back: service/unlist.c */
 /** Native: users are in the tree from now on while names are made in it: each is made whole before it is
  * seen. */
 int sl_store_make_whole(struct sl_store *s);

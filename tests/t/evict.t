@@ -49,6 +49,8 @@ json=$(evict "$c/empty")
 is "$(said files) $(said busy)" "0 0" "an empty file has nothing to evict"
 like "$("$SLUICE" evict "$c/none" 2>&1)" "No such file" "a name that is not there: an error"
 nok "and a status" "$SLUICE" evict "$c/none"
+# Where they can go tests/tools/lazy-evict is the test.
+like "$("$SLUICE" evict --names "$c/dir" 2>&1)" "not lazy" "names that nobody would be asked for again stay"
 
 # ---- hydrate, whole trees ----
 

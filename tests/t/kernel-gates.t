@@ -34,6 +34,7 @@ machine() {
 machine "file operations, fanotify gate: " tests/t/fileops-native.t
 mkdir "$T/kept"
 machine "lazy directories: " tests/tools/lazy-native
+machine "names that are evicted: " tests/tools/lazy-evict
 machine "a store that is kept: " tests/tools/lazy-kept make "$T/kept"
 machine "conformance, fanotify gate: " tests/tools/conformance --gate fanotify --quick --tap
 machine "conformance, fuse gate: " tests/tools/conformance --gate fuse --quick --tap

@@ -21,12 +21,16 @@
 #ifndef FAN_MARK_EVICTABLE
 #define FAN_MARK_EVICTABLE 0x00000200
 #endif
-/* kernel/series1: before a directory's content is used; EIO when the group is gone. */
+/* kernel/series1: before a directory's content is used; EIO when the group is gone; descriptors of events on
+ * the mount by which the filesystem was marked. */
 #ifndef FAN_PRE_DIR_ACCESS
 #define FAN_PRE_DIR_ACCESS 0x00200000
 #endif
 #ifndef FAN_MARK_FAIL_CLOSED
 #define FAN_MARK_FAIL_CLOSED 0x00000800
+#endif
+#ifndef FAN_REPORT_DIR_FD
+#define FAN_REPORT_DIR_FD 0x00010000
 #endif
 #define SL_FAN_IGNORE (FAN_MARK_IGNORE | FAN_MARK_IGNORED_SURV_MODIFY)
 

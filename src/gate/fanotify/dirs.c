@@ -27,21 +27,37 @@ void sl_fan_making(struct sl_fan *g, bool on)
 	g->making = on;
 }
 
-void sl_fan_unlisted(struct sl_fan *g, struct sl_object *o)
+int sl_fan_unlisted(struct sl_fan *g, struct sl_object *o)
 {
 	char p[SL_PROC_FD_MAX];
+	if (!sl_fan_lazy(g))
+		return 0;
 	_cleanup_close_ int fd = sl_object_open(o, O_PATH);
-	if (fd >= 0 && sl_fan_lazy(g) &&
+	int r = SL_MIN(fd, 0);
+	if (r == 0 &&
 	    fanotify_mark(g->group, FAN_MARK_REMOVE | SL_FAN_IGNORE, FAN_PRE_DIR_ACCESS, AT_FDCWD,
 			  sl_proc_fd_path(p, fd, NULL)) < 0 &&
 	    errno != ENOENT)
-		sl_err("cannot take back an ignore mark: %s", strerror(errno));
+		r = -errno;
+	if (r < 0)
+		sl_err("cannot take back an ignore mark: %s", strerror(-r));
+	return r;
 }
 
-bool fan_dir_gone(int fd)
+void sl_fan_dropped(struct sl_fan *g, struct sl_object *o)
+{
+	o->dropped = true;
+	fan_keep_recent(g, o);
+}
+
+bool fan_dir_gone(struct sl_fan *g, int fd, int *err)
 {
 	struct stat st;
-	return fstat(fd, &st) == 0 && st.st_nlink == 0;
+	if (fstat(fd, &st) < 0 || st.st_nlink)
+		return false;
+	_cleanup_object_ struct sl_object *o = sl_object_known_fd(g->store, fd);
+	*err = o && o->dropped ? -EIO : 0;
+	return true;
 }
 
 int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret)
@@ -60,7 +76,8 @@ int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret
 	if (!o->has_record)
 		sl_object_recorded(g->store, fd, ".");
 	pthread_mutex_lock(&o->lock);
-	bool unknown = making && !o->has_record, here = !unknown && o->rec.state == SL_FULL;
+	bool unknown = making && !o->has_record;
+	bool here = !unknown && o->rec.state == SL_FULL && !o->evicting;
 	if (here) {
 		/* With the lock: whoever takes its names away takes the mark away after this. */
 		if (fanotify_mark(g->group, FAN_MARK_ADD | FAN_MARK_EVICTABLE | SL_FAN_IGNORE,
@@ -96,14 +113,15 @@ static void *look_up(void *arg)
 }
 
 /* Refuse what @group asks, if anything. */
-static bool refuse(int group)
+static bool refuse(struct sl_fan *g)
 {
+	int group = g->group;
 	struct fanotify_event_metadata m[4];
 	bool asked = false;
 	ssize_t n = read(group, m, sizeof(m));
 	for (struct fanotify_event_metadata *e = m; FAN_EVENT_OK(e, n); e = FAN_EVENT_NEXT(e, n)) {
 		struct fanotify_response r = {.fd = e->fd, .response = SL_FAN_DENY_ERRNO(EIO)};
-		asked |= e->mask & FAN_PRE_DIR_ACCESS;
+		asked |= e->mask & FAN_PRE_DIR_ACCESS && (!g->own_mount || fan_own_mount(g, e->fd));
 		if (e->fd >= 0 && write(group, &r, sizeof(r)) == sizeof(r))
 			close(e->fd);
 	}
@@ -121,10 +139,10 @@ bool fan_asks_for_names(struct sl_fan *g)
 	_cleanup_close_ int mnt = t.mnt;
 	if (pthread_create(&thread, NULL, look_up, &t) != 0)
 		return false;
-	bool asked = poll(&p, 1, TRY_MS) > 0 && refuse(g->group);
+	bool asked = poll(&p, 1, TRY_MS) > 0 && refuse(g);
 	/* Whatever it waits for, it must get away. */
 	while (pthread_tryjoin_np(thread, NULL) == EBUSY)
 		if (poll(&p, 1, 1) > 0)
-			asked |= refuse(g->group);
+			asked |= refuse(g);
 	return asked && t.r == -EIO;
 }

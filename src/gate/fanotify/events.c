@@ -136,10 +136,13 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 {
 	struct sl_object *o;
 	struct stat st;
+	int gone;
 	if (fstat(fd, &st) < 0)
 		return -errno;
 	if (s->mask & FAN_PRE_DIR_ACCESS && st.st_nlink)
 		return fan_look_dir(g, fd, may_wait, ret);
+	if (s->mask & FAN_PRE_DIR_ACCESS && fan_dir_gone(g, fd, &gone) && gone < 0)
+		return gone;
 	/* A directory that is no more has no names, and never will. */
 	if (!S_ISREG(st.st_mode)) {
 		fan_respond(g, fd, FAN_ALLOW);
@@ -241,9 +244,11 @@ static void want_done(struct sl_want *want, int err)
 		return;
 	}
 	sl_object_put(want->o);
-	if (err && w->s.mask & FAN_PRE_DIR_ACCESS && fan_dir_gone(w->fd)) {
-		fan_respond(w->g, w->fd, FAN_ALLOW);
-		fan_waiter_end(w, 0);
+	int gone;
+	if (err && w->s.mask & FAN_PRE_DIR_ACCESS && fan_dir_gone(w->g, w->fd, &gone)) {
+		if (gone == 0)
+			fan_respond(w->g, w->fd, FAN_ALLOW);
+		fan_waiter_end(w, gone);
 	} else if (err) {
 		fan_waiter_end(w, err);
 	} else {
@@ -428,6 +433,7 @@ static void *events_thread(void *arg)
 			sl_err("cannot read what the kernel asks: %s", strerror(errno));
 			break;
 		}
+		g->reads++;
 		for_each_event(m, g->area->read, (size_t)n)
 		{
 			if (m->fd >= 0)
@@ -436,6 +442,7 @@ static void *events_thread(void *arg)
 				sl_err("the kernel's queue of accesses overflowed, although it has no limit");
 		}
 		memset(g->area->read, 0, (size_t)n);
+		g->reads++;
 	}
 	g->stopped = true;
 	return NULL;

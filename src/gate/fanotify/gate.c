@@ -98,6 +98,34 @@ static int mark_all(struct sl_fan *g, char **why)
 	return 0;
 }
 
+/* Of the group that asks. What only the kernel series has is tried first. */
+static int make_asking(struct sl_fan *g, unsigned common)
+{
+	const unsigned flags = FAN_CLASS_PRE_CONTENT | FAN_REPORT_FD_ERROR | FAN_REPORT_TID | common;
+	const unsigned event = O_RDONLY | O_LARGEFILE | O_CLOEXEC;
+	g->group = g->cfg.lazy ? fanotify_init(flags | FAN_REPORT_DIR_FD, event) : -EBADF;
+	g->own_mount = g->group >= 0;
+	if (g->group < 0)
+		g->group = fanotify_init(flags, event);
+	return g->group < 0 ? -errno : 0;
+}
+
+/* As procfs has it: an earlier service has made it, maybe another program. */
+static bool reports_own_mount(int group)
+{
+	char path[64], *line = NULL;
+	size_t cap = 0;
+	unsigned flags = 0;
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", group);
+	FILE *f = fopen(path, "re");
+	while (f && getline(&line, &cap, f) > 0 && sscanf(line, "fanotify flags:%x", &flags) != 1)
+		;
+	free(line);
+	if (f)
+		fclose(f);
+	return flags & FAN_REPORT_DIR_FD;
+}
+
 static int make_groups(struct sl_fan *g, char **why)
 {
 	unsigned common = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS;
@@ -108,18 +136,17 @@ static int make_groups(struct sl_fan *g, char **why)
 	 */
 	g->notify =
 	    fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | common, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
-	if (g->notify >= 0)
-		g->group =
-		    fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_REPORT_FD_ERROR | FAN_REPORT_TID | common,
-				  O_RDONLY | O_LARGEFILE | O_CLOEXEC);
-	if (g->notify < 0 || g->group < 0)
+	if (g->notify < 0 || make_asking(g, common) < 0)
 		return sl_fail(why, -errno, "no fanotify group: %s%s", strerror(errno),
 			       errno == EPERM ? " (the fanotify gate needs root)" : "");
 	int r = mark_all(g, why);
 	/* The bits are not Linux's yet: what they do here is believed when it is seen. */
-	if (r == 0 && sl_fan_lazy(g) && !fan_asks_for_names(g))
-		g->asked = FAN_ASKED;
-	return r;
+	if (r < 0 || !g->cfg.lazy || (sl_fan_lazy(g) && fan_asks_for_names(g)))
+		return r;
+	g->cfg.lazy = false;
+	close(g->group);
+	close(g->notify);
+	return make_groups(g, why);
 }
 
 /* ---- whose mount ---- */
@@ -201,8 +228,16 @@ bool sl_fan_mount_gone(struct sl_fan *g)
 	return gone;
 }
 
+bool fan_own_mount(struct sl_fan *g, int fd)
+{
+	uint64_t id = mount_id(fd, MNT_ID_UNIQUE);
+	return id && id == mount_id(sl_store_fs_fd(g->store), MNT_ID_UNIQUE);
+}
+
 bool fan_mount_known(struct sl_fan *g, int fd, int pid)
 {
+	if (g->own_mount)
+		return true;
 	uint64_t id = mount_id(fd, MNT_ID_UNIQUE);
 	bool known = false;
 	pthread_mutex_lock(&g->lock);
@@ -302,7 +337,8 @@ int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why)
 		fan_refuse_lost(g);
 	if (r == 0 && (g->group < 0 || g->notify < 0))
 		r = make_groups(g, why);
-	else if (r == 0 && (r = mark_asking(g)) < 0) /* as it was made, by the same rules */
+	else if (r == 0 && (g->own_mount = reports_own_mount(g->group),
+			    (r = mark_asking(g)) < 0)) /* as it was made, by the same rules */
 		r = sl_fail(why, r, "cannot exempt the store's own mount: %s", strerror(-r));
 	if (r < 0) {
 		/* Groups that were just made have let nobody wait. */

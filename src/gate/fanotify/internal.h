@@ -68,6 +68,12 @@ struct sl_fan {
 	struct sl_fill *fill;
 	struct area *area;
 	bool own_area;
+	/*
+	 * Descriptors of accesses are on the store's own mount, whichever they came by, so that those can be
+	 * told that come by none (overlayfs). This kernel asks for mappings also where the file is open by
+	 * another's private mount.
+	 */
+	bool own_mount;
 	uint64_t asked; /* FAN_ASKED, and with lazy directories FAN_PRE_DIR_ACCESS */
 	atomic_bool making;
 	int group, notify, stop_fd;
@@ -81,6 +87,7 @@ struct sl_fan {
 	pthread_t events, changes;
 	bool started;
 	atomic_bool stop, stopped; /* of the events thread */
+	_Atomic uint64_t reads;	   /* odd while what was read is looked at */
 	_Atomic int replay;	   /* thread id, or 0 */
 	atomic_bool refusing;
 	atomic_size_t waiting;
@@ -114,8 +121,9 @@ void fan_respond(struct sl_fan *g, int fd, uint32_t response);
  * the names of *@ret are here. FAN_LATER: it is just being made. Or -errno, to be told to who waits.
  */
 int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret);
-/** The directory @fd is no more: it has no names, and never will. */
-bool fan_dir_gone(int fd);
+/** The directory @fd is no more: it has no names, and never will; or *@err is what its users are to be told.
+ */
+bool fan_dir_gone(struct sl_fan *g, int fd, int *err);
 /** Before anybody can come: does the kernel ask before names are looked up? It is tried. */
 bool fan_asks_for_names(struct sl_fan *g);
 /** @o, one of whose names is open as @fd, lost its place at the origin: that name is its place now. False if
@@ -133,6 +141,8 @@ void fan_waiter_end(struct waiter *w, int err);
 /** True if the file was opened through a mount that programs see; false for private ones, as overlayfs has.
  */
 bool fan_mount_known(struct sl_fan *g, int fd, int pid);
+/** @fd, of an event, is on the store's own mount. */
+bool fan_own_mount(struct sl_fan *g, int fd);
 /**
  * How much the thread @tid, which waits for an answer about the file @st, needs of it; with @st NULL it may
  * be less than is said. What changes a file needs all: what is cut off or moved must not be brought back

@@ -133,8 +133,8 @@ static void all(const char *by, const char *top, bool layer)
 		ok(in_time(fs_reclaim, &fs) == 0, "%s: %s waits: sync and reclaim", by, r.a->name);
 		// An upper layer keeps the filesystem writable.
 		if (!layer)
-			ok(in_time(fs_remount, &fs) == 0,
-			   "%s: %s waits: remounts read-only and back", by, r.a->name);
+			ok(in_time(fs_remount, &fs) == 0, "%s: %s waits: remounts read-only and back", by,
+			   r.a->name);
 		else
 			ok(in_time(is_busy, (void *)top) == 0, "%s: %s waits: umount says EBUSY", by,
 			   r.a->name);

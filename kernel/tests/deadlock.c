@@ -118,39 +118,6 @@ static char *fresh(const char *what)
 	return d;
 }
 
-// One step that must come to an end by itself, in a child.
-static int top_fd = -1;
-static int freeze(void *arg)
-{
-	(void)arg;
-	return ioctl(top_fd, FIFREEZE, 0) < 0;
-}
-static int thaw(void *arg)
-{
-	(void)arg;
-	return ioctl(top_fd, FITHAW, 0) < 0;
-}
-static int remount(void *arg)
-{
-	return mount(NULL, fs.top, NULL, MS_REMOUNT | *(unsigned long *)arg, NULL) < 0;
-}
-static int busy_umount(void *arg)
-{
-	(void)arg;
-	return !(umount2(fs.top, 0) < 0 && errno == EBUSY);
-}
-static int sync_fs(void *arg)
-{
-	(void)arg;
-	return syncfs(top_fd) < 0;
-}
-static int reclaim(void *arg)
-{
-	(void)arg;
-	int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
-	return fd < 0 || write(fd, "2\n", 2) != 2;
-}
-
 static volatile sig_atomic_t signalled;
 static void on_signal(int sig)
 {
@@ -237,7 +204,6 @@ int main(void)
 	if (mkdirat(fs.work, "other-dir", 0755) < 0)
 		bail("other-dir");
 	close(openat(fs.work, "other", O_WRONLY | O_CREAT, 0644));
-	top_fd = openat(fs.work, ".", O_RDONLY | O_DIRECTORY);
 	service_open(&svc, &fs, 0, O_RDONLY, FAN_PRE_DIR_ACCESS);
 	if (fan_mark(svc.group, FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, FAN_PRE_DIR_ACCESS, fs.work, ".") < 0)
 		bail("mark of the top");
@@ -247,32 +213,29 @@ int main(void)
 		pid_t p = start(run, &r);
 		bool got = next_event(svc.group, &e);
 		ok(got, "%s waits", r.a->name);
-		ok(got && in_time(freeze, NULL) == 0, "%s waits: the filesystem freezes", r.a->name);
-		ok(in_time(thaw, NULL) == 0, "%s waits: and thaws", r.a->name);
+		ok(got && in_time(fs_freeze, &fs) == 0, "%s waits: the filesystem freezes", r.a->name);
+		ok(in_time(fs_thaw, &fs) == 0, "%s waits: and thaws", r.a->name);
 		ok(got && fill_it(&e) == 0, "%s waits: is filled afterwards", r.a->name);
 		ok(finish(p) == 0, "%s waited: sees all", r.a->name);
 	}
 
 	for (size_t i = 0; i < N; i++) {
 		struct run r = {.a = &accesses[i], .d = fresh("z")};
-		ok(in_time(freeze, NULL) == 0, "freeze");
+		ok(in_time(fs_freeze, &fs) == 0, "freeze");
 		pid_t p = start(run, &r);
 		bool got = next_event(svc.group, &e);
 		ok(got, "frozen: %s asks", r.a->name);
-		ok(in_time(thaw, NULL) == 0, "frozen: thaws while %s waits", r.a->name);
+		ok(in_time(fs_thaw, &fs) == 0, "frozen: thaws while %s waits", r.a->name);
 		ok(got && fill_it(&e) == 0 && finish(p) == 0, "frozen: %s sees all", r.a->name);
 	}
 
-	unsigned long ro = MS_RDONLY, rw = 0;
 	for (size_t i = 0; i < N; i++) {
 		struct run r = {.a = &accesses[i], .d = fresh("r")};
 		pid_t p = start(run, &r);
 		bool got = next_event(svc.group, &e);
-		ok(got && in_time(sync_fs, NULL) == 0 && in_time(reclaim, NULL) == 0,
-		   "%s waits: sync and reclaim", r.a->name);
-		ok(in_time(remount, &ro) == 0 && in_time(remount, &rw) == 0,
-		   "%s waits: remounts read-only and back", r.a->name);
-		ok(in_time(busy_umount, NULL) == 0, "%s waits: umount says EBUSY", r.a->name);
+		ok(got && in_time(fs_reclaim, &fs) == 0, "%s waits: sync and reclaim", r.a->name);
+		ok(in_time(fs_remount, &fs) == 0, "%s waits: remounts read-only and back", r.a->name);
+		ok(in_time(is_busy, fs.top) == 0, "%s waits: umount says EBUSY", r.a->name);
 		ok(got && fill_it(&e) == 0 && finish(p) == 0, "%s waited: sees all", r.a->name);
 	}
 
@@ -348,7 +311,7 @@ int main(void)
 		bool up = read(ready[0], &c, 1) == 1;
 		pid_t p = start(run, &other);
 		ok(up && waits(lonely) && waits(p), "a service without threads waits for itself");
-		ok(in_time(freeze, NULL) == 0 && in_time(thaw, NULL) == 0, "and the filesystem freezes");
+		ok(in_time(fs_freeze, &fs) == 0 && in_time(fs_thaw, &fs) == 0, "and the filesystem freezes");
 		kill(lonely, SIGKILL);
 		ok(finish(lonely) == -1, "it can be killed");
 		ok(finish(p) >= 0, "and who waited for it goes on");
@@ -427,7 +390,6 @@ int main(void)
 		ok(got && back == 8, "without a service nobody hangs: %d of 8", back);
 		close(e.fd);
 	}
-	close(top_fd);
 	fs_end(&fs);
 	return done();
 }

@@ -110,6 +110,34 @@ void fs_end(struct fs *f)
 	unlink(img);
 }
 
+int fs_freeze(void *fs)
+{
+	return ioctl(((struct fs *)fs)->work, FIFREEZE, 0) < 0;
+}
+
+int fs_thaw(void *fs)
+{
+	return ioctl(((struct fs *)fs)->work, FITHAW, 0) < 0;
+}
+
+int fs_remount(void *fs)
+{
+	const char *top = ((struct fs *)fs)->top;
+	return mount(NULL, top, NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0 ||
+	       mount(NULL, top, NULL, MS_REMOUNT, NULL) < 0;
+}
+
+int fs_reclaim(void *fs)
+{
+	int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
+	return syncfs(((struct fs *)fs)->work) < 0 || fd < 0 || write(fd, "2\n", 2) != 2;
+}
+
+int is_busy(void *path)
+{
+	return !(umount2(path, 0) < 0 && errno == EBUSY);
+}
+
 void cold(struct fs *f, const char *name)
 {
 	if (mkdirat(f->work, name, 0755) < 0)

@@ -100,6 +100,14 @@ extern const char *fs_kind;
 void fs_new(struct fs *f);
 void fs_end(struct fs *f);
 
+// What others do with a filesystem while somebody waits, for in_time(); @fs is a struct fs. 0 when it went well.
+int fs_freeze(void *fs);
+int fs_thaw(void *fs);
+int fs_remount(void *fs); // read-only and back
+int fs_reclaim(void *fs); // sync, and drop what is in the dcache
+// Is what is mounted at @path in use, so that it cannot be unmounted?
+int is_busy(void *path);
+
 // Make a cold directory below the top, through the work mount.
 void cold(struct fs *f, const char *name);
 // Fill a directory that was made with cold(); 0 or -errno.

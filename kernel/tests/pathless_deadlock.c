@@ -7,7 +7,6 @@
 
 static struct fs fs;
 static struct service svc;
-static int top_fd = -1;
 
 #define P(n)                                                                                                 \
 	({                                                                                                   \
@@ -83,31 +82,6 @@ static int run(void *arg)
 	return chdir(r->top) < 0 || r->a->fn(r->d);
 }
 
-static int freeze(void *arg)
-{
-	(void)arg;
-	return ioctl(top_fd, FIFREEZE, 0) < 0;
-}
-static int thaw(void *arg)
-{
-	(void)arg;
-	return ioctl(top_fd, FITHAW, 0) < 0;
-}
-static int remount(void *arg)
-{
-	return mount(NULL, fs.top, NULL, MS_REMOUNT | *(unsigned long *)arg, NULL) < 0;
-}
-static int sync_and_reclaim(void *arg)
-{
-	(void)arg;
-	int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
-	return syncfs(top_fd) < 0 || fd < 0 || write(fd, "2\n", 2) != 2;
-}
-static int busy_umount(void *arg)
-{
-	return !(umount2(arg, 0) < 0 && errno == EBUSY);
-}
-
 static const char *fresh(void)
 {
 	static char names[2][64];
@@ -144,7 +118,6 @@ static int serve_until(pid_t p)
 
 static void all(const char *by, const char *top, bool layer)
 {
-	unsigned long ro = MS_RDONLY, rw = 0;
 	struct event e;
 	char from[128];
 	snprintf(from, sizeof(from), "%s/from", top);
@@ -155,15 +128,15 @@ static void all(const char *by, const char *top, bool layer)
 		pid_t p = start(run, &r);
 		bool got = next_event(svc.group, &e);
 		ok(got, "%s: %s waits", by, r.a->name);
-		ok(got && in_time(freeze, NULL) == 0 && in_time(thaw, NULL) == 0,
+		ok(got && in_time(fs_freeze, &fs) == 0 && in_time(fs_thaw, &fs) == 0,
 		   "%s: %s waits: the filesystem freezes and thaws", by, r.a->name);
-		ok(in_time(sync_and_reclaim, NULL) == 0, "%s: %s waits: sync and reclaim", by, r.a->name);
+		ok(in_time(fs_reclaim, &fs) == 0, "%s: %s waits: sync and reclaim", by, r.a->name);
 		// An upper layer keeps the filesystem writable.
 		if (!layer)
-			ok(in_time(remount, &ro) == 0 && in_time(remount, &rw) == 0,
-			   "%s: %s waits: remounts read-only and back", by, r.a->name);
+			ok(in_time(fs_remount, &fs) == 0, "%s: %s waits: remounts read-only and back", by,
+			   r.a->name);
 		else
-			ok(in_time(busy_umount, (void *)top) == 0, "%s: %s waits: umount says EBUSY", by,
+			ok(in_time(is_busy, (void *)top) == 0, "%s: %s waits: umount says EBUSY", by,
 			   r.a->name);
 		if (got)
 			answer(&e);
@@ -172,11 +145,11 @@ static void all(const char *by, const char *top, bool layer)
 
 	for (size_t i = 0; i < N; i++) {
 		struct run r = {.a = &accesses[i], .top = top, .d = fresh()};
-		ok(in_time(freeze, NULL) == 0, "%s: freeze", by);
+		ok(in_time(fs_freeze, &fs) == 0, "%s: freeze", by);
 		pid_t p = start(run, &r);
 		bool got = next_event(svc.group, &e);
 		ok(got, "%s: frozen: %s asks", by, r.a->name);
-		ok(in_time(thaw, NULL) == 0, "%s: frozen: thaws while %s waits", by, r.a->name);
+		ok(in_time(fs_thaw, &fs) == 0, "%s: frozen: thaws while %s waits", by, r.a->name);
 		if (got)
 			answer(&e);
 		ok(serve_until(p) == 0, "%s: frozen: %s sees all", by, r.a->name);
@@ -224,7 +197,6 @@ int main(void)
 	snprintf(opt, sizeof(opt), "lowerdir=%s,upperdir=%s/up,workdir=%s/work", low, fs.top, fs.top);
 	if (mount("o", ovl, "overlay", 0, opt) < 0)
 		bail("overlay %s", opt);
-	top_fd = openat(fs.work, ".", O_RDONLY | O_DIRECTORY);
 
 	service_open(&svc, &fs, FAN_REPORT_DIR_FD, O_RDONLY, FAN_PRE_DIR_ACCESS);
 	static const char *const filled[] = {".", "low", "up", "work", "work/work"};
@@ -274,7 +246,6 @@ int main(void)
 		umount2(clients[c].at, MNT_DETACH);
 	nfs_end();
 	service_stop(&svc);
-	close(top_fd);
 	fs_end(&fs);
 	return done();
 }

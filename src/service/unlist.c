@@ -49,7 +49,8 @@ struct victim {
 	struct batch *b;
 	bool asked, same, held;
 	int fd, box;
-	struct name *v; /* that were moved */
+	struct stat before; /* its times */
+	struct name *v;	    /* that were moved */
 	size_t n;
 };
 
@@ -338,10 +339,9 @@ static bool move_back(struct victim *v)
 
 static int move_out(struct batch *b, struct victim *v)
 {
-	struct stat st;
 	char name[80];
 	box_name(&v->dir->handle, name);
-	int r = fstat(v->fd, &st) < 0 || mkdirat(b->stage, name, 0700) < 0 ? -errno : 0;
+	int r = fstat(v->fd, &v->before) < 0 || mkdirat(b->stage, name, 0700) < 0 ? -errno : 0;
 	if (r == 0) {
 		v->box = openat(b->stage, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		r = v->box < 0 ? -errno : set_state(v->dir, SL_PARTIAL);
@@ -354,7 +354,7 @@ static int move_out(struct batch *b, struct victim *v)
 	}
 	/* Not what the user has set, nor the origin's: to move names is no change. */
 	if (r == 0)
-		keep_times(v->fd, &st);
+		keep_times(v->fd, &v->before);
 	return r;
 }
 
@@ -410,12 +410,12 @@ static void drop(struct batch *b, struct victim *v, struct sl_unlist *u)
 
 static void put_back(struct victim *v)
 {
-	struct stat st;
-	bool known = fstat(v->fd, &st) == 0;
+	if (v->box < 0) /* nothing was moved */
+		return;
 	if (move_back(v) && set_state(v->dir, SL_FULL) < 0)
 		sl_warn("'%s' will be listed again", v->place);
-	if (known)
-		keep_times(v->fd, &st);
+	if (v->before.st_ino)
+		keep_times(v->fd, &v->before);
 }
 
 /* ---- a batch ---- */
@@ -464,8 +464,9 @@ static void begin(struct batch *b, const struct sl_fan_users *u)
 		v->same = v->held && sl_fan_unlisted(b->c->fan, v->dir) == 0;
 		any |= v->same;
 	}
-	if (any)
-		usleep(GRACE_NS / 1000);
+	if (any && sl_fan_let_run(GRACE_NS) < 0)
+		for (size_t i = 0; i < b->n; i++)
+			b->v[i].same = false;
 }
 
 static void end(struct batch *b, struct victim *v, bool stays, struct sl_unlist *u)

@@ -18,3 +18,10 @@ struct sl_fan_users {
 int sl_fan_users_get(struct sl_fan *g, struct sl_fan_users *u);
 bool sl_fan_users_has(const struct sl_fan_users *u, uint64_t ino);
 void sl_fan_users_fini(struct sl_fan_users *u);
+
+/**
+ * Wait for @ns, and until every thread that could run when this was called has run, or sleeps: one that was
+ * told that nothing need be asked has looked since. -EAGAIN: some have not for seconds, so busy is the
+ * machine.
+ */
+int sl_fan_let_run(uint64_t ns);

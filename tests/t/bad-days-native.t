@@ -98,6 +98,8 @@ kill -USR1 "$relay" # what was asked is lost with the connection
 kill -USR2 "$relay"
 ok "the origin was cut off, and is back: all get the right bytes" wait "$many"
 diag "$(<"$T/many.log")"
+woken=$(sed -n 's/^woken \([0-9]*\) .*/\1/p' "$T/many.log")
+sanitized || ok "they are not all woken for each answer" test "$woken" -lt $((readers / 5))
 "$SLUICE" remove --force "$c"
 
 # ---- more than the service may have descriptors for ----

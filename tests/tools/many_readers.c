@@ -2,7 +2,8 @@
 /*
  * many_readers ORIGIN CLONE COUNT READY: so many threads read 5,000 bytes each at places of the same files in
  * both directories; the files of the clone are open before. READY is made when all have begun. Prints how
- * many got something else than the origin's, or an error; the status is zero if none did.
+ * often they were woken, and how many got something else than the origin's, or an error; the status is zero
+ * if none did.
  */
 #include <dirent.h>
 #include <err.h>
@@ -13,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -78,6 +80,9 @@ int main(int argc, char **argv)
 		pthread_join(t[i], NULL);
 	free(t);
 	closedir(d);
+	struct rusage u;
+	getrusage(RUSAGE_SELF, &u);
+	printf("woken %ld times each\n", u.ru_nvcsw / (long)count);
 	printf("%zu readers: %u got something else, %u an error%s%s\n", count, bad, failed,
 	       failed ? ": " : "", failed ? strerror(last_errno) : "");
 	return bad || failed;

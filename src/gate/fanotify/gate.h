@@ -34,9 +34,8 @@ struct sl_fan_config {
 	size_t area_size;
 	bool own;  /* the filesystem is the clone's alone: it may stay closed when all of us were killed */
 	bool lazy; /* names may be missing: ask before directories are used, if the kernel can */
-	bool
-	    numbers_lost; /* descriptors of accesses that waited for the earlier service are not ours any more:
-			     they are refused by sl_fan_new(), and those of later ones are */
+	bool numbers_lost; /* descriptors of accesses that waited for the earlier service are not ours any
+			      more: they are refused by sl_fan_new(), and those of later ones are */
 	int keeper; /* its process: what it closes of a service that died is no change by a user; 0: none */
 };
 

@@ -291,7 +291,8 @@ static void lose_place(struct sl_object *o, struct sl_object *dir, const char *n
 	(void)sl_object_lose_place(o);
 }
 
-static int drop_name(struct sl_object *o, struct sl_object *dir, int dirfd, const char *name)
+static int drop_name(struct sl_native_acts *a, struct sl_object *o, struct sl_object *dir, int dirfd,
+		     const char *name)
 {
 	if (unlinkat(dirfd, name, sl_object_is_dir(o) ? AT_REMOVEDIR : 0) < 0)
 		return -errno;
@@ -301,7 +302,7 @@ static int drop_name(struct sl_object *o, struct sl_object *dir, int dirfd, cons
 	pthread_mutex_lock(&o->lock);
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
-	if (linked) /* if others are to come they will be of a file of their own */
+	if (linked && a->cfg.lazy) /* if others are to come they will be of a file of their own */
 		(void)sl_links_note(o, 0, -1);
 	return 0;
 }
@@ -328,7 +329,7 @@ static int drop_all(struct sl_native_acts *a, struct sl_object *o, struct sl_obj
 		settle_listing(a, o);
 		r = sl_object_is_dir(o) ? clear(a, o) : 0;
 		if (r == 0)
-			r = drop_name(o, dir, dirfd, name);
+			r = drop_name(a, o, dir, dirfd, name);
 		/* Names that came here for the first time just now: they are gone at the origin as well. */
 		if (r != -ENOTEMPTY || !a->cfg.lazy)
 			break;

@@ -592,6 +592,34 @@ static void test_twin(void **state)
 	down(x);
 }
 
+/* Names of a file come and go: it has as many links as the origin's, and none for names that are to come. */
+static void test_links(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	mkdir(at_origin(x, "d"), 0755);
+	put(at_origin(x, "d/0"), "linked");
+	link(at_origin(x, "d/0"), at_origin(x, "d/1"));
+	up(x);
+	for (int i = 1; i < 5; i++) {
+		char old[16], one[16], two[16];
+		snprintf(old, sizeof(old), "d/%d", i);
+		snprintf(one, sizeof(one), "d/%d", i + 1);
+		snprintf(two, sizeof(two), "d/two-%d", i);
+		link(at_origin(x, "d/0"), at_origin(x, one));
+		assert_int_equal(appear(x, one, false), 0);
+		link(at_origin(x, "d/0"), at_origin(x, two));
+		assert_int_equal(appear(x, two, true), 0);
+		same_stat(x, "d/0");
+		unlink(at_origin(x, old));
+		assert_int_equal(vanish(x, old, false), 0);
+		unlink(at_origin(x, two));
+		assert_int_equal(vanish(x, two, false), 0);
+		same_stat(x, "d/0");
+	}
+	down(x);
+}
+
 static void test_vanish(void **state)
 {
 	need_all();
@@ -1265,6 +1293,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_setup_teardown(test_appear, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_twin, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_links, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_vanish, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_rename, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_update, setup, teardown),

@@ -132,7 +132,7 @@ static void look_for(struct sl_replay *p, struct stray *s, uint64_t now, bool qu
 		listing = dir->rec.state != SL_FULL && dir->flight && !dir->damaged;
 		pthread_mutex_unlock(&dir->lock);
 	}
-	if (listing || (place && !is && !quiet)) {
+	if (listing || (place && !is && !quiet && now < s->since + LATEST_NS)) {
 		s->not_before = now + AGAIN_NS;
 		return;
 	}

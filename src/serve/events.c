@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "base/macros.h"
+#include "base/time.h"
 #include "serve/state.h"
 
 #define GONE	   (FAN_DELETE | FAN_MOVED_FROM)
@@ -17,6 +18,7 @@
 #define KINDS	   (SL_CHANGE_MASK | SL_CHANGE_USE)
 #define USE	   (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
 #define DOUBTS_MAX 4096
+#define DOUBTED_NS SL_NS_PER_SEC
 
 struct sl_events {
 	struct sl_tree *tree;
@@ -30,6 +32,7 @@ struct sl_events {
 	struct sl_list sessions;
 	struct sl_states *states; /* of the batch under way */
 	struct sl_htab doubts;
+	uint64_t doubted;	 /* since when there are any, or 0 */
 	bool forgot;		 /* there was no memory for one more */
 	_Atomic uint64_t wanted; /* of SL_CHANGE_USE, by those sessions */
 	struct sl_own *uses;	 /* the exporter's own; its lock is its own */
@@ -415,6 +418,7 @@ static void settle(struct sl_events *ev)
 	if (!doubts.n)
 		return;
 	ev->doubts = (struct sl_htab){0};
+	ev->doubted = 0;
 	sl_states_clear(ev->states);
 	for (struct sl_hnode *h = sl_htab_first(&doubts, &i), *next; h; h = next) {
 		struct doubt *d = sl_container_of(h, struct doubt, node);
@@ -456,8 +460,10 @@ static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 		ev->forgot = false;
 	}
 	/* Not as soon as the queue is empty: what was seen of a name may be of changes made while it was
-	 * looked at, and they are told of as what they are. */
-	if (!n)
+	 * looked at, and they are told of as what they are. But where there is never quiet, some time. */
+	if (ev->doubts.n && !ev->doubted)
+		ev->doubted = sl_now();
+	if (!n || (idle && ev->doubts.n && sl_now() - ev->doubted > DOUBTED_NS))
 		settle(ev);
 	if (idle && n) {
 		sl_own_heard(ev->uses, v[0].when);

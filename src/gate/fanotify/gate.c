@@ -144,8 +144,9 @@ static int make_groups(struct sl_fan *g, char **why)
 	if (r < 0 || !g->cfg.lazy || (sl_fan_lazy(g) && fan_asks_for_names(g)))
 		return r;
 	g->cfg.lazy = false;
-	close(g->group);
-	close(g->notify);
+	sl_closep(&g->group);
+	sl_closep(&g->notify);
+	g->group = g->notify = -EBADF;
 	return make_groups(g, why);
 }
 

@@ -172,7 +172,8 @@ def one(seed, steps, backend):
     sock = f"{T}/s-{backend}{seed}"
     # Without this capability an exporter listens with inotify.
     less = ["setpriv", "--bounding-set=-sys_admin"] if backend == "inotify" and os.geteuid() == 0 else []
-    server = subprocess.Popen([*less, SLUICE, "serve", "--unix", sock, top], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    with open(sock + ".log", "wb") as log:
+        server = subprocess.Popen([*less, SLUICE, "serve", "--unix", sock, top], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
     slt._at_end.append(server.kill)  # pylint: disable=protected-access
     assert server.stdout.readline().startswith(b"serving")
     clone("unix:" + sock, c)
@@ -213,7 +214,12 @@ def one(seed, steps, backend):
     odd, most = sum(((names_a - names_b) + (names_b - names_a)).values()), sum(names_a.values())
     note("\n".join((f"{what}: {odd} of {most} changes of names were told otherwise", *(f"{d}: {x}"[:500] for d, x in list(wrong.items())[:3]))))
     same = odd <= most * 0.1 and not ev["overflows"] and not ev["lost"] and not ev["failed"]
-    good = ok(same, f"{what}: the clone's watcher hears what the origin's does", wrong, ev)
+    if ev["lost"] and "came faster than they could be read" in slt.read(sock + ".log"):
+        # fanotify hears of the whole filesystem, and the kernel's queue is bounded: others have filled it.
+        slt.skip(f"{what}: the clone's watcher hears what the origin's does: too much else has changed on this filesystem")
+        good = True
+    else:
+        good = ok(same, f"{what}: the clone's watcher hears what the origin's does", wrong, ev, slt.read(sock + ".log")[-1000:])
     p = subprocess.run(["bash", "-c", f'. "{slt.TOOLS}/../t/lib.sh"; trap - EXIT; same_tree --no-dir-mtime "{top}" "{c}"'], check=False,
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": T}, timeout=600)
     good = ok(p.returncode == 0, f"{what}: the trees are equal", p.stdout.decode(errors="replace")[:2000]) and good

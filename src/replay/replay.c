@@ -959,9 +959,12 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	pthread_mutex_lock(&o->lock);
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
-	if (!exchange && n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
-	    (is_state(o, n) || (sl_object_is_reg(o) && !linked)) && !is_twin(p, o, n))
+	if (n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
+	    (is_state(o, n) || (!exchange && sl_object_is_reg(o) && !linked)) && !is_twin(p, o, n))
 		(void)replay_update(p, dir, name, o, n, 0);
+	const struct sl_ostate *s = &e->state;
+	if (exchange && s->known && s->present && is_state(target, s))
+		(void)replay_update(p, newdir, newname, target, s, 0);
 	int r = replay_rename(p, dir, name, newdir, newname, exchange);
 	if (exchange && r > 0) {
 		p->swapped[0] = strdup(e->place);

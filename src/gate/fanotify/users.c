@@ -356,9 +356,13 @@ static void look_at_processes(struct look *l)
 	struct dirent *e;
 	if (!d && l->err == 0)
 		l->err = -ENOENT;
-	while (d && (e = next(l, d)))
-		if (*e->d_name >= '1' && *e->d_name <= '9')
-			look_at_process(l, dirfd(d), e->d_name);
+	while (d && l->err == 0 && (e = next(l, d))) {
+		if (*e->d_name < '1' || *e->d_name > '9')
+			continue;
+		look_at_process(l, dirfd(d), e->d_name);
+		if (l->err)
+			sl_info("what process %s uses cannot be known: %s", e->d_name, strerror(-l->err));
+	}
 	if (d)
 		closedir(d);
 }

@@ -310,8 +310,7 @@ static void note(struct sl_fan *g, int fd, const struct slot *s)
 	at->off = s->off;
 	at->len = s->len;
 	at->pid = s->pid;
-	atomic_signal_fence(memory_order_seq_cst);
-	at->mask = s->mask;
+	at->mask = s->mask; /* last: what stands there is whole, also for the service after this one */
 }
 
 static void keep(struct sl_fan *g, int fd, const struct slot *s)

@@ -24,7 +24,9 @@
  */
 #define READ_BYTES 32768
 struct slot {
-	uint32_t mask; /* 0: free; FAN_OPEN_PERM, FAN_PRE_ACCESS or FAN_PRE_DIR_ACCESS */
+	/* 0: free; FAN_OPEN_PERM, FAN_PRE_ACCESS or FAN_PRE_DIR_ACCESS. Evictions look at it from elsewhere.
+	 */
+	_Atomic uint32_t mask;
 	int32_t pid;
 	uint64_t off, len; /* len 0: all of the file */
 };

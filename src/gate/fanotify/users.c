@@ -5,10 +5,12 @@
  * all namespaces; and what inotify and fanotify watch.
  */
 #include <dirent.h>
+#include <linux/kcmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
 #include "base/log.h"
@@ -17,8 +19,13 @@
 #include "gate/fanotify/users.h"
 
 #define CALM_US 1000
-#define CALM_NS SL_NS_PER_SEC
+#define CALM_NS (5 * SL_NS_PER_SEC)
 #define RUN_NS	(5 * SL_NS_PER_SEC)
+
+struct place {
+	dev_t dev;
+	uint64_t ino; /* 0: its filesystem did not tell */
+};
 
 struct look {
 	struct sl_fan_users *u;
@@ -26,8 +33,20 @@ struct look {
 	dev_t dev;  /* as stat(2) has it */
 	dev_t mdev; /* as mountinfo and fdinfo have it: not the same on btrfs */
 	dev_t anon; /* of what has no filesystem: inotify's and fanotify's descriptors are there */
-	int err;
+	struct {
+		uint64_t ns;
+		struct place root;
+	} seen[64]; /* where mounts were looked at */
+	size_t nseen;
+	int err; /* the first: something is not known */
 };
+
+/* @err: why something could not be read. What has gone meanwhile uses nothing. */
+static void failed(struct look *l, int err)
+{
+	if (err != ENOENT && err != ESRCH && l->err == 0)
+		l->err = -err;
+}
 
 static void add(struct look *l, uint64_t ino)
 {
@@ -36,7 +55,7 @@ static void add(struct look *l, uint64_t ino)
 		size_t cap = u->cap ? u->cap * 2 : 64;
 		uint64_t *v = reallocarray(u->ino, cap, sizeof(*v));
 		if (!v) {
-			l->err = -ENOMEM;
+			failed(l, ENOMEM);
 			return;
 		}
 		u->ino = v;
@@ -45,11 +64,72 @@ static void add(struct look *l, uint64_t ino)
 	u->ino[u->n++] = ino;
 }
 
+/*
+ * Where @name is. No server is asked, as those of FUSE and NFS are by stat(2): it may wait for what is held
+ * here, or for ever. Nor is anything but the device wanted: FUSE refuses all else to those who did not mount
+ * it, local filesystems tell the number all the same. False: it is gone, or not known.
+ */
+static bool find(struct look *l, int dir, const char *name, struct place *p)
+{
+	struct statx sx;
+	if (statx(dir, name, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &sx) < 0) {
+		/* A filesystem that is broken, not this one; the rest of a path that was removed. */
+		if (errno != EIO && errno != ESTALE && errno != ENOTCONN && errno != ENOTDIR)
+			failed(l, errno);
+		return false;
+	}
+	p->dev = makedev(sx.stx_dev_major, sx.stx_dev_minor);
+	p->ino = sx.stx_mask & STATX_INO ? sx.stx_ino : 0;
+	return true;
+}
+
+static void add_place(struct look *l, const struct place *p)
+{
+	if (p->dev == l->dev && p->ino)
+		add(l, p->ino);
+	else if (p->dev == l->dev)
+		failed(l, EOPNOTSUPP);
+}
+
 static void add_at(struct look *l, int dir, const char *name)
 {
-	struct stat st;
-	if (fstatat(dir, name, &st, 0) == 0 && st.st_dev == l->dev)
-		add(l, st.st_ino);
+	struct place p;
+	if (find(l, dir, name, &p))
+		add_place(l, &p);
+}
+
+/* For reading; NULL with errno. */
+static FILE *open_in(int dir, const char *name)
+{
+	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+	FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
+	if (fd >= 0 && !f)
+		close(fd);
+	return f;
+}
+
+/* NULL: it is gone, or not known. */
+static DIR *open_dir(struct look *l, int dir, const char *name)
+{
+	int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	if (!d)
+		failed(l, errno);
+	if (!d && fd >= 0)
+		close(fd);
+	return d;
+}
+
+static struct dirent *next(struct look *l, DIR *d)
+{
+	struct dirent *e;
+	do {
+		errno = 0;
+		e = readdir(d);
+	} while (e && *e->d_name == '.');
+	if (!e)
+		failed(l, errno);
+	return e;
 }
 
 /* ---- mounts ---- */
@@ -108,57 +188,70 @@ static void look_at_mount(struct look *l, char *line, struct mount **v, size_t *
 	} else {
 		free(m.root);
 		free(m.point);
-		l->err = -ENOMEM;
+		failed(l, ENOMEM);
 	}
 }
 
-static void look_at_mounts(struct look *l, const char *pid)
+/* @task: a directory of procfs, as all that are called so here. False: it is gone, or not known. */
+static bool look_at_mounts(struct look *l, int task)
 {
-	char path[320], *line = NULL;
+	char *line = NULL;
 	size_t cap = 0, n = 0;
 	struct mount *v = NULL;
-	snprintf(path, sizeof(path), "/proc/%s/mountinfo", pid);
-	FILE *f = fopen(path, "re");
-	while (f && getline(&line, &cap, f) > 0)
+	FILE *f = open_in(task, "mountinfo");
+	if (!f) {
+		if (errno != EINVAL) /* it has ended */
+			failed(l, errno);
+		return false;
+	}
+	while (errno = 0, getline(&line, &cap, f) > 0)
 		look_at_mount(l, line, &v, &n);
+	failed(l, errno);
 	free(line);
-	if (f)
-		fclose(f);
+	fclose(f);
 	for (size_t i = 0; i < n; i++) {
 		free(v[i].root);
 		free(v[i].point);
 	}
 	free(v);
+	return true;
 }
 
 /* The device of the mount that users see. */
-static dev_t device_in_mountinfo(struct sl_fan *g, dev_t otherwise)
+static void find_device(struct look *l)
 {
 	char *line = NULL;
 	size_t cap = 0;
-	FILE *f = fopen("/proc/self/mountinfo", "re");
-	while (f && getline(&line, &cap, f) > 0) {
+	FILE *f = open_in(AT_FDCWD, "/proc/self/mountinfo");
+	if (!f) {
+		failed(l, errno);
+		return;
+	}
+	while (errno = 0, getline(&line, &cap, f) > 0) {
 		unsigned long long id;
 		unsigned a, b;
-		if (sscanf(line, "%llu %*d %u:%u", &id, &a, &b) == 3 && id == g->area->mount)
-			otherwise = makedev(a, b);
+		if (sscanf(line, "%llu %*d %u:%u", &id, &a, &b) == 3 && id == l->g->area->mount)
+			l->mdev = makedev(a, b);
 	}
+	failed(l, errno);
 	free(line);
-	if (f)
-		fclose(f);
-	return otherwise;
+	fclose(f);
 }
 
 /* ---- processes ---- */
 
 /* What a descriptor of inotify or fanotify watches. */
-static void look_at_watches(struct look *l, const char *pid, const char *fd)
+static void look_at_watches(struct look *l, int task, const char *fd)
 {
-	char path[600], *line = NULL;
+	char path[300], *line = NULL;
 	size_t cap = 0;
-	snprintf(path, sizeof(path), "/proc/%s/fdinfo/%s", pid, fd);
-	FILE *f = fopen(path, "re");
-	while (f && getline(&line, &cap, f) > 0) {
+	snprintf(path, sizeof(path), "fdinfo/%s", fd);
+	FILE *f = open_in(task, path);
+	if (!f) {
+		failed(l, errno);
+		return;
+	}
+	while (errno = 0, getline(&line, &cap, f) > 0) {
 		unsigned long long ino;
 		unsigned dev;
 		if ((sscanf(line, "inotify wd:%*x ino:%llx sdev:%x", &ino, &dev) == 2 ||
@@ -166,50 +259,54 @@ static void look_at_watches(struct look *l, const char *pid, const char *fd)
 		    makedev(dev >> 20, dev & 0xfffff) == l->mdev)
 			add(l, ino);
 	}
+	failed(l, errno);
 	free(line);
-	if (f)
-		fclose(f);
+	fclose(f);
 }
 
-static void look_at_descriptors(struct look *l, const char *pid)
+static void look_at_descriptors(struct look *l, int task)
 {
-	char path[320], link[32];
-	struct stat st;
-	snprintf(path, sizeof(path), "/proc/%s/fd", pid);
-	DIR *d = opendir(path);
+	DIR *d = open_dir(l, task, "fd");
 	struct dirent *e;
-	while (d && (e = readdir(d))) {
-		if (*e->d_name == '.' || fstatat(dirfd(d), e->d_name, &st, 0) < 0)
+	while (d && (e = next(l, d))) {
+		struct place p;
+		char link[32];
+		if (!find(l, dirfd(d), e->d_name, &p))
 			continue;
-		if (st.st_dev == l->dev)
-			add(l, st.st_ino);
-		ssize_t n =
-		    st.st_dev == l->anon ? readlinkat(dirfd(d), e->d_name, link, sizeof(link) - 1) : 0;
+		add_place(l, &p);
+		if (p.dev != l->anon)
+			continue;
+		ssize_t n = readlinkat(dirfd(d), e->d_name, link, sizeof(link) - 1);
+		if (n < 0)
+			failed(l, errno);
 		link[n > 0 ? n : 0] = '\0';
 		if (strstr(link, "notify"))
-			look_at_watches(l, pid, e->d_name);
+			look_at_watches(l, task, e->d_name);
 	}
 	if (d)
 		closedir(d);
 }
 
-/* Where its threads are. */
-static void look_at_places(struct look *l, const char *pid)
+/* A namespace is seen from each root that somebody has there: what is not below it is not shown to him. */
+static void look_at_namespace(struct look *l, int task)
 {
-	char path[320];
-	snprintf(path, sizeof(path), "/proc/%s/task", pid);
-	DIR *d = opendir(path);
-	struct dirent *e;
-	while (d && (e = readdir(d))) {
-		if (*e->d_name == '.')
-			continue;
-		snprintf(path, sizeof(path), "%.200s/cwd", e->d_name);
-		add_at(l, dirfd(d), path);
-		snprintf(path, sizeof(path), "%.200s/root", e->d_name);
-		add_at(l, dirfd(d), path);
+	struct stat ns;
+	struct place root;
+	if (fstatat(task, "ns/mnt", &ns, 0) < 0) {
+		failed(l, errno);
+		return;
 	}
-	if (d)
-		closedir(d);
+	if (!find(l, task, "root", &root))
+		root = (struct place){0};
+	for (size_t i = 0; root.ino && i < l->nseen; i++)
+		if (l->seen[i].ns == ns.st_ino && l->seen[i].root.dev == root.dev &&
+		    l->seen[i].root.ino == root.ino)
+			return;
+	/* Else some are read more than once. */
+	if (look_at_mounts(l, task) && root.ino && l->nseen < SL_ARRAY_SIZE(l->seen)) {
+		l->seen[l->nseen].ns = ns.st_ino;
+		l->seen[l->nseen++].root = root;
+	}
 }
 
 /* This service and its keeper have descriptors for their work, and for accesses that wait: see waiting(). */
@@ -219,54 +316,82 @@ static bool ours(struct sl_fan *g, const char *pid)
 	return n == getpid() || (n && n == g->cfg.keeper);
 }
 
-static int look_at_processes(struct look *l)
+/*
+ * Thread by thread: each can have left what it shares with the others, and a process has nothing of all that
+ * when its first thread has ended.
+ */
+static void look_at_process(struct look *l, int proc, const char *pid)
 {
-	ino_t seen[64];
-	size_t nseen = 0;
-	DIR *d = opendir("/proc");
+	char path[300];
+	int last = 0; /* the thread whose descriptors were looked at */
+	bool own = ours(l->g, pid);
+	snprintf(path, sizeof(path), "%s/task", pid);
+	DIR *d = open_dir(l, proc, path);
 	struct dirent *e;
-	if (!d)
-		return -errno;
-	while ((e = readdir(d))) {
-		char path[320];
-		struct stat st;
+	while (d && (e = next(l, d))) {
+		int tid = atoi(e->d_name);
+		_cleanup_close_ int task = openat(dirfd(d), e->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (task < 0) {
+			failed(l, errno);
+			continue;
+		}
+		look_at_namespace(l, task);
+		if (own)
+			continue;
+		add_at(l, task, "cwd");
+		add_at(l, task, "root");
+		/* 0: they are the same. An error: nobody knows. */
+		if (last && syscall(SYS_kcmp, last, tid, KCMP_FILES, 0, 0) == 0)
+			continue;
+		look_at_descriptors(l, task);
+		last = tid;
+	}
+	if (d)
+		closedir(d);
+}
+
+static void look_at_processes(struct look *l)
+{
+	DIR *d = open_dir(l, AT_FDCWD, "/proc");
+	struct dirent *e;
+	if (!d && l->err == 0)
+		l->err = -ENOENT;
+	while (d && l->err == 0 && (e = next(l, d))) {
 		if (*e->d_name < '1' || *e->d_name > '9')
 			continue;
-		snprintf(path, sizeof(path), "%.200s/ns/mnt", e->d_name);
-		bool known = fstatat(dirfd(d), path, &st, 0) < 0;
-		for (size_t i = 0; i < nseen; i++)
-			known |= seen[i] == st.st_ino;
-		if (!known) {
-			look_at_mounts(l, e->d_name);
-			if (nseen < SL_ARRAY_SIZE(seen)) /* else some are read more than once */
-				seen[nseen++] = st.st_ino;
-		}
-		if (ours(l->g, e->d_name))
-			continue;
-		look_at_places(l, e->d_name);
-		look_at_descriptors(l, e->d_name);
+		look_at_process(l, dirfd(d), e->d_name);
+		if (l->err)
+			sl_info("what process %s uses cannot be known: %s", e->d_name, strerror(-l->err));
 	}
-	closedir(d);
-	return 0;
+	if (d)
+		closedir(d);
 }
 
 /* ---- what waits for us ---- */
 
 /*
- * Everything that the kernel had asked before this call is noted in its slot, or answered. It is given up
- * where there is always more to read.
+ * Everything that the kernel had asked before this call is noted in its slot, or answered. -EBUSY: there is
+ * always more to read.
  */
-static void calm(struct sl_fan *g)
+static int calm(struct sl_fan *g)
 {
 	uint64_t until = sl_now() + CALM_NS;
-	int left = 0;
-	while (ioctl(g->group, FIONREAD, &left) == 0 && left && sl_now() < until)
+	int left;
+	for (;;) {
+		if (ioctl(g->group, FIONREAD, &left) < 0)
+			return -errno;
+		if (!left)
+			break;
+		if (sl_now() > until)
+			return -EBUSY;
 		usleep(CALM_US);
+	}
 	/* What is not queued any more is about to be looked at. */
 	usleep(CALM_US);
-	uint64_t reads = g->reads;
-	while (g->reads % 2 && g->reads < reads + 2 && sl_now() < until)
-		usleep(CALM_US / 10);
+	for (uint64_t reads = g->reads; reads % 2 && g->reads == reads; usleep(CALM_US / 10))
+		if (sl_now() > until)
+			return -EBUSY;
+	return 0;
 }
 
 static void waiting(struct look *l)
@@ -291,13 +416,14 @@ int sl_fan_users_get(struct sl_fan *g, struct sl_fan_users *u)
 	*u = (struct sl_fan_users){0};
 	if (fstat(sl_store_tree_fd(g->store), &st) < 0 || fstat(g->stop_fd, &anon) < 0)
 		return -errno;
-	struct look l = {
-	    .u = u, .g = g, .dev = st.st_dev, .mdev = device_in_mountinfo(g, st.st_dev), .anon = anon.st_dev};
-	calm(g);
-	waiting(&l);
-	int r = look_at_processes(&l);
-	if (r == 0)
+	struct look l = {.u = u, .g = g, .dev = st.st_dev, .mdev = st.st_dev, .anon = anon.st_dev};
+	int r = calm(g);
+	if (r == 0) {
+		find_device(&l);
+		waiting(&l);
+		look_at_processes(&l);
 		r = l.err;
+	}
 	if (r < 0) {
 		sl_fan_users_fini(u);
 		return r;

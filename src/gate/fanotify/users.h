@@ -12,8 +12,9 @@ struct sl_fan_users {
 /**
  * What is open anywhere (also as O_PATH), what programs are in, what is mounted or mounted on, what is
  * watched, and what accesses that the gate has not answered yet are about. The service's own descriptors do
- * not count. What came after the call was begun may be missing. Reads procfs: some milliseconds, more where
- * there are many processes. -errno.
+ * not count. What came after the call was begun may be missing. Reads procfs, and asks no server of another
+ * filesystem: some milliseconds, more where there are many processes. -errno: something cannot be known;
+ * -EBUSY: more accesses come than the gate reads.
  */
 int sl_fan_users_get(struct sl_fan *g, struct sl_fan_users *u);
 bool sl_fan_users_has(const struct sl_fan_users *u, uint64_t ino);

@@ -335,9 +335,10 @@ def inode_reused(backend):
                 new = "g" if what == "other" else "f"
                 gone = [i for i, (k, n) in enumerate(told) if n == "f" and k in ("DELETE", "MOVED_FROM")]
                 come = [i for i, (k, n) in enumerate(told) if n == new and k in ("CREATE", "MOVED_TO")]
-                # Where all is compared a file takes the place of another at once; or it has, for who read it before.
-                at_once = how == "away" and what == "same"
-                ok((come and (gone or at_once)) or (at_once and ("MODIFY", "f") in told), f"{d.what}and is told as another object: {case}", told)
+                # Where all is compared a file takes the place of another at once; for who reads it before the replay
+                # has come to that, it has.
+                at_once, met = how == "away" and what == "same", what == "same" and ("MODIFY", "f") in told
+                ok((come and (gone or at_once)) or met, f"{d.what}and is told as another object: {case}", told)
         d.same("after inode numbers were used again")
         note(f"{d.what}{same} of {len(cases)} numbers were used again")
         if not ROOT:

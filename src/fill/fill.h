@@ -160,6 +160,10 @@ int sl_fill_hold_names(struct sl_fill *f, struct sl_object *dir);
 /** That is over: who waits goes on if its record says that it is populated, and else makes its names come. */
 void sl_fill_release_names(struct sl_fill *f, struct sl_object *dir);
 
+/** After something changed: finish the wants for ranges that are satisfied, fetch for the others. No lock
+ * held. */
+void sl_fill_kick(struct sl_fill *f, struct sl_object *o);
+
 struct sl_fill_reclaim {
 	uint64_t older_than; /* seconds since the last use; 0: any */
 	uint64_t to_free;    /* bytes, oldest first; 0: all there is */

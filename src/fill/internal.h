@@ -97,8 +97,6 @@ int sl_fill_map_error(int err);
 int sl_fetch_plan(struct sl_fill *f, struct sl_object *o, uint64_t off, uint64_t end, struct sl_list *list);
 /** Start what was planned. No lock held. */
 void sl_fetch_start(struct sl_fill *f, struct sl_list *list, bool speculative);
-/** After something changed: finish the wants that are satisfied, plan for the others. No lock held. */
-void sl_fill_kick(struct sl_fill *f, struct sl_object *o);
 /** Whether there is room for speculation. */
 bool sl_fill_idle_enough(struct sl_fill *f);
 /** What answers at the place of @o, @a, is another object than it. */

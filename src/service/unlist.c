@@ -312,17 +312,18 @@ static int hold_file(struct sl_clone *c, struct name *x)
 	return x->held ? 0 : -EBUSY;
 }
 
-static void release_file(struct name *x)
+static void release_file(struct sl_clone *c, struct name *x)
 {
 	if (!x->held)
 		return;
 	pthread_mutex_lock(&x->o->lock);
 	x->o->evicting = x->held = false;
 	pthread_mutex_unlock(&x->o->lock);
+	sl_fill_kick(c->fill, x->o); /* for who came meanwhile */
 }
 
 /* As many as were moved. */
-static bool move_back(struct victim *v)
+static bool move_back(struct batch *b, struct victim *v)
 {
 	bool all = true;
 	for (size_t i = 0; i < v->n; i++) {
@@ -332,7 +333,7 @@ static bool move_back(struct victim *v)
 			sl_err("'%s/%s' cannot be put back: %s", v->place, name, strerror(errno));
 			all = false;
 		}
-		release_file(&v->v[i]);
+		release_file(b->c, &v->v[i]);
 	}
 	return all;
 }
@@ -401,18 +402,18 @@ static void drop(struct batch *b, struct victim *v, struct sl_unlist *u)
 			u->names++;
 		else
 			(void)renameat2(v->box, name, v->fd, name, RENAME_NOREPLACE);
-		release_file(&v->v[i]);
+		release_file(b->c, &v->v[i]);
 	}
 	if (set_state(v->dir, SL_COLD) < 0) /* "partial" is as good */
 		sl_debug("a directory's record stays as it is");
 	u->directories++;
 }
 
-static void put_back(struct victim *v)
+static void put_back(struct batch *b, struct victim *v)
 {
 	if (v->box < 0) /* nothing was moved */
 		return;
-	if (move_back(v) && set_state(v->dir, SL_FULL) < 0)
+	if (move_back(b, v) && set_state(v->dir, SL_FULL) < 0)
 		sl_warn("'%s' will be listed again", v->place);
 	if (v->before.st_ino)
 		keep_times(v->fd, &v->before);
@@ -516,7 +517,7 @@ static int run(struct batch *b, struct sl_unlist *u)
 			continue;
 		out[i] = true;
 		if (move_out(b, v) < 0) {
-			put_back(v);
+			put_back(b, v);
 			out[i] = false;
 		}
 	}
@@ -530,7 +531,7 @@ static int run(struct batch *b, struct sl_unlist *u)
 		if (gone[i])
 			drop(b, v, u);
 		else if (out[i])
-			put_back(v);
+			put_back(b, v);
 	}
 	sl_fan_users_fini(&users);
 	for (size_t i = 0; i < b->n; i++)

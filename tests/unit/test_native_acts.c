@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
@@ -34,6 +35,7 @@
 #include "gate/fanotify/internal.h"
 #include "replay/native.h"
 #include "service/native.h"
+#include "service/unlist.h"
 #include "store/fs.h"
 #include "store/image.h"
 #include "store/internal.h"
@@ -66,6 +68,17 @@ int unlinkat(int fd, const char *name, int flags)
 		return -1;
 	}
 	return (int)syscall(SYS_unlinkat, fd, name, flags);
+}
+
+/* Called when the service has moved @name. */
+static void (*moved_hook)(const char *name);
+
+int renameat2(int fd, const char *name, int newfd, const char *newname, unsigned flags)
+{
+	int r = (int)syscall(SYS_renameat2, fd, name, newfd, newname, flags);
+	if (r == 0 && moved_hook)
+		moved_hook(name);
+	return r;
 }
 
 static const char *unable(void)
@@ -1280,6 +1293,84 @@ static void test_came(void **state)
 	down(x);
 }
 
+/* ---- names that are evicted ---- */
+
+static struct {
+	struct fx *x;
+	struct sl_object *o; /* of which the name is "victim" */
+	struct sl_want want;
+	sem_t done;
+	int err;
+	int when; /* something happens at that move of it; counted down */
+} late;
+
+static struct sl_unlist evict(struct fx *x, const char *place)
+{
+	struct sl_clone c = {.store = x->s, .origin = x->o, .fill = x->f, .fan = x->g};
+	struct sl_unlist u = {0};
+	_cleanup_object_ struct sl_object *dir = find(x, place);
+	assert_non_null(dir);
+	expect_ok(sl_unlist(&c, dir, &u), NULL);
+	return u;
+}
+
+/* "d/victim", with @text in it, and "d/sub". */
+static void up_to_evict(struct fx *x, const char *text)
+{
+	x->lazy = true;
+	make_dirs(x, "d", "d/sub");
+	put(at_origin(x, "d/victim"), text);
+	up(x);
+	populate(x, "d");
+	late.x = x;
+	late.o = find(x, "d/victim");
+	assert_non_null(late.o);
+	late.when = 0;
+}
+
+static void down_after_evict(struct fx *x)
+{
+	moved_hook = NULL;
+	sl_object_put(late.o);
+	down(x);
+}
+
+static void late_done(struct sl_want *w, int err)
+{
+	(void)w;
+	late.err = err;
+	sem_post(&late.done);
+}
+
+static void want_late(const char *name)
+{
+	if (strcmp(name, "victim") != 0 || late.when++)
+		return;
+	late.want = (struct sl_want){.o = late.o, .len = 1, .done = late_done};
+	late.err = sl_fill_want(late.x->f, SL_WANT_RANGE, &late.want);
+	if (late.err)
+		sem_post(&late.done);
+}
+
+/* Whoever reads a file that is held for it waits, and then goes on. */
+static void test_evict_reader(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	sem_init(&late.done, 0, 0);
+	moved_hook = want_late;
+	assert_int_equal(evict(x, "d").directories, 0);
+	struct timespec until;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 100;
+	assert_int_equal(sem_timedwait(&late.done, &until), 0);
+	assert_int_equal(late.err, 0);
+	assert_true(populated(x, "d"));
+	assert_string_equal(content(at_clone(x, "d/victim")), "content");
+	down_after_evict(x);
+}
+
 int main(void)
 {
 	const char *sanitizer = getenv("SLUICE_SANITIZER");
@@ -1303,6 +1394,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_many, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_killed, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_came, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_reader, setup, teardown),
 	};
 	return cmocka_run_group_tests_name("native acts", tests, NULL, NULL);
 }

@@ -50,6 +50,7 @@ struct sl_fill {
 	uint64_t content;	/* bytes of content in the store: exact with a limit, else 0 */
 	atomic_bool content_known;
 	pthread_mutex_t count_lock; /* counting once */
+	pthread_mutex_t names_lock; /* sl_fill_lock_names() */
 };
 
 /* What is on its way for one object, under its lock; exists while any list is not empty. */

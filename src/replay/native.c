@@ -420,8 +420,8 @@ static void stay(struct sl_native_acts *a, struct sl_object *o)
 		(void)sl_walk(o, leave_one, &x);
 }
 
-static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const char *name,
-			 struct sl_object *o, bool moved)
+static int remove_it(struct sl_native_acts *a, struct sl_object *dir, const char *name, struct sl_object *o,
+		     bool moved)
 {
 	settle_listing(a, o);
 	int r = kept(a, o);
@@ -433,6 +433,19 @@ static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const 
 	if (r < 0)
 		stay(a, o);
 	return r == -ENOTEMPTY ? -EEXIST : r;
+}
+
+static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const char *name,
+			 struct sl_object *o, bool moved)
+{
+	/* Names below may be elsewhere for a moment, to come back: not to a directory that is no more. */
+	bool names = a->cfg.lazy && sl_object_is_dir(o);
+	if (names)
+		sl_fill_lock_names(a->cfg.fill);
+	int r = remove_it(a, dir, name, o, moved);
+	if (names)
+		sl_fill_unlock_names(a->cfg.fill);
+	return r;
 }
 
 static void on_thread(struct sl_native_acts *a)

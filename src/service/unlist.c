@@ -328,8 +328,9 @@ static bool move_back(struct batch *b, struct victim *v)
 	bool all = true;
 	for (size_t i = 0; i < v->n; i++) {
 		const char *name = v->v[i].e->name;
-		/* ENOENT: it had not come that far. */
-		if (renameat2(v->box, name, v->fd, name, RENAME_NOREPLACE) < 0 && errno != ENOENT) {
+		/* It had not come that far; or the directory is no more, which is the same error. */
+		if (renameat2(v->box, name, v->fd, name, RENAME_NOREPLACE) < 0 &&
+		    (errno != ENOENT || faccessat(v->box, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)) {
 			sl_err("'%s/%s' cannot be put back: %s", v->place, name, strerror(errno));
 			all = false;
 		}
@@ -431,7 +432,7 @@ static void listed(struct sl_oreq *q)
 	pthread_mutex_unlock(&b->lock);
 }
 
-/* What nobody uses is held, if it is as the origin has it. */
+/* What nobody uses, and is as the origin has it. */
 static void begin(struct batch *b, const struct sl_fan_users *u)
 {
 	for (size_t i = 0; i < b->n; i++) {
@@ -454,11 +455,15 @@ static void begin(struct batch *b, const struct sl_fan_users *u)
 	while (b->asked)
 		pthread_cond_wait(&b->cond, &b->lock);
 	pthread_mutex_unlock(&b->lock);
-	bool any = false;
 	for (size_t i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
 		v->same = v->asked && compare(b->c, v) == 0;
 	}
+}
+
+static void hold(struct batch *b)
+{
+	bool any = false;
 	for (size_t i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
 		v->held = v->same && sl_fill_hold_names(b->c->fill, v->dir) == 0;
@@ -507,6 +512,9 @@ static int run(struct batch *b, struct sl_unlist *u)
 	if (r == 0)
 		begin(b, &users);
 	sl_fan_users_fini(&users);
+	sl_fill_lock_names(b->c->fill);
+	if (r == 0)
+		hold(b);
 	if (r == 0)
 		r = sl_fan_users_get(b->c->fan, &users);
 	if (r == 0)
@@ -533,6 +541,7 @@ static int run(struct batch *b, struct sl_unlist *u)
 		else if (out[i])
 			put_back(b, v);
 	}
+	sl_fill_unlock_names(b->c->fill);
 	sl_fan_users_fini(&users);
 	for (size_t i = 0; i < b->n; i++)
 		end(b, &b->v[i], !gone[i], u);

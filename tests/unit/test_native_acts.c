@@ -1394,6 +1394,27 @@ static void test_evict_reader(void **state)
 	down_after_evict(x);
 }
 
+/* The replay cannot remove what is above a directory of which only some names are there. */
+static void test_evict_half(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	populate(x, "d/sub");
+	struct sl_object *sub = find(x, "d/sub");
+	pthread_mutex_lock(&sub->lock);
+	sub->rec.state = SL_PARTIAL;
+	expect_ok(sl_object_save(sub), NULL);
+	pthread_mutex_unlock(&sub->lock);
+	not_empty = true;
+	assert_int_equal(vanish(x, "d", false), -EEXIST);
+	not_empty = false;
+	assert_true(populated(x, "d"));
+	assert_int_equal(sub->rec.state, SL_PARTIAL);
+	sl_object_put(sub);
+	down_after_evict(x);
+}
+
 /* How many names of the stage begin with that. */
 static unsigned staged(struct fx *x, const char *kind)
 {
@@ -1524,6 +1545,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_killed, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_came, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_evict_reader, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_half, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_evict_removed, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_evict_twice, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_evict_stranded, setup, teardown),

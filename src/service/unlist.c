@@ -96,6 +96,30 @@ static void keep_times(int fd, const struct stat *st)
 	(void)utimensat(fd, "", ts, AT_EMPTY_PATH);
 }
 
+/* Before its name goes: who has come to it nevertheless learns of that, from whichever service. */
+static int set_evicted(struct sl_object *o, bool on)
+{
+	if (!sl_object_is_dir(o) && !sl_object_is_reg(o))
+		return 0;
+	pthread_mutex_lock(&o->lock);
+	uint16_t was = o->rec.flags;
+	o->rec.flags = on ? was | SL_EVICTED : (uint16_t)(was & ~SL_EVICTED);
+	int r = o->rec.flags == was ? 0 : sl_object_save(o);
+	if (r < 0)
+		o->rec.flags = was;
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
+static void not_evicted(struct sl_store *s, int dir, const char *name)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	_cleanup_close_ int fd = openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0 || sl_object_of_fd(s, fd, &o) < 0 || o->damaged || !o->has_record ||
+	    set_evicted(o, false) < 0)
+		sl_debug("the record of '%s' stays as it is", name);
+}
+
 static void undo_one(struct sl_store *s, int stage, const char *name)
 {
 	struct sl_handle h;
@@ -111,10 +135,14 @@ static void undo_one(struct sl_store *s, int stage, const char *name)
 		return;
 	}
 	bool known = to >= 0 && fstat(to, &st) == 0;
-	while (known && (e = readdir(d)))
-		if (sl_name_valid(e->d_name, strlen(e->d_name)) &&
-		    renameat2(box, e->d_name, to, e->d_name, RENAME_NOREPLACE) < 0)
+	while (known && (e = readdir(d))) {
+		if (!sl_name_valid(e->d_name, strlen(e->d_name)))
+			continue;
+		if (renameat2(box, e->d_name, to, e->d_name, RENAME_NOREPLACE) < 0)
 			sl_warn("'%s' is in the store, in staging/%s: %s", e->d_name, name, strerror(errno));
+		else
+			not_evicted(s, to, e->d_name);
+	}
 	if (known)
 		keep_times(to, &st);
 	closedir(d);
@@ -397,12 +425,13 @@ static void drop(struct batch *b, struct victim *v, struct sl_unlist *u)
 	for (size_t i = 0; i < v->n; i++) {
 		struct sl_object *o = v->v[i].o;
 		const char *name = v->v[i].e->name;
-		if (sl_object_is_dir(o))
-			sl_fan_dropped(b->c->fan, o);
-		if (unlinkat(v->box, name, sl_object_is_dir(o) ? AT_REMOVEDIR : 0) == 0)
+		if (set_evicted(o, true) == 0 &&
+		    unlinkat(v->box, name, sl_object_is_dir(o) ? AT_REMOVEDIR : 0) == 0) {
 			u->names++;
-		else
+		} else {
 			(void)renameat2(v->box, name, v->fd, name, RENAME_NOREPLACE);
+			(void)set_evicted(o, false);
+		}
 		release_file(b->c, &v->v[i]);
 	}
 	if (set_state(v->dir, SL_COLD) < 0) /* "partial" is as good */

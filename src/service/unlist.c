@@ -170,10 +170,10 @@ void sl_unlist_undo(struct sl_store *s)
 /* What extended attributes @o has, as one number; with @q: if they are those of the origin. 0 is an error. */
 static uint64_t xattrs_of(struct sl_object *o, const struct sl_oreq *q)
 {
-	if (sl_xattr_list(o, NULL, 0) == 0) /* as most */
+	if (sl_xattr_list_all(o, NULL, 0) == 0) /* as most */
 		return !q || q->nxattrs == 0;
 	_cleanup_free_ char *names = malloc(65536), *value = malloc(65536);
-	ssize_t n = names && value ? sl_xattr_list(o, names, 65536) : -ENOMEM;
+	ssize_t n = names && value ? sl_xattr_list_all(o, names, 65536) : -ENOMEM;
 	uint64_t sum = n < 0 ? 0 : 1;
 	size_t k = 0;
 	for (char *x = names; x && x < names + n; x += strlen(x) + 1, k++) {

@@ -425,6 +425,8 @@ static void drop(struct batch *b, struct victim *v, struct sl_unlist *u)
 	for (size_t i = 0; i < v->n; i++) {
 		struct sl_object *o = v->v[i].o;
 		const char *name = v->v[i].e->name;
+		/* It comes again with a listing, or is gone at the origin by then. */
+		sl_object_forget_came(v->dir, name);
 		if (set_evicted(o, true) == 0 &&
 		    unlinkat(v->box, name, sl_object_is_dir(o) ? AT_REMOVEDIR : 0) == 0) {
 			u->names++;

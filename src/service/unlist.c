@@ -392,7 +392,7 @@ static int move_out(struct batch *b, struct victim *v)
 static bool is_free(struct sl_object *o)
 {
 	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY | O_NOATIME | O_NONBLOCK);
-	return fd >= 0 && (fcntl(fd, F_SETLEASE, F_WRLCK) == 0 || errno != EAGAIN);
+	return fd >= 0 && fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
 }
 
 /* Nobody comes to them any more; who had come before is seen now. */
@@ -409,7 +409,7 @@ static bool unchanged(struct victim *v, const struct sl_fan_users *u)
 		struct stat st;
 		pthread_mutex_lock(&o->lock);
 		bool busy = o->flight || (sl_object_is_dir(o) && o->rec.state == SL_FULL) ||
-			    o->rec.flags & (SL_MODIFIED | SL_WRITTEN | SL_META);
+			    o->rec.flags & (SL_MODIFIED | SL_WRITTEN | SL_META | SL_PINNED);
 		pthread_mutex_unlock(&o->lock);
 		if (busy || sl_fan_users_has(u, sl_object_ino(o)) ||
 		    fstatat(v->box, e->name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !same_attrs(&st, &e->attr) ||

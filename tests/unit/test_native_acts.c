@@ -92,6 +92,21 @@ int utimensat(int fd, const char *path, const struct timespec ts[2], int flags)
 	return r;
 }
 
+static bool no_leases;
+
+int fcntl(int fd, int cmd, ...)
+{
+	va_list ap;
+	va_start(ap, cmd);
+	void *arg = va_arg(ap, void *);
+	va_end(ap);
+	if (no_leases && cmd == F_SETLEASE) {
+		errno = ENOLCK;
+		return -1;
+	}
+	return (int)syscall(SYS_fcntl, fd, cmd, arg);
+}
+
 static const char *unable(void)
 {
 	char *why = NULL;
@@ -1394,6 +1409,49 @@ static void test_evict_reader(void **state)
 	down_after_evict(x);
 }
 
+static void user_pins(void)
+{
+	if (late.when++)
+		return;
+	pthread_mutex_lock(&late.o->lock);
+	late.o->rec.flags |= SL_PINNED;
+	pthread_mutex_unlock(&late.o->lock);
+}
+
+/* Pinned at the last moment; and where nobody can say that it is free. */
+static void test_evict_busy(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	no_leases = true;
+	assert_int_equal(evict(x, "d").directories, 0);
+	no_leases = false;
+	times_hook = user_pins;
+	assert_int_equal(evict(x, "d").directories, 0);
+	assert_true(late.when);
+	late.o->rec.flags &= (uint16_t)~SL_PINNED;
+	assert_int_equal(evict(x, "d").directories, 1);
+	assert_false(populated(x, "d"));
+	down_after_evict(x);
+}
+
+/* What has come by itself, and went with its directory, was not taken away by anybody. */
+static void test_evict_note(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	struct sl_object *d = find(x, "d");
+	struct sl_attr came = changed_at(SL_NS_PER_SEC * 4000000000, 5);
+	sl_object_came(d, "victim", &came);
+	assert_true(sl_object_taken(d, "victim", &came));
+	assert_int_equal(evict(x, "d").directories, 1);
+	assert_false(sl_object_taken(d, "victim", &came));
+	sl_object_put(d);
+	down_after_evict(x);
+}
+
 /* The replay cannot remove what is above a directory of which only some names are there. */
 static void test_evict_half(void **state)
 {
@@ -1545,6 +1603,8 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_killed, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_came, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_evict_reader, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_busy, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_note, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_evict_half, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_evict_removed, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_evict_twice, setup, teardown),

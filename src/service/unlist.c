@@ -18,9 +18,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <xxhash.h>
 
 #include "base/log.h"
@@ -59,6 +61,7 @@ struct batch {
 	struct victim v[BATCH];
 	size_t n;
 	int stage;
+	struct fsxattr made; /* flags and project of what is made in the stage, as all is */
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
 	size_t asked; /* listings under way */
@@ -388,15 +391,26 @@ static int move_out(struct batch *b, struct victim *v)
 	return r;
 }
 
-/* Nobody has the file open, in whatever way. */
-static bool is_free(struct sl_object *o)
+/* Those that users set (chattr), and that no listing brings again. */
+#define FLAGS                                                                                                \
+	(FS_XFLAG_IMMUTABLE | FS_XFLAG_APPEND | FS_XFLAG_SYNC | FS_XFLAG_NOATIME | FS_XFLAG_NODUMP |         \
+	 FS_XFLAG_PROJINHERIT | FS_XFLAG_NODEFRAG | FS_XFLAG_DAX)
+
+/* Nobody has the file open, in whatever way, or has given it, or the directory, flags or a project. */
+static bool is_free(struct batch *b, struct sl_object *o)
 {
+	struct fsxattr x;
 	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY | O_NOATIME | O_NONBLOCK);
-	return fd >= 0 && fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
+	if (fd < 0)
+		return false;
+	if (ioctl(fd, FS_IOC_FSGETXATTR, &x) == 0 &&
+	    ((x.fsx_xflags ^ b->made.fsx_xflags) & FLAGS || x.fsx_projid != b->made.fsx_projid))
+		return false;
+	return sl_object_is_dir(o) || fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
 }
 
 /* Nobody comes to them any more; who had come before is seen now. */
-static bool unchanged(struct victim *v, const struct sl_fan_users *u)
+static bool unchanged(struct batch *b, struct victim *v, const struct sl_fan_users *u)
 {
 	struct sl_name *names = NULL;
 	size_t n = 0;
@@ -413,7 +427,8 @@ static bool unchanged(struct victim *v, const struct sl_fan_users *u)
 		pthread_mutex_unlock(&o->lock);
 		if (busy || sl_fan_users_has(u, sl_object_ino(o)) ||
 		    fstatat(v->box, e->name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !same_attrs(&st, &e->attr) ||
-		    (sl_object_is_reg(o) && !is_free(o)) || xattrs_of(o, NULL) != v->v[i].xattrs)
+		    ((sl_object_is_reg(o) || sl_object_is_dir(o)) && !is_free(b, o)) ||
+		    xattrs_of(o, NULL) != v->v[i].xattrs)
 			return false;
 	}
 	return n == 0;
@@ -566,7 +581,7 @@ static int run(struct batch *b, struct sl_unlist *u)
 		q = sl_fan_settle(b->c->fan);
 	for (size_t i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
-		gone[i] = out[i] && q == 0 && unchanged(v, &users);
+		gone[i] = out[i] && q == 0 && unchanged(b, v, &users);
 		if (gone[i])
 			drop(b, v, u);
 		else if (out[i])
@@ -627,6 +642,9 @@ int sl_unlist(struct sl_clone *c, struct sl_object *dir, struct sl_unlist *u)
 		return -ENOMEM;
 	b->c = c;
 	b->stage = sl_store_stage(c->store);
+	if (b->stage >= 0)
+		(void)ioctl(b->stage, FS_IOC_FSGETXATTR,
+			    &b->made); /* where there are none, none are compared */
 	pthread_mutex_init(&b->lock, NULL);
 	pthread_cond_init(&b->cond, NULL);
 	int r = b->stage < 0 ? b->stage : sl_walk(dir, collect, &t);

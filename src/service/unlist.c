@@ -597,8 +597,9 @@ static int run(struct batch *b, struct sl_unlist *u)
 
 /* ---- a tree ---- */
 
+/* By handles: objects of all directories of a clone at once would be much memory. */
 struct tree {
-	struct sl_object **v;
+	struct sl_handle *v;
 	size_t n, cap;
 };
 
@@ -615,13 +616,21 @@ static int collect(void *arg, const char *path, struct sl_object *o, int err)
 		return 0;
 	if (t->n == t->cap) {
 		t->cap = t->cap ? t->cap * 2 : 64;
-		struct sl_object **v = reallocarray(t->v, t->cap, sizeof(struct sl_object *));
+		struct sl_handle *v = reallocarray(t->v, t->cap, sizeof(*v));
 		if (!v)
 			return -ENOMEM;
 		t->v = v;
 	}
-	t->v[t->n++] = sl_object_ref(o);
+	t->v[t->n++] = o->handle;
 	return 0;
+}
+
+/* The last one, as a new reference; NULL if it is gone. */
+static struct sl_object *last(struct sl_store *s, const struct tree *t)
+{
+	struct sl_object *o = NULL;
+	_cleanup_close_ int fd = sl_handle_open(sl_store_tree_fd(s), &t->v[t->n - 1], O_PATH | O_DIRECTORY);
+	return fd >= 0 && sl_object_of_fd(s, fd, &o) == 0 ? o : NULL;
 }
 
 static size_t count_names(struct sl_object *dir)
@@ -654,16 +663,17 @@ int sl_unlist(struct sl_clone *c, struct sl_object *dir, struct sl_unlist *u)
 			r = -EINTR;
 			break;
 		}
-		for (size_t names = 0, n; t.n && b->n < BATCH; names += n) {
-			n = count_names(t.v[t.n - 1]);
-			if (b->n && names + n > NAMES)
+		for (size_t names = 0; t.n && b->n < BATCH; t.n--) {
+			_cleanup_object_ struct sl_object *o = last(c->store, &t);
+			if (!o)
+				continue;
+			names += count_names(o);
+			if (b->n && names > NAMES)
 				break;
-			b->v[b->n++] = (struct victim){.dir = t.v[--t.n], .fd = -EBADF, .box = -EBADF};
+			b->v[b->n++] = (struct victim){.dir = sl_steal_ptr(&o), .fd = -EBADF, .box = -EBADF};
 		}
 		r = run(b, u);
 	}
-	while (t.n)
-		sl_object_put(t.v[--t.n]);
 	free(t.v);
 	if (b->stage >= 0)
 		close(b->stage);

@@ -20,6 +20,7 @@
 #include <poll.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/mount.h>
@@ -1327,7 +1328,7 @@ static struct {
 	struct sl_want want;
 	sem_t done;
 	int err, removed;
-	int when; /* how often that happened that something else is waiting for */
+	atomic_int when; /* how often that happened that something else is waiting for */
 	pthread_t thread;
 	void *(*other)(void *);
 } late;

@@ -925,6 +925,7 @@ int sl_fill_new(const struct sl_fill_config *cfg, struct sl_fill **ret)
 	pthread_mutex_init(&f->commit_lock, NULL);
 	pthread_mutex_init(&f->space_lock, NULL);
 	pthread_mutex_init(&f->count_lock, NULL);
+	pthread_mutex_init(&f->names_lock, NULL);
 	pthread_condattr_t ca;
 	pthread_condattr_init(&ca);
 	pthread_condattr_setclock(&ca, CLOCK_MONOTONIC);
@@ -963,6 +964,7 @@ void sl_fill_free(struct sl_fill *f)
 	pthread_mutex_destroy(&f->commit_lock);
 	pthread_mutex_destroy(&f->space_lock);
 	pthread_mutex_destroy(&f->count_lock);
+	pthread_mutex_destroy(&f->names_lock);
 	free(f);
 }
 

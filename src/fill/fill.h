@@ -160,6 +160,18 @@ int sl_fill_hold_names(struct sl_fill *f, struct sl_object *dir);
 /** That is over: who waits goes on if its record says that it is populated, and else makes its names come. */
 void sl_fill_release_names(struct sl_fill *f, struct sl_object *dir);
 
+/**
+ * Native: names of populated directories are being taken away, with all below them or to come back: one does
+ * that at a time, the eviction of names or the replay. Taken before any other lock, and not while the origin
+ * is waited for by those who hold names.
+ */
+void sl_fill_lock_names(struct sl_fill *f);
+void sl_fill_unlock_names(struct sl_fill *f);
+
+/** After something changed: finish the wants for ranges that are satisfied, fetch for the others. No lock
+ * held. */
+void sl_fill_kick(struct sl_fill *f, struct sl_object *o);
+
 struct sl_fill_reclaim {
 	uint64_t older_than; /* seconds since the last use; 0: any */
 	uint64_t to_free;    /* bytes, oldest first; 0: all there is */

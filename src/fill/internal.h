@@ -50,6 +50,7 @@ struct sl_fill {
 	uint64_t content;	/* bytes of content in the store: exact with a limit, else 0 */
 	atomic_bool content_known;
 	pthread_mutex_t count_lock; /* counting once */
+	pthread_mutex_t names_lock; /* sl_fill_lock_names() */
 };
 
 /* What is on its way for one object, under its lock; exists while any list is not empty. */
@@ -97,8 +98,6 @@ int sl_fill_map_error(int err);
 int sl_fetch_plan(struct sl_fill *f, struct sl_object *o, uint64_t off, uint64_t end, struct sl_list *list);
 /** Start what was planned. No lock held. */
 void sl_fetch_start(struct sl_fill *f, struct sl_list *list, bool speculative);
-/** After something changed: finish the wants that are satisfied, plan for the others. No lock held. */
-void sl_fill_kick(struct sl_fill *f, struct sl_object *o);
 /** Whether there is room for speculation. */
 bool sl_fill_idle_enough(struct sl_fill *f);
 /** What answers at the place of @o, @a, is another object than it. */

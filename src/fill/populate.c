@@ -413,6 +413,16 @@ int sl_populate_start(struct sl_fill *f, struct sl_object *dir)
 	return job_start(f, dir, SL_OREQ_LIST, populate_run);
 }
 
+void sl_fill_lock_names(struct sl_fill *f)
+{
+	pthread_mutex_lock(&f->names_lock);
+}
+
+void sl_fill_unlock_names(struct sl_fill *f)
+{
+	pthread_mutex_unlock(&f->names_lock);
+}
+
 int sl_fill_hold_names(struct sl_fill *f, struct sl_object *dir)
 {
 	(void)f;

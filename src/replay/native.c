@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/fanotify.h>
 
@@ -377,9 +378,11 @@ static int move_out(struct sl_native_acts *a, struct sl_object *dir, int dirfd, 
 	return 0;
 }
 
+/* Directories that counted as populated. */
 struct leave {
 	struct sl_native_acts *a;
-	enum sl_state from, to;
+	struct sl_object **v;
+	size_t n, cap;
 };
 
 static int leave_one(void *arg, const char *path, struct sl_object *o, int err)
@@ -388,15 +391,25 @@ static int leave_one(void *arg, const char *path, struct sl_object *o, int err)
 	(void)path, (void)err;
 	if (!o || !sl_object_is_dir(o))
 		return 0;
+	if (x->n == x->cap) {
+		size_t cap = x->cap ? x->cap * 2 : 64;
+		struct sl_object **v = reallocarray(x->v, cap, sizeof(struct sl_object *));
+		if (!v)
+			return -ENOMEM;
+		x->v = v;
+		x->cap = cap;
+	}
 	pthread_mutex_lock(&o->lock);
-	bool is = o->has_record && o->rec.state == x->from;
+	bool is = o->has_record && o->rec.state == SL_FULL;
 	if (is) {
-		o->rec.state = x->to;
+		o->rec.state = SL_PARTIAL;
 		(void)sl_object_save(o);
 	}
 	pthread_mutex_unlock(&o->lock);
-	if (is && x->to != SL_FULL)
-		(void)sl_fan_unlisted(x->a->cfg.fan, o);
+	if (!is)
+		return 0;
+	x->v[x->n++] = sl_object_ref(o);
+	(void)sl_fan_unlisted(x->a->cfg.fan, o);
 	return 0;
 }
 
@@ -405,34 +418,63 @@ static int leave_one(void *arg, const char *path, struct sl_object *o, int err)
  * nobody must take what is left for all of it. So from now on who looks asks, and is told that the origin has
  * nothing there.
  */
-static void leave(struct sl_native_acts *a, struct sl_object *o)
+static int leave(struct leave *x, struct sl_object *o)
 {
-	struct leave x = {a, SL_FULL, SL_PARTIAL};
-	if (a->cfg.lazy)
-		(void)sl_walk(o, leave_one, &x);
+	return x->a->cfg.lazy ? sl_walk(o, leave_one, x) : 0;
 }
 
-/* It stays. */
-static void stay(struct sl_native_acts *a, struct sl_object *o)
+/* With @stays they count as populated again; others, of which some names may be missing, do not. */
+static void left(struct leave *x, bool stays)
 {
-	struct leave x = {a, SL_PARTIAL, SL_FULL};
-	if (a->cfg.lazy)
-		(void)sl_walk(o, leave_one, &x);
+	for (size_t i = 0; i < x->n; i++) {
+		struct sl_object *o = x->v[i];
+		pthread_mutex_lock(&o->lock);
+		if (stays && o->rec.state == SL_PARTIAL) {
+			o->rec.state = SL_FULL;
+			(void)sl_object_save(o);
+		}
+		pthread_mutex_unlock(&o->lock);
+		sl_object_put(o);
+	}
+	free(x->v);
 }
 
-static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const char *name,
-			 struct sl_object *o, bool moved)
+/* Names below @o may be elsewhere for a moment, to come back: not to a directory that is no more. */
+static void begin_removal(struct sl_native_acts *a, struct sl_object *o)
+{
+	if (a->cfg.lazy && sl_object_is_dir(o))
+		sl_fill_lock_names(a->cfg.fill);
+}
+
+static void end_removal(struct sl_native_acts *a, struct sl_object *o)
+{
+	if (a->cfg.lazy && sl_object_is_dir(o))
+		sl_fill_unlock_names(a->cfg.fill);
+}
+
+static int remove_it(struct sl_native_acts *a, struct sl_object *dir, const char *name, struct sl_object *o,
+		     bool moved)
 {
 	settle_listing(a, o);
 	int r = kept(a, o);
 	_cleanup_close_ int fd = r == 0 ? sl_object_pin(dir) : -EBADF;
 	if (r < 0 || fd < 0)
 		return r < 0 ? r : fd;
-	leave(a, o);
-	r = moved ? move_out(a, dir, fd, name, o) : drop_all(a, o, dir, fd, name);
-	if (r < 0)
-		stay(a, o);
+	struct leave x = {.a = a};
+	r = leave(&x, o);
+	if (r == 0)
+		r = moved ? move_out(a, dir, fd, name, o) : drop_all(a, o, dir, fd, name);
+	left(&x, r < 0);
 	return r == -ENOTEMPTY ? -EEXIST : r;
+}
+
+static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const char *name,
+			 struct sl_object *o, bool moved)
+{
+	begin_removal(a, o);
+	int r = remove_it(a, dir, name, o, moved);
+	end_removal(a, o);
+	return r;
 }
 
 static void on_thread(struct sl_native_acts *a)
@@ -709,6 +751,23 @@ static int rename_objects(struct sl_native_acts *a, struct sl_object *dir, const
 	return r;
 }
 
+/* The directory @t goes, with what is in it. */
+static int rename_over(struct sl_native_acts *a, struct sl_object *dir, const char *name, struct sl_object *o,
+		       struct sl_object *newdir, const char *newname, struct sl_object *t)
+{
+	struct leave x = {.a = a};
+	begin_removal(a, t);
+	settle_listing(a, t);
+	int r = leave(&x, t);
+	if (r == 0)
+		r = clear(a, t);
+	left(&x, r < 0);
+	if (r == 0)
+		r = rename_objects(a, dir, name, o, newdir, newname, t, false);
+	end_removal(a, t);
+	return r;
+}
+
 static int native_rename(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
 			 const char *newname, bool exchange)
 {
@@ -731,11 +790,7 @@ static int native_rename(void *arg, struct sl_object *dir, const char *name, str
 		sl_object_put(t);
 		t = NULL;
 	} else if (t && !exchange && sl_object_is_dir(t)) {
-		settle_listing(a, t);
-		leave(a, t);
-		r = clear(a, t);
-		if (r < 0)
-			stay(a, t);
+		return rename_over(a, dir, name, o, newdir, newname, t);
 	} else {
 		r = 0;
 	}

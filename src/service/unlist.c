@@ -18,9 +18,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <xxhash.h>
 
 #include "base/log.h"
@@ -59,6 +61,7 @@ struct batch {
 	struct victim v[BATCH];
 	size_t n;
 	int stage;
+	struct fsxattr made; /* flags and project of what is made in the stage, as all is */
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
 	size_t asked; /* listings under way */
@@ -96,6 +99,30 @@ static void keep_times(int fd, const struct stat *st)
 	(void)utimensat(fd, "", ts, AT_EMPTY_PATH);
 }
 
+/* Before its name goes: who has come to it nevertheless learns of that, from whichever service. */
+static int set_evicted(struct sl_object *o, bool on)
+{
+	if (!sl_object_is_dir(o) && !sl_object_is_reg(o))
+		return 0;
+	pthread_mutex_lock(&o->lock);
+	uint16_t was = o->rec.flags;
+	o->rec.flags = on ? was | SL_EVICTED : (uint16_t)(was & ~SL_EVICTED);
+	int r = o->rec.flags == was ? 0 : sl_object_save(o);
+	if (r < 0)
+		o->rec.flags = was;
+	pthread_mutex_unlock(&o->lock);
+	return r;
+}
+
+static void not_evicted(struct sl_store *s, int dir, const char *name)
+{
+	_cleanup_object_ struct sl_object *o = NULL;
+	_cleanup_close_ int fd = openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0 || sl_object_of_fd(s, fd, &o) < 0 || o->damaged || !o->has_record ||
+	    set_evicted(o, false) < 0)
+		sl_debug("the record of '%s' stays as it is", name);
+}
+
 static void undo_one(struct sl_store *s, int stage, const char *name)
 {
 	struct sl_handle h;
@@ -111,10 +138,14 @@ static void undo_one(struct sl_store *s, int stage, const char *name)
 		return;
 	}
 	bool known = to >= 0 && fstat(to, &st) == 0;
-	while (known && (e = readdir(d)))
-		if (sl_name_valid(e->d_name, strlen(e->d_name)) &&
-		    renameat2(box, e->d_name, to, e->d_name, RENAME_NOREPLACE) < 0)
+	while (known && (e = readdir(d))) {
+		if (!sl_name_valid(e->d_name, strlen(e->d_name)))
+			continue;
+		if (renameat2(box, e->d_name, to, e->d_name, RENAME_NOREPLACE) < 0)
 			sl_warn("'%s' is in the store, in staging/%s: %s", e->d_name, name, strerror(errno));
+		else
+			not_evicted(s, to, e->d_name);
+	}
 	if (known)
 		keep_times(to, &st);
 	closedir(d);
@@ -142,10 +173,10 @@ void sl_unlist_undo(struct sl_store *s)
 /* What extended attributes @o has, as one number; with @q: if they are those of the origin. 0 is an error. */
 static uint64_t xattrs_of(struct sl_object *o, const struct sl_oreq *q)
 {
-	if (sl_xattr_list(o, NULL, 0) == 0) /* as most */
+	if (sl_xattr_list_all(o, NULL, 0) == 0) /* as most */
 		return !q || q->nxattrs == 0;
 	_cleanup_free_ char *names = malloc(65536), *value = malloc(65536);
-	ssize_t n = names && value ? sl_xattr_list(o, names, 65536) : -ENOMEM;
+	ssize_t n = names && value ? sl_xattr_list_all(o, names, 65536) : -ENOMEM;
 	uint64_t sum = n < 0 ? 0 : 1;
 	size_t k = 0;
 	for (char *x = names; x && x < names + n; x += strlen(x) + 1, k++) {
@@ -312,27 +343,29 @@ static int hold_file(struct sl_clone *c, struct name *x)
 	return x->held ? 0 : -EBUSY;
 }
 
-static void release_file(struct name *x)
+static void release_file(struct sl_clone *c, struct name *x)
 {
 	if (!x->held)
 		return;
 	pthread_mutex_lock(&x->o->lock);
 	x->o->evicting = x->held = false;
 	pthread_mutex_unlock(&x->o->lock);
+	sl_fill_kick(c->fill, x->o); /* for who came meanwhile */
 }
 
 /* As many as were moved. */
-static bool move_back(struct victim *v)
+static bool move_back(struct batch *b, struct victim *v)
 {
 	bool all = true;
 	for (size_t i = 0; i < v->n; i++) {
 		const char *name = v->v[i].e->name;
-		/* ENOENT: it had not come that far. */
-		if (renameat2(v->box, name, v->fd, name, RENAME_NOREPLACE) < 0 && errno != ENOENT) {
+		/* It had not come that far; or the directory is no more, which is the same error. */
+		if (renameat2(v->box, name, v->fd, name, RENAME_NOREPLACE) < 0 &&
+		    (errno != ENOENT || faccessat(v->box, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)) {
 			sl_err("'%s/%s' cannot be put back: %s", v->place, name, strerror(errno));
 			all = false;
 		}
-		release_file(&v->v[i]);
+		release_file(b->c, &v->v[i]);
 	}
 	return all;
 }
@@ -358,15 +391,26 @@ static int move_out(struct batch *b, struct victim *v)
 	return r;
 }
 
-/* Nobody has the file open, in whatever way. */
-static bool is_free(struct sl_object *o)
+/* Those that users set (chattr), and that no listing brings again. */
+#define FLAGS                                                                                                \
+	(FS_XFLAG_IMMUTABLE | FS_XFLAG_APPEND | FS_XFLAG_SYNC | FS_XFLAG_NOATIME | FS_XFLAG_NODUMP |         \
+	 FS_XFLAG_PROJINHERIT | FS_XFLAG_NODEFRAG | FS_XFLAG_DAX)
+
+/* Nobody has the file open, in whatever way, or has given it, or the directory, flags or a project. */
+static bool is_free(struct batch *b, struct sl_object *o)
 {
+	struct fsxattr x;
 	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY | O_NOATIME | O_NONBLOCK);
-	return fd >= 0 && (fcntl(fd, F_SETLEASE, F_WRLCK) == 0 || errno != EAGAIN);
+	if (fd < 0)
+		return false;
+	if (ioctl(fd, FS_IOC_FSGETXATTR, &x) == 0 &&
+	    ((x.fsx_xflags ^ b->made.fsx_xflags) & FLAGS || x.fsx_projid != b->made.fsx_projid))
+		return false;
+	return sl_object_is_dir(o) || fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
 }
 
 /* Nobody comes to them any more; who had come before is seen now. */
-static bool unchanged(struct victim *v, const struct sl_fan_users *u)
+static bool unchanged(struct batch *b, struct victim *v, const struct sl_fan_users *u)
 {
 	struct sl_name *names = NULL;
 	size_t n = 0;
@@ -379,11 +423,12 @@ static bool unchanged(struct victim *v, const struct sl_fan_users *u)
 		struct stat st;
 		pthread_mutex_lock(&o->lock);
 		bool busy = o->flight || (sl_object_is_dir(o) && o->rec.state == SL_FULL) ||
-			    o->rec.flags & (SL_MODIFIED | SL_WRITTEN | SL_META);
+			    o->rec.flags & (SL_MODIFIED | SL_WRITTEN | SL_META | SL_PINNED);
 		pthread_mutex_unlock(&o->lock);
 		if (busy || sl_fan_users_has(u, sl_object_ino(o)) ||
 		    fstatat(v->box, e->name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !same_attrs(&st, &e->attr) ||
-		    (sl_object_is_reg(o) && !is_free(o)) || xattrs_of(o, NULL) != v->v[i].xattrs)
+		    ((sl_object_is_reg(o) || sl_object_is_dir(o)) && !is_free(b, o)) ||
+		    xattrs_of(o, NULL) != v->v[i].xattrs)
 			return false;
 	}
 	return n == 0;
@@ -395,24 +440,27 @@ static void drop(struct batch *b, struct victim *v, struct sl_unlist *u)
 	for (size_t i = 0; i < v->n; i++) {
 		struct sl_object *o = v->v[i].o;
 		const char *name = v->v[i].e->name;
-		if (sl_object_is_dir(o))
-			sl_fan_dropped(b->c->fan, o);
-		if (unlinkat(v->box, name, sl_object_is_dir(o) ? AT_REMOVEDIR : 0) == 0)
+		/* It comes again with a listing, or is gone at the origin by then. */
+		sl_object_forget_came(v->dir, name);
+		if (set_evicted(o, true) == 0 &&
+		    unlinkat(v->box, name, sl_object_is_dir(o) ? AT_REMOVEDIR : 0) == 0) {
 			u->names++;
-		else
+		} else {
 			(void)renameat2(v->box, name, v->fd, name, RENAME_NOREPLACE);
-		release_file(&v->v[i]);
+			(void)set_evicted(o, false);
+		}
+		release_file(b->c, &v->v[i]);
 	}
 	if (set_state(v->dir, SL_COLD) < 0) /* "partial" is as good */
 		sl_debug("a directory's record stays as it is");
 	u->directories++;
 }
 
-static void put_back(struct victim *v)
+static void put_back(struct batch *b, struct victim *v)
 {
 	if (v->box < 0) /* nothing was moved */
 		return;
-	if (move_back(v) && set_state(v->dir, SL_FULL) < 0)
+	if (move_back(b, v) && set_state(v->dir, SL_FULL) < 0)
 		sl_warn("'%s' will be listed again", v->place);
 	if (v->before.st_ino)
 		keep_times(v->fd, &v->before);
@@ -430,7 +478,7 @@ static void listed(struct sl_oreq *q)
 	pthread_mutex_unlock(&b->lock);
 }
 
-/* What nobody uses is held, if it is as the origin has it. */
+/* What nobody uses, and is as the origin has it. */
 static void begin(struct batch *b, const struct sl_fan_users *u)
 {
 	for (size_t i = 0; i < b->n; i++) {
@@ -453,11 +501,15 @@ static void begin(struct batch *b, const struct sl_fan_users *u)
 	while (b->asked)
 		pthread_cond_wait(&b->cond, &b->lock);
 	pthread_mutex_unlock(&b->lock);
-	bool any = false;
 	for (size_t i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
 		v->same = v->asked && compare(b->c, v) == 0;
 	}
+}
+
+static void hold(struct batch *b)
+{
+	bool any = false;
 	for (size_t i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
 		v->held = v->same && sl_fill_hold_names(b->c->fill, v->dir) == 0;
@@ -506,6 +558,9 @@ static int run(struct batch *b, struct sl_unlist *u)
 	if (r == 0)
 		begin(b, &users);
 	sl_fan_users_fini(&users);
+	sl_fill_lock_names(b->c->fill);
+	if (r == 0)
+		hold(b);
 	if (r == 0)
 		r = sl_fan_users_get(b->c->fan, &users);
 	if (r == 0)
@@ -516,7 +571,7 @@ static int run(struct batch *b, struct sl_unlist *u)
 			continue;
 		out[i] = true;
 		if (move_out(b, v) < 0) {
-			put_back(v);
+			put_back(b, v);
 			out[i] = false;
 		}
 	}
@@ -526,12 +581,13 @@ static int run(struct batch *b, struct sl_unlist *u)
 		q = sl_fan_settle(b->c->fan);
 	for (size_t i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
-		gone[i] = out[i] && q == 0 && unchanged(v, &users);
+		gone[i] = out[i] && q == 0 && unchanged(b, v, &users);
 		if (gone[i])
 			drop(b, v, u);
 		else if (out[i])
-			put_back(v);
+			put_back(b, v);
 	}
+	sl_fill_unlock_names(b->c->fill);
 	sl_fan_users_fini(&users);
 	for (size_t i = 0; i < b->n; i++)
 		end(b, &b->v[i], !gone[i], u);
@@ -541,8 +597,9 @@ static int run(struct batch *b, struct sl_unlist *u)
 
 /* ---- a tree ---- */
 
+/* By handles: objects of all directories of a clone at once would be much memory. */
 struct tree {
-	struct sl_object **v;
+	struct sl_handle *v;
 	size_t n, cap;
 };
 
@@ -559,13 +616,21 @@ static int collect(void *arg, const char *path, struct sl_object *o, int err)
 		return 0;
 	if (t->n == t->cap) {
 		t->cap = t->cap ? t->cap * 2 : 64;
-		struct sl_object **v = reallocarray(t->v, t->cap, sizeof(struct sl_object *));
+		struct sl_handle *v = reallocarray(t->v, t->cap, sizeof(*v));
 		if (!v)
 			return -ENOMEM;
 		t->v = v;
 	}
-	t->v[t->n++] = sl_object_ref(o);
+	t->v[t->n++] = o->handle;
 	return 0;
+}
+
+/* The last one, as a new reference; NULL if it is gone. */
+static struct sl_object *last(struct sl_store *s, const struct tree *t)
+{
+	struct sl_object *o = NULL;
+	_cleanup_close_ int fd = sl_handle_open(sl_store_tree_fd(s), &t->v[t->n - 1], O_PATH | O_DIRECTORY);
+	return fd >= 0 && sl_object_of_fd(s, fd, &o) == 0 ? o : NULL;
 }
 
 static size_t count_names(struct sl_object *dir)
@@ -586,6 +651,9 @@ int sl_unlist(struct sl_clone *c, struct sl_object *dir, struct sl_unlist *u)
 		return -ENOMEM;
 	b->c = c;
 	b->stage = sl_store_stage(c->store);
+	if (b->stage >= 0)
+		(void)ioctl(b->stage, FS_IOC_FSGETXATTR,
+			    &b->made); /* where there are none, none are compared */
 	pthread_mutex_init(&b->lock, NULL);
 	pthread_cond_init(&b->cond, NULL);
 	int r = b->stage < 0 ? b->stage : sl_walk(dir, collect, &t);
@@ -595,16 +663,17 @@ int sl_unlist(struct sl_clone *c, struct sl_object *dir, struct sl_unlist *u)
 			r = -EINTR;
 			break;
 		}
-		for (size_t names = 0, n; t.n && b->n < BATCH; names += n) {
-			n = count_names(t.v[t.n - 1]);
-			if (b->n && names + n > NAMES)
+		for (size_t names = 0; t.n && b->n < BATCH; t.n--) {
+			_cleanup_object_ struct sl_object *o = last(c->store, &t);
+			if (!o)
+				continue;
+			names += count_names(o);
+			if (b->n && names > NAMES)
 				break;
-			b->v[b->n++] = (struct victim){.dir = t.v[--t.n], .fd = -EBADF, .box = -EBADF};
+			b->v[b->n++] = (struct victim){.dir = sl_steal_ptr(&o), .fd = -EBADF, .box = -EBADF};
 		}
 		r = run(b, u);
 	}
-	while (t.n)
-		sl_object_put(t.v[--t.n]);
 	free(t.v);
 	if (b->stage >= 0)
 		close(b->stage);

@@ -39,7 +39,6 @@ struct sl_object {
 	struct sl_object *parent; /* tree lock; a reference; NULL for the root and when unlinked */
 	char *name;
 	struct sl_handle handle; /* native; fixed */
-	_Atomic bool dropped;	 /* native: a directory of the origin's that was evicted with its name */
 	bool replaced;		 /* table lock; native: the file is gone, and another has its inode number */
 	char *place;		 /* places lock; native: at the origin; NULL for what was made here */
 	uint32_t place_moves;	 /* places lock: after how many moves that was its place */

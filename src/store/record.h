@@ -41,6 +41,8 @@ enum sl_record_flag {
 	SL_UNTOLD =
 	    1
 	    << 13, /* a reader came before the replay: this version is here, and no watcher has heard of it */
+	SL_EVICTED = 1 << 14, /* native stores: taken away with its name, which comes again as another object:
+			       * who has this one still gets an error */
 	SL_RENEWED =
 	    1 << 12, /* native stores: being given another version; its size and times are no user's */
 };

@@ -80,26 +80,37 @@ ssize_t sl_xattr_get(struct sl_object *o, const char *name, void *buf, size_t n)
 	return k;
 }
 
-ssize_t sl_xattr_list(struct sl_object *o, char *buf, size_t n)
+/* What the store needs, and what the system gives to everything. */
+static bool of_nobody(const struct sl_object *o, const char *name)
+{
+	const char *own = o->store->xattr_record;
+	size_t n = strlen(own);
+	return (!strncmp(name, own, n) && (!name[n] || name[n] == '.')) || !strcmp(name, "security.selinux");
+}
+
+/* With @all: -EEXIST where there are some that users do not set through the gate. */
+static ssize_t list(struct sl_object *o, char *buf, size_t n, bool all)
 {
 	struct sl_at at;
 	char p[SL_PROC_FD_MAX];
-	if (!can_have(o))
+	if (!can_have(o) && (!all || o->damaged))
 		return 0;
-	_cleanup_free_ char *all = malloc(65536);
-	if (!all)
+	_cleanup_free_ char *names = malloc(65536);
+	if (!names)
 		return -ENOMEM;
 	int r = sl_at_begin(o, &at);
 	if (r < 0)
 		return r;
-	ssize_t k = listxattr(sl_at_path(&at, p), all, 65536);
+	ssize_t k = listxattr(sl_at_path(&at, p), names, 65536);
 	k = k < 0 ? -errno : k;
 	sl_at_end(&at);
 	size_t out = 0;
-	for (char *x = all; k > 0 && x < all + k; x += strlen(x) + 1) {
+	for (char *x = names; k > 0 && x < names + k; x += strlen(x) + 1) {
 		size_t l = strlen(x) + 1;
-		if (!sl_xattr_allowed(x))
+		if (!sl_xattr_allowed(x) && (!all || of_nobody(o, x)))
 			continue;
+		if (!sl_xattr_allowed(x))
+			return -EEXIST;
 		if (n && out + l > n)
 			return -ERANGE;
 		if (n)
@@ -107,6 +118,16 @@ ssize_t sl_xattr_list(struct sl_object *o, char *buf, size_t n)
 		out += l;
 	}
 	return k < 0 ? k : (ssize_t)out;
+}
+
+ssize_t sl_xattr_list(struct sl_object *o, char *buf, size_t n)
+{
+	return list(o, buf, n, false);
+}
+
+ssize_t sl_xattr_list_all(struct sl_object *o, char *buf, size_t n)
+{
+	return list(o, buf, n, true);
 }
 
 static int set(struct sl_object *o, const char *name, const void *value, size_t n, int flags, bool import)

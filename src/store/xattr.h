@@ -10,6 +10,9 @@ bool sl_xattr_allowed(const char *name);
 /** As getxattr(2), listxattr(2), setxattr(2), removexattr(2) on @o, with -errno; only for allowed names. */
 ssize_t sl_xattr_get(struct sl_object *o, const char *name, void *buf, size_t n);
 ssize_t sl_xattr_list(struct sl_object *o, char *buf, size_t n);
+/** Native: the same, or -EEXIST: there are others (security.*, trusted.*), which only somebody here can have
+ * set. */
+ssize_t sl_xattr_list_all(struct sl_object *o, char *buf, size_t n);
 int sl_xattr_set(struct sl_object *o, const char *name, const void *value, size_t n, int flags);
 int sl_xattr_remove(struct sl_object *o, const char *name);
 /** Set what the origin has; an ACL does not change what the record says of the mode. Unsupported ones are

@@ -18,7 +18,9 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/mount.h>
@@ -34,6 +36,7 @@
 #include "gate/fanotify/internal.h"
 #include "replay/native.h"
 #include "service/native.h"
+#include "service/unlist.h"
 #include "store/fs.h"
 #include "store/image.h"
 #include "store/internal.h"
@@ -66,6 +69,43 @@ int unlinkat(int fd, const char *name, int flags)
 		return -1;
 	}
 	return (int)syscall(SYS_unlinkat, fd, name, flags);
+}
+
+/* Called when the service has moved @name. */
+static void (*moved_hook)(const char *name);
+
+int renameat2(int fd, const char *name, int newfd, const char *newname, unsigned flags)
+{
+	int r = (int)syscall(SYS_renameat2, fd, name, newfd, newname, flags);
+	if (r == 0 && moved_hook)
+		moved_hook(name);
+	return r;
+}
+
+/* Called when it has given a directory its times again. */
+static void (*times_hook)(void);
+
+int utimensat(int fd, const char *path, const struct timespec ts[2], int flags)
+{
+	int r = (int)syscall(SYS_utimensat, fd, path, ts, flags);
+	if (r == 0 && times_hook && flags & AT_EMPTY_PATH)
+		times_hook();
+	return r;
+}
+
+static bool no_leases;
+
+int fcntl(int fd, int cmd, ...)
+{
+	va_list ap;
+	va_start(ap, cmd);
+	void *arg = va_arg(ap, void *);
+	va_end(ap);
+	if (no_leases && cmd == F_SETLEASE) {
+		errno = ENOLCK;
+		return -1;
+	}
+	return (int)syscall(SYS_fcntl, fd, cmd, arg);
 }
 
 static const char *unable(void)
@@ -1280,6 +1320,266 @@ static void test_came(void **state)
 	down(x);
 }
 
+/* ---- names that are evicted ---- */
+
+static struct {
+	struct fx *x;
+	struct sl_object *o; /* of which the name is "victim" */
+	struct sl_want want;
+	sem_t done;
+	int err, removed;
+	atomic_int when; /* how often that happened that something else is waiting for */
+	pthread_t thread;
+	void *(*other)(void *);
+} late;
+
+static struct sl_unlist evict(struct fx *x, const char *place)
+{
+	struct sl_clone c = {.store = x->s, .origin = x->o, .fill = x->f, .fan = x->g};
+	struct sl_unlist u = {0};
+	_cleanup_object_ struct sl_object *dir = find(x, place);
+	assert_non_null(dir);
+	expect_ok(sl_unlist(&c, dir, &u), NULL);
+	return u;
+}
+
+/* "d/victim", with @text in it, and "d/sub". */
+static void up_to_evict(struct fx *x, const char *text)
+{
+	x->lazy = true;
+	make_dirs(x, "d", "d/sub");
+	put(at_origin(x, "d/victim"), text);
+	up(x);
+	populate(x, "d");
+	late.x = x;
+	late.o = find(x, "d/victim");
+	assert_non_null(late.o);
+	late.when = 0;
+	sem_init(&late.done, 0, 0);
+}
+
+static void down_after_evict(struct fx *x)
+{
+	moved_hook = NULL;
+	times_hook = NULL;
+	sl_object_put(late.o);
+	down(x);
+}
+
+static void late_done(struct sl_want *w, int err)
+{
+	(void)w;
+	late.err = err;
+	sem_post(&late.done);
+}
+
+static void want_late(void)
+{
+	late.want = (struct sl_want){.o = late.o, .len = 1, .done = late_done};
+	late.err = sl_fill_want(late.x->f, SL_WANT_RANGE, &late.want);
+	if (late.err)
+		sem_post(&late.done);
+}
+
+static void reader_comes(const char *name)
+{
+	if (!strcmp(name, "victim") && !late.when++)
+		want_late();
+}
+
+static void late_is_over(void)
+{
+	struct timespec until;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 100;
+	assert_int_equal(sem_timedwait(&late.done, &until), 0);
+}
+
+/* Whoever reads a file that is held for it waits, and then goes on. */
+static void test_evict_reader(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	moved_hook = reader_comes;
+	assert_int_equal(evict(x, "d").directories, 0);
+	late_is_over();
+	assert_int_equal(late.err, 0);
+	assert_true(populated(x, "d"));
+	assert_string_equal(content(at_clone(x, "d/victim")), "content");
+	down_after_evict(x);
+}
+
+static void user_pins(void)
+{
+	if (late.when++)
+		return;
+	pthread_mutex_lock(&late.o->lock);
+	late.o->rec.flags |= SL_PINNED;
+	pthread_mutex_unlock(&late.o->lock);
+}
+
+/* Pinned at the last moment; and where nobody can say that it is free. */
+static void test_evict_busy(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	no_leases = true;
+	assert_int_equal(evict(x, "d").directories, 0);
+	no_leases = false;
+	times_hook = user_pins;
+	assert_int_equal(evict(x, "d").directories, 0);
+	assert_true(late.when);
+	late.o->rec.flags &= (uint16_t)~SL_PINNED;
+	assert_int_equal(evict(x, "d").directories, 1);
+	assert_false(populated(x, "d"));
+	down_after_evict(x);
+}
+
+/* What has come by itself, and went with its directory, was not taken away by anybody. */
+static void test_evict_note(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	struct sl_object *d = find(x, "d");
+	struct sl_attr came = changed_at(SL_NS_PER_SEC * 4000000000, 5);
+	sl_object_came(d, "victim", &came);
+	assert_true(sl_object_taken(d, "victim", &came));
+	assert_int_equal(evict(x, "d").directories, 1);
+	assert_false(sl_object_taken(d, "victim", &came));
+	sl_object_put(d);
+	down_after_evict(x);
+}
+
+/* The replay cannot remove what is above a directory of which only some names are there. */
+static void test_evict_half(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	populate(x, "d/sub");
+	struct sl_object *sub = find(x, "d/sub");
+	pthread_mutex_lock(&sub->lock);
+	sub->rec.state = SL_PARTIAL;
+	expect_ok(sl_object_save(sub), NULL);
+	pthread_mutex_unlock(&sub->lock);
+	not_empty = true;
+	assert_int_equal(vanish(x, "d", false), -EEXIST);
+	not_empty = false;
+	assert_true(populated(x, "d"));
+	assert_int_equal(sub->rec.state, SL_PARTIAL);
+	sl_object_put(sub);
+	down_after_evict(x);
+}
+
+/* How many names of the stage begin with that. */
+static unsigned staged(struct fx *x, const char *kind)
+{
+	unsigned n = 0;
+	struct dirent *e;
+	DIR *d = fdopendir(sl_store_stage(x->s));
+	assert_non_null(d);
+	while ((e = readdir(d)))
+		n += !strncmp(e->d_name, kind, strlen(kind));
+	closedir(d);
+	return n;
+}
+
+static void *replay_removes(void *arg)
+{
+	(void)arg;
+	late.removed = vanish(late.x, "d", false);
+	sem_post(&late.done);
+	return NULL;
+}
+
+static void *other_evicts(void *arg)
+{
+	(void)arg;
+	(void)evict(late.x, "");
+	sem_post(&late.done);
+	return NULL;
+}
+
+/* Somebody else comes while the names are away, who must wait: not for long, because he does. */
+static void other_comes(void)
+{
+	struct timespec until;
+	if (late.when++)
+		return;
+	/* So all has to come back. */
+	pthread_mutex_lock(&late.o->lock);
+	late.o->rec.flags |= SL_META;
+	pthread_mutex_unlock(&late.o->lock);
+	assert_int_equal(pthread_create(&late.thread, NULL, late.other, NULL), 0);
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 1;
+	if (sem_timedwait(&late.done, &until) == 0)
+		sem_post(&late.done);
+}
+
+static void other_came(struct fx *x, void *(*other)(void *))
+{
+	late.other = other;
+	times_hook = other_comes;
+	assert_int_equal(evict(x, "d").directories, 0);
+	late_is_over();
+	pthread_join(late.thread, NULL);
+	assert_int_equal(staged(x, SL_STAGED_EVICTED), 0);
+}
+
+/* A directory whose names are away stays where it is until they are back. */
+static void test_evict_removed(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	other_came(x, replay_removes);
+	assert_int_equal(late.removed, 0);
+	assert_false(is_here(x, "d"));
+	down_after_evict(x);
+}
+
+static void test_evict_twice(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	other_came(x, other_evicts);
+	assert_true(populated(x, "d") && is_here(x, "d/victim"));
+	down_after_evict(x);
+}
+
+static void user_removes(const char *name)
+{
+	if (strcmp(name, "victim") != 0 || late.when++)
+		return;
+	want_late();
+	assert_int_equal(rmdir(at_clone(late.x, "d")), 0);
+}
+
+/* What has no place to come back to is kept, and not taken for what is back. */
+static void test_evict_stranded(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	up_to_evict(x, "content");
+	/* The last that is moved, or the directory would be empty. */
+	assert_int_equal(rmdir(at_clone(x, "d/sub")) | rmdir(at_origin(x, "d/sub")), 0);
+	struct sl_object *d = find(x, "d");
+	assert_non_null(d);
+	moved_hook = user_removes;
+	print_message("two errors that are meant\n");
+	assert_int_equal(evict(x, "d").directories, 0);
+	late_is_over();
+	assert_int_equal(staged(x, SL_STAGED_EVICTED), 1);
+	assert_int_not_equal(d->rec.state, SL_FULL);
+	sl_object_put(d);
+	down_after_evict(x);
+}
+
 int main(void)
 {
 	const char *sanitizer = getenv("SLUICE_SANITIZER");
@@ -1303,6 +1603,13 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_many, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_killed, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_came, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_reader, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_busy, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_note, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_half, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_removed, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_twice, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_evict_stranded, setup, teardown),
 	};
 	return cmocka_run_group_tests_name("native acts", tests, NULL, NULL);
 }

@@ -44,19 +44,18 @@ int sl_fan_unlisted(struct sl_fan *g, struct sl_object *o)
 	return r;
 }
 
-void sl_fan_dropped(struct sl_fan *g, struct sl_object *o)
-{
-	o->dropped = true;
-	fan_keep_recent(g, o);
-}
-
 bool fan_dir_gone(struct sl_fan *g, int fd, int *err)
 {
 	struct stat st;
+	_cleanup_object_ struct sl_object *o = NULL;
 	if (fstat(fd, &st) < 0 || st.st_nlink)
 		return false;
-	_cleanup_object_ struct sl_object *o = sl_object_known_fd(g->store, fd);
-	*err = o && o->dropped ? -EIO : 0;
+	*err = sl_object_of_fd(g->store, fd, &o);
+	if (*err == 0) {
+		pthread_mutex_lock(&o->lock);
+		*err = o->damaged || o->rec.flags & SL_EVICTED ? -EIO : 0;
+		pthread_mutex_unlock(&o->lock);
+	}
 	return true;
 }
 

@@ -163,6 +163,11 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 	}
 	bool cut = fan_cut(o, &st), evicting = o->evicting, full = fan_full(o, &st);
 	bool uncertain = sl_object_uncertain(o);
+	if (s->mask & FAN_OPEN_PERM && !st.st_nlink && o->rec.flags & SL_EVICTED) {
+		/* He had come to it before its name went; what he would write to it nobody would see. */
+		pthread_mutex_unlock(&o->lock);
+		return -EIO;
+	}
 	if (full) {
 		/* With the lock: whoever evicts it takes the mark away after this. */
 		fan_respond(g, fd, FAN_ALLOW);

@@ -68,9 +68,6 @@ void sl_fan_set_replay(struct sl_fan *g, int tid);
 /** The names of the directory @o are not all there any more: who wants them is asked about again.
  * -errno: maybe not. */
 int sl_fan_unlisted(struct sl_fan *g, struct sl_object *o);
-/** The directory @o is about to be removed here, and is the origin's: who has it nevertheless gets EIO, and
- * not that it is empty. */
-void sl_fan_dropped(struct sl_fan *g, struct sl_object *o);
 /** A directory may be in the tree that is the origin's, and has no record yet: who looks into one without
  * waits until that is over. */
 void sl_fan_making(struct sl_fan *g, bool on);

@@ -75,9 +75,9 @@ struct sl_backend_config {
 	unsigned max_marks; /* inotify: watches at most; 0: what the kernel allows this user */
 	/**
 	 * Changes, in order, from one thread of the backend's: @n that were read together. @idle: nothing
-	 * more was waiting in the kernel's queue when they were read. With @n 0 and @idle: nothing has come for
-	 * 20 ms since a call with changes. While this runs changes are kept, up to 64 MiB of them, but for as
-	 * long as it is stuck at a few changes the kernel's queue (16,384) has to do.
+	 * more was waiting in the kernel's queue when they were read. With @n 0 and @idle: nothing has come
+	 * for 20 ms since a call with changes. While this runs changes are kept, up to 64 MiB of them, but
+	 * for as long as it is stuck at a few changes the kernel's queue (16,384) has to do.
 	 */
 	void (*changes)(void *arg, const struct sl_change *v, unsigned n, bool idle);
 	void *arg;

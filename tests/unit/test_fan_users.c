@@ -24,6 +24,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "alone.h"
 #include "gate/fanotify/internal.h"
 #include "gate/fanotify/users.h"
 #include "store/internal.h"
@@ -208,22 +209,6 @@ static void test_waiting(void **state)
 	x->g.area->top = (uint32_t)fd + 1;
 	x->g.area->slot[fd].mask = FAN_PRE_DIR_ACCESS;
 	assert_int_equal(used(x), 1);
-}
-
-/* Among no processes but those of this test. Negative: that cannot be had. */
-static int alone(void)
-{
-	if (geteuid() != 0 || unshare(CLONE_NEWNS | CLONE_NEWPID) < 0)
-		return -1;
-	pid_t child = fork();
-	if (child) {
-		int status = 0;
-		waitpid(child, &status, 0);
-		exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
-	}
-	return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0
-		   ? -1
-		   : mount("proc", "/proc", "proc", 0, NULL);
 }
 
 int main(void)

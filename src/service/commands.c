@@ -353,9 +353,12 @@ static json_t *cmd_evict(struct sl_command_call *c)
 
 /* ---- pin ---- */
 
+#define PIN_TRIES 8
+
 struct pin {
 	struct sl_command_call *c;
 	bool on;
+	bool missing; /* names of a directory, which have just been evicted */
 	uint64_t changed;
 };
 
@@ -377,15 +380,18 @@ static int pin_one(void *arg, const char *path, struct sl_object *o, int err)
 		else if (sl_object_is_reg(o))
 			p->changed++;
 	}
+	p->missing |= sl_object_is_dir(o) && o->rec.state != SL_FULL;
 	pthread_mutex_unlock(&o->lock);
 	return r < 0 ? r : p->c->gone ? -EINTR : 0;
 }
 
-static json_t *cmd_pin(struct sl_command_call *c, bool on)
+static json_t *pin_paths(struct pin *p)
 {
+	struct sl_command_call *c = p->c;
+	struct sl_fill *f = c->clone->fill;
 	json_t *paths = json_object_get(c->request, "paths"), *answer = NULL;
-	struct pin p = {.c = c, .on = on};
-	if (on) {
+	p->missing = false;
+	if (p->on) {
 		answer = sl_command_hydrate(c);
 		if (!json_is_true(json_object_get(answer, "ok")))
 			return answer;
@@ -393,11 +399,14 @@ static json_t *cmd_pin(struct sl_command_call *c, bool on)
 	for (size_t i = 0; i < json_array_size(paths); i++) {
 		const char *path = json_string_value(json_array_get(paths, i));
 		_cleanup_object_ struct sl_object *o = NULL;
-		int r = path ? sl_command_find(c, path, on, &o) : -EINVAL;
+		int r = path ? sl_command_find(c, path, p->on, &o) : -EINVAL;
 		if (r == -ENODATA) /* nor is it pinned */
 			continue;
-		if (r == 0)
-			r = sl_walk(o, pin_one, &p);
+		if (r == 0) {
+			sl_fill_lock_names(f); /* all are here, or have gone */
+			r = sl_walk(o, pin_one, p);
+			sl_fill_unlock_names(f);
+		}
 		if (r < 0) {
 			json_decref(answer);
 			return sl_command_error("%s: %s", path ? path : "?", strerror(-r));
@@ -405,7 +414,20 @@ static json_t *cmd_pin(struct sl_command_call *c, bool on)
 	}
 	if (!answer)
 		answer = json_pack("{sb}", "ok", 1);
-	json_object_set_new(answer, on ? "pinned" : "unpinned", json_integer((json_int_t)p.changed));
+	json_object_set_new(answer, p->on ? "pinned" : "unpinned", json_integer((json_int_t)p->changed));
+	return answer;
+}
+
+static json_t *cmd_pin(struct sl_command_call *c, bool on)
+{
+	struct pin p = {.c = c, .on = on};
+	json_t *answer = pin_paths(&p);
+	/* What is pinned by now is not evicted again. */
+	for (int tries = 0;
+	     on && p.missing && json_is_true(json_object_get(answer, "ok")) && tries < PIN_TRIES; tries++) {
+		json_decref(answer);
+		answer = pin_paths(&p);
+	}
 	return answer;
 }
 

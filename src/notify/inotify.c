@@ -229,7 +229,7 @@ static ssize_t find_half(const char *buf, size_t n, uint32_t cookie)
 	return -1;
 }
 
-/* The second half of a rename that was begun, or which directory it was. */
+/* The second half of a rename that was begun, or which directory it was, or the name of one that is gone. */
 static bool more(const char *buf, size_t n)
 {
 	struct inotify_event e = {0};
@@ -238,7 +238,7 @@ static bool more(const char *buf, size_t n)
 	for (; (len = event_at(buf + at, n - at, &e, &name)); at += len)
 		if (e.mask & IN_MOVED_FROM && find_half(buf + at + len, n - at - len, e.cookie) == -1)
 			return true;
-	return e.mask & IN_MOVED_TO && e.mask & IN_ISDIR;
+	return e.mask & IN_IGNORED || (e.mask & IN_MOVED_TO && e.mask & IN_ISDIR);
 }
 
 static uint64_t units(const char *buf, size_t n)

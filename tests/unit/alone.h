@@ -18,7 +18,7 @@ static inline int alone(void)
 	if (child) {
 		int status = 0;
 		waitpid(child, &status, 0);
-		exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+		_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
 	}
 	return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0
 		   ? -1

@@ -102,8 +102,10 @@ static int setup(void **state)
 	x->g.store = &x->s;
 	x->g.group = x->asked[0];
 	x->g.stop_fd = eventfd(0, EFD_CLOEXEC);
-	x->g.area = calloc(1, sizeof(struct area) + SLOTS * sizeof(struct slot));
+	size_t size = SL_ALIGN_UP(sizeof(struct area) + SLOTS * sizeof(struct slot), _Alignof(struct area));
+	x->g.area = aligned_alloc(_Alignof(struct area), size);
 	assert_non_null(x->g.area);
+	memset(x->g.area, 0, size);
 	x->g.area->nslots = SLOTS;
 	x->child = fork();
 	if (x->child == 0) {
@@ -222,5 +224,7 @@ int main(void)
 		puts("1..0 # SKIP needs root");
 		return 0;
 	}
-	return cmocka_run_group_tests_name("fan_users", tests, NULL, NULL);
+	int failed = cmocka_run_group_tests_name("fan_users", tests, NULL, NULL);
+	fflush(NULL);
+	_exit(failed); /* LeakSanitizer cannot look at the first process of a namespace */
 }

@@ -22,14 +22,32 @@ struct unsure {
 	unsigned tries;
 };
 
+/* Room for one more that is to be looked at, counted. NULL: there are too many, and all is compared. */
+static void *one_more(struct sl_replay *p, size_t size)
+{
+	void *v = p->nunsure < MAX ? malloc(size) : NULL;
+	pthread_mutex_lock(&p->lock);
+	if (v)
+		p->nunsure++;
+	else
+		p->lost = true;
+	pthread_mutex_unlock(&p->lock);
+	return v;
+}
+
+static void one_less(struct sl_replay *p, void *v)
+{
+	free(v);
+	pthread_mutex_lock(&p->lock);
+	p->nunsure--;
+	pthread_mutex_unlock(&p->lock);
+}
+
 static void drop(struct sl_replay *p, struct unsure *u)
 {
 	sl_list_del(&u->link);
 	sl_object_put(u->dir);
-	free(u);
-	pthread_mutex_lock(&p->lock);
-	p->nunsure--;
-	pthread_mutex_unlock(&p->lock);
+	one_less(p, u);
 }
 
 bool replay_is_unsure(struct sl_replay *p, struct sl_object *dir)
@@ -49,14 +67,8 @@ void replay_unsure(struct sl_replay *p, struct sl_object *dir)
 		sl_warn("'%s' cannot be made what it is at the origin; that is tried again and again",
 			path ? path : "");
 	}
-	struct unsure *u = p->nunsure < MAX ? malloc(sizeof(*u)) : NULL;
+	struct unsure *u = one_more(p, sizeof(*u));
 	uint64_t now = sl_now();
-	pthread_mutex_lock(&p->lock);
-	if (u)
-		p->nunsure++;
-	else
-		p->lost = true; /* all is compared */
-	pthread_mutex_unlock(&p->lock);
 	if (!u)
 		return;
 	*u = (struct unsure){.dir = sl_object_ref(dir), .since = now, .tries = SL_MIN(p->tries, TRIES + 1u)};
@@ -77,10 +89,7 @@ struct stray {
 static void drop_stray(struct sl_replay *p, struct stray *s)
 {
 	sl_list_del(&s->link);
-	free(s);
-	pthread_mutex_lock(&p->lock);
-	p->nunsure--;
-	pthread_mutex_unlock(&p->lock);
+	one_less(p, s);
 }
 
 void replay_stray(struct sl_replay *p, const struct sl_odir *which)
@@ -88,13 +97,7 @@ void replay_stray(struct sl_replay *p, const struct sl_odir *which)
 	sl_list_for_each (l, &p->strays)
 		if (sl_list_entry(l, struct stray, link)->which.id == which->id)
 			return;
-	struct stray *s = p->nunsure < MAX ? malloc(sizeof(*s)) : NULL;
-	pthread_mutex_lock(&p->lock);
-	if (s)
-		p->nunsure++;
-	else
-		p->lost = true; /* all is compared */
-	pthread_mutex_unlock(&p->lock);
+	struct stray *s = one_more(p, sizeof(*s));
 	if (!s)
 		return;
 	*s = (struct stray){.which = *which, .since = sl_now()};

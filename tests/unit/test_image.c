@@ -27,7 +27,7 @@
 #include <sys/xattr.h>
 #include <time.h>
 
-#include "base/fd.h"
+#include "native_fixture.h"
 #include "base/why.h"
 #include "store/fs.h"
 #include "store/image.h"
@@ -38,27 +38,6 @@ struct fx {
 	char dir[48], image[64], dev[SL_LOOP_DEV_MAX];
 	int loop, mnt;
 };
-
-static void expect_ok(int r, char **why)
-{
-	if (r < 0)
-		print_error("%s (%s)\n", *why ? *why : "?", strerror(-r));
-	free(*why);
-	*why = NULL;
-	assert_true(r >= 0);
-}
-
-/* The reason not to run, or NULL. */
-static const char *unable(void)
-{
-	if (geteuid() != 0)
-		return "needs root";
-	if (access("/dev/loop-control", R_OK | W_OK) < 0)
-		return "no loop devices";
-	if (system("PATH=$PATH:/usr/sbin:/sbin; command -v mkfs.xfs >/dev/null") != 0)
-		return "no mkfs.xfs";
-	return NULL;
-}
 
 static int setup_dir(void **state)
 {
@@ -76,7 +55,7 @@ static int setup(void **state)
 	char *why = NULL;
 	setup_dir(state);
 	struct fx *x = *state;
-	if (unable())
+	if (no_images())
 		return 0;
 	expect_ok(sl_image_create(x->image, SL_IMAGE_MIN, &why), &why);
 	expect_ok(sl_image_attach(x->image, &x->loop, x->dev, &why), &why);
@@ -98,7 +77,7 @@ static int teardown(void **state)
 
 #define NEED_ROOT()                                                                                          \
 	do {                                                                                                 \
-		const char *u = unable();                                                                    \
+		const char *u = no_images();                                                                 \
 		if (u) {                                                                                     \
 			print_message("# skipped: %s\n", u);                                                 \
 			skip();                                                                              \
@@ -147,7 +126,7 @@ static void test_create_fails(void **state)
 	assert_non_null(strstr(large, "too large"));
 	assert_int_equal(access(x->image, F_OK), -1);
 
-	if (!unable()) {
+	if (!no_images()) {
 		/* posix_spawnp() looks in the path, then in the usual places: hide those. */
 		_cleanup_free_ char *path = strdup(getenv("PATH"));
 		pid_t pid = fork();

@@ -31,7 +31,7 @@
 #include <sys/xattr.h>
 
 #include "alone.h"
-#include "base/fd.h"
+#include "native_fixture.h"
 #include "base/log.h"
 #include "base/time.h"
 #include "gate/fanotify/internal.h"
@@ -111,30 +111,13 @@ int fcntl(int fd, int cmd, ...)
 
 static const char *unable(void)
 {
-	char *why = NULL;
-	if (geteuid() != 0)
-		return "needs root";
-	if (access("/dev/loop-control", R_OK | W_OK) < 0)
-		return "no loop devices";
-	if (system("PATH=$PATH:/usr/sbin:/sbin; command -v mkfs.xfs >/dev/null") != 0)
-		return "no mkfs.xfs";
+	if (no_images())
+		return no_images();
 	int fd = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC, O_RDONLY);
 	if (fd < 0)
 		return "no fanotify permission events";
 	close(fd);
-	free(why);
 	return NULL;
-}
-
-static void expect_ok(int r, char **why)
-{
-	if (r < 0)
-		print_error("%s (%s)\n", why && *why ? *why : "?", strerror(-r));
-	if (why) {
-		free(*why);
-		*why = NULL;
-	}
-	assert_true(r >= 0);
 }
 
 /* ---- the clone ---- */
@@ -262,31 +245,17 @@ static int setup(void **state)
 	return 0;
 }
 
-static int rm(const char *p, const struct stat *st, int type, struct FTW *w)
-{
-	(void)st, (void)type, (void)w;
-	return remove(p);
-}
-
 static int teardown(void **state)
 {
 	struct fx *x = *state;
 	if (*x->dir) {
 		close(x->in);
 		umount2(x->m, MNT_DETACH);
-		nftw(x->dir, rm, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+		rm_tree(x->dir);
 	}
 	free(x);
 	return 0;
 }
-
-#define need_all()                                                                                           \
-	do {                                                                                                 \
-		if (unable()) {                                                                              \
-			print_message("%s\n", unable());                                                     \
-			skip();                                                                              \
-		}                                                                                            \
-	} while (0)
 
 /* ---- events ---- */
 
@@ -342,28 +311,12 @@ static const char *heard(struct fx *x)
 
 static char *at_origin(struct fx *x, const char *place)
 {
-	static char p[2][512];
-	static int turn;
-	turn = !turn;
-	snprintf(p[turn], sizeof(p[0]), "%s/%s", x->origin, place);
-	return p[turn];
+	return path_in(x->origin, place);
 }
 
 static char *at_clone(struct fx *x, const char *place)
 {
-	static char p[2][512];
-	static int turn;
-	turn = !turn;
-	snprintf(p[turn], sizeof(p[0]), "%s/%s", x->m, place);
-	return p[turn];
-}
-
-static void put(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-	assert_true(fd >= 0);
-	assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
-	close(fd);
+	return path_in(x->m, place);
 }
 
 /* Another program does it: what this one does is the replay's. */
@@ -885,17 +838,6 @@ static void populate(struct fx *x, const char *place)
 	_cleanup_object_ struct sl_object *o = find(x, place);
 	assert_non_null(o);
 	expect_ok(sl_fill_wait(x->f, SL_WANT_NAMES, o, 0, 0), NULL);
-}
-
-static unsigned entries(int dirfd)
-{
-	unsigned n = 0;
-	DIR *d = fdopendir(openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-	assert_non_null(d);
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n - 2;
 }
 
 static void make_dirs(struct fx *x, const char *dir, const char *sub)

@@ -23,7 +23,7 @@
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 
-#include "base/fd.h"
+#include "native_fixture.h"
 #include "base/log.h"
 #include "base/time.h"
 #include "fill/fill.h"
@@ -124,24 +124,7 @@ struct fx {
 
 static const char *unable(void)
 {
-	if (geteuid() != 0)
-		return "needs root";
-	if (access("/dev/loop-control", R_OK | W_OK) < 0)
-		return "no loop devices";
-	if (system("PATH=$PATH:/usr/sbin:/sbin; command -v mkfs.xfs >/dev/null") != 0)
-		return "no mkfs.xfs";
-	return NULL;
-}
-
-static void expect_ok(int r, char **why)
-{
-	if (r < 0)
-		print_error("%s (%s)\n", why && *why ? *why : "?", strerror(-r));
-	if (why) {
-		free(*why);
-		*why = NULL;
-	}
-	assert_true(r >= 0);
+	return no_images();
 }
 
 static int setup(void **state)
@@ -187,12 +170,6 @@ static int setup(void **state)
 	return 0;
 }
 
-static int rm(const char *p, const struct stat *st, int type, struct FTW *w)
-{
-	(void)st, (void)type, (void)w;
-	return remove(p);
-}
-
 static int teardown(void **state)
 {
 	struct fx *x = *state;
@@ -216,19 +193,11 @@ static int teardown(void **state)
 		}
 		expect_ok(r, &why);
 		sl_store_config_fini(&c);
-		nftw(x->dir, rm, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+		rm_tree(x->dir);
 	}
 	free(x);
 	return 0;
 }
-
-#define need_all()                                                                                           \
-	do {                                                                                                 \
-		if (unable()) {                                                                              \
-			print_message("%s\n", unable());                                                     \
-			skip();                                                                              \
-		}                                                                                            \
-	} while (0)
 
 static struct sl_attr attr(struct fx *x, uint32_t mode, uint64_t size, uint32_t nlink)
 {
@@ -254,32 +223,9 @@ static ino_t ino_of(struct fx *x, const char *name)
 	return fstatat(x->tree, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ? 0 : st.st_ino;
 }
 
-static unsigned entries(int dirfd)
-{
-	unsigned n = 0;
-	DIR *d = fdopendir(openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-	assert_non_null(d);
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n - 2;
-}
-
 static char *at_origin(struct fx *x, const char *place)
 {
-	static char p[2][512];
-	static int turn;
-	turn = !turn;
-	snprintf(p[turn], sizeof(p[0]), "%s/%s", x->origin, place);
-	return p[turn];
-}
-
-static void put(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-	assert_true(fd >= 0);
-	assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
-	close(fd);
+	return path_in(x->origin, place);
 }
 
 /* ---- tests ---- */

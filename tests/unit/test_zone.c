@@ -22,7 +22,7 @@
 #include <sys/statfs.h>
 #include <sys/wait.h>
 
-#include "base/fd.h"
+#include "native_fixture.h"
 #include "base/why.h"
 #include "store/fs.h"
 #include "store/image.h"
@@ -38,15 +38,6 @@ struct fx {
 	int loop, mnt, store_fd;
 	struct sl_store *s;
 };
-
-static void expect_ok(int r, char **why)
-{
-	if (r < 0)
-		print_error("%s (%s)\n", *why ? *why : "?", strerror(-r));
-	free(*why);
-	*why = NULL;
-	assert_true(r >= 0);
-}
 
 static void attach(struct fx *x)
 {
@@ -75,12 +66,6 @@ static void detach(struct fx *x)
 		*fds[i] = -1;
 	}
 	x->s = NULL;
-}
-
-static bool able(void)
-{
-	return geteuid() == 0 && access("/dev/loop-control", R_OK | W_OK) == 0 &&
-	       system("PATH=$PATH:/usr/sbin:/sbin; command -v mkfs.xfs >/dev/null") == 0;
 }
 
 static void create(struct fx *x, uint64_t bytes)
@@ -119,7 +104,7 @@ static int teardown(void **state)
 
 #define NEED_ROOT()                                                                                          \
 	do {                                                                                                 \
-		if (!able()) {                                                                               \
+		if (no_images()) {                                                                           \
 			print_message("# skipped: needs root, loop devices and mkfs.xfs\n");                 \
 			skip();                                                                              \
 		}                                                                                            \

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The smallest FUSE server that facts about the kernel can be tried with: one directory, whose names are shown or hidden, thread by
-thread. Numbers and layouts are those of linux/fuse.h (7.31)."""
+"""The smallest FUSE server: one directory, whose names are shown or hidden, thread by thread; it can stop answering. For facts about the
+kernel, and for what must not wait for such a server. Numbers and layouts are those of linux/fuse.h (7.31)."""
 
 import ctypes
 import errno
@@ -8,20 +8,21 @@ import mmap
 import os
 import struct
 
-LOOKUP, FORGET, GETATTR, SETATTR, MKNOD, UNLINK, STATFS, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 4, 8, 10, 17, 26, 36, 42
+LOOKUP, FORGET, GETATTR, SETATTR, MKNOD, UNLINK, STATFS, INIT, OPENDIR, INTERRUPT, BATCH_FORGET = 1, 2, 3, 4, 8, 10, 17, 26, 27, 36, 42
 INVAL_INODE, INVAL_ENTRY, DELETE, RESEND = 2, 3, 6, 7
 EXPIRE_ONLY, RESENT = 1, 1 << 63
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Server:
-    """Mounted at @path, as root; served by a process of its own."""
+    """Mounted at @path, as root; served by a process of its own. What it says is believed for @seconds. Without @others only its owner
+    may look at it."""
 
-    def __init__(self, path, names):
-        self.path, self.inodes = path, {n: i + 2 for i, n in enumerate(names)}
-        self.shared = mmap.mmap(-1, mmap.PAGESIZE)  # the thread that names are hidden from
+    def __init__(self, path, names=(), seconds=3600, others=True):
+        self.path, self.inodes, self.seconds = path, {n: i + 2 for i, n in enumerate(names)}, seconds
+        self.shared = mmap.mmap(-1, mmap.PAGESIZE)  # the thread that names are hidden from; is it silent?
         self.fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        options = f"fd={self.fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions".encode()
+        options = f"fd={self.fd},rootmode=40000,user_id=0,group_id=0{',allow_other,default_permissions' if others else ''}".encode()
         if libc.mount(b"facts", os.fsencode(path), b"fuse", 0, options) < 0:
             raise OSError(ctypes.get_errno(), "mount")
         self.log, log = os.pipe()
@@ -34,7 +35,7 @@ class Server:
         os.close(log)
 
     def stop(self):
-        libc.umount2(os.fsencode(self.path), 2)
+        libc.umount2(os.fsencode(self.path), 3)  # MNT_FORCE, MNT_DETACH: who waits gets an error
         os.close(self.fd)
         os.waitpid(self.pid, 0)
         os.close(self.log)
@@ -42,6 +43,18 @@ class Server:
     def hide(self, tid):
         """From this thread all names are hidden (0: from nobody)."""
         self.shared[:8] = struct.pack("Q", tid)
+
+    def silence(self):
+        """Nothing is answered from now on."""
+        self.shared[8:9] = b"s"
+
+    def asked_in_silence(self):
+        """The opcodes of what was asked since the last call."""
+        os.set_blocking(self.log, False)
+        try:
+            return [int(n) for n in os.read(self.log, 1 << 16).split()]
+        except BlockingIOError:
+            return []
 
     def notify(self, code, body):
         """Returns an errno, or 0."""
@@ -77,7 +90,7 @@ class Server:
         return struct.pack("QQQQQQIIIIIIIIII", ino, 0, 0, 1, 1, 1, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
     def _entry(self, ino):
-        return struct.pack("QQQQII", ino, 1, 3600, 3600, 0, 0) + self._attr(ino)
+        return struct.pack("QQQQII", ino, 1, self.seconds, self.seconds, 0, 0) + self._attr(ino)
 
     def _answer(self, opcode, node, tid, unique, body, log):
         if opcode == INIT:
@@ -92,11 +105,13 @@ class Server:
             hidden, = struct.unpack("Q", self.shared[:8])
             return self._entry(self.inodes[name]) if name in self.inodes and tid != hidden else errno.ENOENT
         if opcode in (GETATTR, SETATTR):
-            return struct.pack("QII", 3600, 0, 0) + self._attr(node)
+            return struct.pack("QII", self.seconds, 0, 0) + self._attr(node)
         if opcode == MKNOD:
             return self._entry(self.inodes[body[16:].rstrip(b"\0").decode()])
         if opcode == STATFS:
             return struct.pack("QQQQQIII28x", 1, 1, 1, 9, 9, 4096, 255, 4096)
+        if opcode == OPENDIR:
+            return bytes(16)
         if opcode == UNLINK:
             return b""
         return None if opcode in (FORGET, BATCH_FORGET, INTERRUPT) else errno.ENOSYS
@@ -110,6 +125,9 @@ class Server:
                     continue
                 return
             _, opcode, unique, node, _, _, tid = struct.unpack_from("IIQQIII", request)
+            if self.shared[8:9] == b"s":
+                os.write(log, f"{opcode}\n".encode())
+                continue
             answer = self._answer(opcode, node, tid, unique, request[40:], log)
             if answer is None:
                 continue

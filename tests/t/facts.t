@@ -20,9 +20,10 @@ import threading
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import heard  # noqa: E402
 import minifuse  # noqa: E402
 import slt  # noqa: E402
-from slt import ROOT, T, is_, ok, out  # noqa: E402
+from slt import ROOT, T, error_of, is_, ok, out  # noqa: E402
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,18 +63,8 @@ class Group:
             buf = os.read(self.fd, 1 << 16)
         except BlockingIOError:
             return []
-        got, at = [], 0
-        while at < len(buf):
-            n, _, _, meta, mask, fd, _ = struct.unpack_from("=IBBHQii", buf, at)
-            where, info = None, at + meta
-            while info < at + n:
-                kind, _, size = struct.unpack_from("=BBH", buf, info)
-                if kind == RANGE:
-                    where = struct.unpack_from("=QQ", buf, info + 8)
-                info += size
-            got.append((fd, mask, where))
-            at += n
-        return got
+        return [(fd, mask, next((struct.unpack_from("=QQ", r, 4) for kind, r in records if kind == RANGE), None))
+                for mask, fd, _, records in heard.fanotify(buf)]
 
     def wait(self):
         """The next one, which has to come."""
@@ -420,14 +411,6 @@ def _of_two(g, other, act, ino):
             return got, actor.ended()
 
 
-def fails(f):
-    try:
-        f()
-    except OSError as e:
-        return e.errno
-    return 0
-
-
 def refused(fs):
     """What a stock kernel does not take. (With the series it does.)"""
     lifted = slt.kernel_series()
@@ -436,7 +419,7 @@ def refused(fs):
                     ("FAN_REPORT_DFID_NAME", lambda: Group(UNLIMITED | DIR_FID | NAME)),
                     ("FAN_REPORT_DFID_NAME_TARGET", lambda: Group(UNLIMITED | FID | DIR_FID | NAME | TARGET_FID)),
                     ("O_PATH", lambda: Group(event_flags=os.O_PATH))):
-        e = fails(f)
+        e = error_of(f)
         ok(e == errno.EINVAL or lifted, f"a pre-content group with {what} is EINVAL", e)
 
 
@@ -467,7 +450,7 @@ def answers(fs):
     for name in ("ENOENT", "EACCES", "ENOMEM", "ETIMEDOUT", "ESTALE"):
         actor = Actor(act, g.fd)
         fd, _, _ = g.wait()
-        is_(fails(lambda fd=fd, name=name: g.answer(fd, DENY | getattr(errno, name) << 24)), errno.EINVAL, f"but not with {name}")
+        is_(error_of(lambda fd=fd, name=name: g.answer(fd, DENY | getattr(errno, name) << 24)), errno.EINVAL, f"but not with {name}")
         g.answer(fd, DENY)
         os.close(fd)
         is_(actor.ended(), errno.EPERM, "and who waits goes on waiting, until there is an answer")
@@ -492,7 +475,7 @@ def answers(fs):
     fd, _, _ = g.wait()
     os.kill(actor.pid, signal.SIGKILL)
     is_(actor.ended(), -signal.SIGKILL, "but killed")
-    is_(fails(lambda: g.answer(fd)), 0, "and an answer to it is no error")
+    is_(error_of(lambda: g.answer(fd)), 0, "and an answer to it is no error")
     os.close(fd)
 
     # A rename while somebody waits.
@@ -515,7 +498,7 @@ def answers(fs):
     pidfd, number = keeper.pidfd, g.fd
     g.close()
     g.fd = check(libc.syscall(438, pidfd, number, 0), "pidfd_getfd")
-    is_(fails(lambda: g.answer(fd)), 0, "while another process has the group open too, who waits goes on waiting")
+    is_(error_of(lambda: g.answer(fd)), 0, "while another process has the group open too, who waits goes on waiting")
     is_(actor.ended(), 0, "and is answered by that number")
     os.close(again)
     os.close(end)
@@ -557,7 +540,7 @@ def event_descriptors(fs):
     g = Group(UNLIMITED, os.O_RDWR).mark(FILESYSTEM, PRE_ACCESS, fs.top)
     actor = Actor(act, g.fd)
     select.select([g.fd], [], [], 120)
-    e = fails(g.read)
+    e = error_of(g.read)
     ok(e, "with O_RDWR a reader through a read-only mount makes read() of the group fail", e)
     os.kill(actor.pid, signal.SIGKILL)
     actor.ended()
@@ -596,14 +579,10 @@ def work_mount(fs):
 
 def inotify(fd):
     """(watch, mask, name) of what is there."""
-    buf, at, got = b"", 0, []
+    buf = b""
     with contextlib.suppress(BlockingIOError):
         buf = os.read(fd, 1 << 16)
-    while at < len(buf):
-        wd, mask, _, n = struct.unpack_from("iIII", buf, at)
-        got.append((wd, mask, buf[at + 16:at + 16 + n].rstrip(b"\0").decode()))
-        at += 16 + n
-    return got
+    return [(wd, mask, name) for wd, mask, _, name in heard.inotify(buf)]
 
 
 def hearing(fs):
@@ -616,17 +595,8 @@ def hearing(fs):
     actor = Actor(lambda: (os.close(os.open(a + "/x", os.O_WRONLY | os.O_CREAT, 0o600)), os.rename(a + "/x", b + "/y")), fd)
     who = actor.pid
     is_(actor.ended(), 0, "a file is made and renamed")
-    buf, at, got = os.read(fd, 1 << 16), 0, []
-    while at < len(buf):
-        n, _, _, meta, mask, _, pid = struct.unpack_from("=IBBHQii", buf, at)
-        names, info = [], at + meta
-        while info < at + n:
-            kind, _, size = struct.unpack_from("=BBH", buf, info)
-            handle, = struct.unpack_from("=I", buf, info + 12)
-            names.append((kind, buf[info + 20 + handle:info + size].split(b"\0")[0].decode() if kind in (2, 10, 12) else None))
-            info += size
-        got.append((mask, pid, sorted(names, key=lambda x: x[0])))
-        at += n
+    got = [(mask, pid, sorted((kind, heard.name_in(r) if kind in (2, 10, 12) else None) for kind, r in records))
+           for mask, _, pid, records in heard.fanotify(os.read(fd, 1 << 16))]
     is_(got, [(CREATE, who, [(1, None), (2, "x")]), (RENAME, who, [(1, None), (10, "x"), (12, "y")])],
         "fanotify says who it was, of a rename both directories and names in one event, and which object it was")
     os.close(fd)
@@ -704,18 +674,18 @@ def fuse():
 
     # What the echo of the fuse gate does.
     before = os.stat(at + "seen")
-    is_(fails(lambda: os.mknod(at + "seen")), errno.EEXIST, "FUSE: mknod of a name that is shown is EEXIST")
+    is_(error_of(lambda: os.mknod(at + "seen")), errno.EEXIST, "FUSE: mknod of a name that is shown is EEXIST")
     is_(heard(), [], "and raises nothing")
     other = Actor(lambda: os.stat(at + "seen"))
     is_(other.ended(), 0, "another process has it in the cache")
     s.hide(me)
-    is_(fails(lambda: os.mknod(at + "seen")), 0, "FUSE: of one that is hidden from who makes it, it is not")
+    is_(error_of(lambda: os.mknod(at + "seen")), 0, "FUSE: of one that is hidden from who makes it, it is not")
     is_(heard(), [("", 0x100)], "and raises IN_CREATE")
-    is_(fails(lambda: os.unlink(at + "x")) if s.inval_entry("x") in (0, errno.ENOENT) else None, errno.ENOENT, "FUSE: unlink of a name that is hidden is ENOENT")
+    is_(error_of(lambda: os.unlink(at + "x")) if s.inval_entry("x") in (0, errno.ENOENT) else None, errno.ENOENT, "FUSE: unlink of a name that is hidden is ENOENT")
     s.hide(0)
     is_(os.stat(at + "seen").st_ino, before.st_ino, "it is the same object")
     heard()
-    is_(fails(lambda: os.unlink(at + "x")), 0, "FUSE: of one that is shown, it is not, although the origin may have none")
+    is_(error_of(lambda: os.unlink(at + "x")), 0, "FUSE: of one that is shown, it is not, although the origin may have none")
     ok(("", 0x200) in heard(), "and raises IN_DELETE")
     os.close(watch)
 
@@ -724,10 +694,10 @@ def fuse():
         check(libc.fanotify_mark(fd, ADD | how, ctypes.c_uint64(mask), -100, os.fsencode(at)), "fanotify_mark")
         os.close(fd)
     fids = (FID, DIR_FID | NAME, FID | DIR_FID | NAME | TARGET_FID)
-    is_([fails(lambda f=f: listen(f, 0, CREATE)) for f in fids] + [fails(lambda: listen(DIR_FID | NAME, 0, RENAME))], [0] * 4,
+    is_([error_of(lambda f=f: listen(f, 0, CREATE)) for f in fids] + [error_of(lambda: listen(DIR_FID | NAME, 0, RENAME))], [0] * 4,
         "FUSE: fanotify marks inodes, also for names and renames")
-    is_([fails(lambda f=f, h=h: listen(f, h, 0x2)) for f in fids for h in (MOUNT, FILESYSTEM)], [errno.ENODEV] * 6, "but with handles no mounts and filesystems")
-    is_(fails(lambda: listen(0, MOUNT, 0x2)), 0, "with descriptors mounts as well")
+    is_([error_of(lambda f=f, h=h: listen(f, h, 0x2)) for f in fids for h in (MOUNT, FILESYSTEM)], [errno.ENODEV] * 6, "but with handles no mounts and filesystems")
+    is_(error_of(lambda: listen(0, MOUNT, 0x2)), 0, "with descriptors mounts as well")
 
     actor = Actor(lambda: os.stat(at + "held"))
     while s.asked()[1] != "held":
@@ -742,7 +712,7 @@ def test():
         print("1..0 # SKIP marks on filesystems need root", flush=True)
         os._exit(0)
     probe = Files("ext4")
-    e = fails(lambda: Group().mark(FILESYSTEM, PRE_ACCESS, probe.top).close())
+    e = error_of(lambda: Group().mark(FILESYSTEM, PRE_ACCESS, probe.top).close())
     if e:
         print(f"1..0 # SKIP this kernel has no pre-content events: {os.strerror(e)}", flush=True)
         out("umount", probe.top)

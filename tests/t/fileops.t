@@ -20,7 +20,7 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import slt  # noqa: E402
-from slt import NATIVE, ROOT, T, out  # noqa: E402
+from slt import NATIVE, ROOT, T, fails, out  # noqa: E402
 
 libc = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD = -100
@@ -76,15 +76,6 @@ def cold(path):
 
 def fd_of(path, flags=os.O_RDONLY, mode=0o644):
     return os.open(path, flags, mode)
-
-
-def fails(err, f, *args, **kw):
-    try:
-        f(*args, **kw)
-    except OSError as e:
-        assert e.errno == err, f"{errno.errorcode[e.errno]} instead of {errno.errorcode[err]}"
-    else:
-        raise AssertionError(f"no error instead of {errno.errorcode[err]}")
 
 
 def call(r):

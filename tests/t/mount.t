@@ -35,15 +35,6 @@ def mounted(name, *options, serving=("--rw",)):
     return standin.Mount("mount", origin, f"{T}/mnt-{name}", *options).start(), tree
 
 
-def fails(err, f, *args):
-    try:
-        f(*args)
-    except OSError as e:
-        assert e.errno == err, errno.errorcode[e.errno]
-    else:
-        raise AssertionError(f"no {errno.errorcode[err]}")
-
-
 def command_line():
     os.makedirs(T + "/x")
     for args, what in ((["mount"], "nothing"), (["mount", "unix:/none"], "no mount"), (["mount", "unix:" + T + "/none", T + "/m"],
@@ -64,12 +55,12 @@ def refused():
             c = m.path
             with open(c + "/f", encoding="ascii") as f:
                 assert f.read() == "text"
-            fails(errno.EROFS, os.mkdir, c + "/new")
-            fails(errno.EROFS, os.open, c + "/f", os.O_WRONLY)
-            fails(errno.EROFS, os.unlink, c + "/f")
-            fails(errno.EROFS, os.rename, c + "/f", c + "/g")
-            fails(errno.EROFS, os.truncate, c + "/f", 0)
-            fails(errno.EROFS, os.chmod, c + "/f", 0o600)
+            slt.fails(errno.EROFS, os.mkdir, c + "/new")
+            slt.fails(errno.EROFS, os.open, c + "/f", os.O_WRONLY)
+            slt.fails(errno.EROFS, os.unlink, c + "/f")
+            slt.fails(errno.EROFS, os.rename, c + "/f", c + "/g")
+            slt.fails(errno.EROFS, os.truncate, c + "/f", 0)
+            slt.fails(errno.EROFS, os.chmod, c + "/f", 0o600)
             assert os.listdir(tree) == ["sub", "f"] or os.listdir(tree) == ["f", "sub"]
         m.stop()
 

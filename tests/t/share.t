@@ -17,15 +17,6 @@ from slt import ROOT, SLUICE, T, out  # noqa: E402
 import standin  # noqa: E402
 
 
-def fails(err, f, *args):
-    try:
-        f(*args)
-    except OSError as e:
-        assert e.errno == err, errno.errorcode[e.errno]
-    else:
-        raise AssertionError(f"no {errno.errorcode[err]}")
-
-
 def command_line():
     os.makedirs(T + "/x/in")
     for args, what in ((["share"], "nothing"), (["share", T + "/x"], "no mount"), (["share", T + "/none", T + "/m"], "no tree")):
@@ -49,7 +40,7 @@ def busy():
     slt.is_(m.p.wait(60), 0, "SIGTERM ends it also while it is in use")
     slt.ok(not os.path.ismount(T + "/c"), "and nothing is mounted")
     with slt.point("what is open there gets errors"):
-        fails(errno.ENOTCONN, os.listdir, fd)
+        slt.fails(errno.ENOTCONN, os.listdir, fd)
     os.close(fd)
 
 
@@ -60,10 +51,10 @@ def read_only():
     with slt.point("--ro: what is there can be read, and nothing can be changed"):
         with open(T + "/c/ro", encoding="ascii") as f:
             assert f.read() == "text"
-        fails(errno.EROFS, os.mkdir, T + "/c/new")
-        fails(errno.EROFS, os.open, T + "/c/ro", os.O_WRONLY)
-        fails(errno.EROFS, os.unlink, T + "/c/ro")
-        fails(errno.EROFS, os.truncate, T + "/c/ro", 0)
+        slt.fails(errno.EROFS, os.mkdir, T + "/c/new")
+        slt.fails(errno.EROFS, os.open, T + "/c/ro", os.O_WRONLY)
+        slt.fails(errno.EROFS, os.unlink, T + "/c/ro")
+        slt.fails(errno.EROFS, os.truncate, T + "/c/ro", 0)
     m.stop()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a recursive inotify watcher on a mount hears, for share.t and mount.t."""
+"""What the kernel's events say, and what a recursive inotify watcher on a mount hears."""
 
 import ctypes
 import os
@@ -13,6 +13,35 @@ ALL = MODIFY | ATTRIB | CLOSE_WRITE | FROM | TO | CREATE | DELETE
 KINDS = {MODIFY: "modify", ATTRIB: "attrib", CLOSE_WRITE: "close", FROM: "from", TO: "to", CREATE: "create", DELETE: "delete",
          Q_OVERFLOW: "OVERFLOW"}
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+def inotify(buf):
+    """(watch, mask, cookie, name) of each event that was read."""
+    at = 0
+    while at < len(buf):
+        wd, mask, cookie, n = struct.unpack_from("iIII", buf, at)
+        yield wd, mask, cookie, os.fsdecode(buf[at + 16:at + 16 + n].rstrip(b"\0"))
+        at += 16 + n
+
+
+def fanotify(buf):
+    """(mask, descriptor, pid, [(type, record)]) of each event that was read; a record is what follows its header."""
+    at = 0
+    while at < len(buf):
+        n, _, _, meta, mask, fd, pid = struct.unpack_from("=IBBHQii", buf, at)
+        records, info = [], at + meta
+        while info < at + n:
+            kind, _, size = struct.unpack_from("=BBH", buf, info)
+            records.append((kind, buf[info + 4:info + size]))
+            info += size
+        yield mask, fd, pid, records
+        at += n
+
+
+def name_in(record):
+    """The name in a record that has a handle and one."""
+    handle, = struct.unpack_from("=I", record, 8)
+    return os.fsdecode(record[16 + handle:].split(b"\0")[0])
 
 
 class Watcher:
@@ -34,11 +63,8 @@ class Watcher:
         """What there is: (kind, path, is a directory, cookie)."""
         if not select.select([self.fd], [], [], seconds)[0]:
             return []
-        buf, at, got = os.read(self.fd, 1 << 16), 0, []
-        while at < len(buf):
-            wd, mask, cookie, n = struct.unpack_from("iIII", buf, at)
-            name = os.fsdecode(buf[at + 16:at + 16 + n].split(b"\0")[0])
-            at += 16 + n
+        got = []
+        for wd, mask, cookie, name in inotify(os.read(self.fd, 1 << 16)):
             if mask & IGNORED:
                 continue
             kind = next(k for b, k in KINDS.items() if mask & b)

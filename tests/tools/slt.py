@@ -130,6 +130,21 @@ def point(what):
         ok(True, what)
 
 
+def error_of(f, *args, **kw):
+    """The number of the error that it ends with, or 0."""
+    try:
+        f(*args, **kw)
+    except OSError as e:
+        return e.errno
+    return 0
+
+
+def fails(err, f, *args, **kw):
+    """It must fail with just this."""
+    got = error_of(f, *args, **kw)
+    assert got == err, f"{errno.errorcode.get(got, 'no error')}, not {errno.errorcode[err]}"
+
+
 # ---- programs and clones ----
 
 def out(*args, **kw):

@@ -282,18 +282,9 @@ def fanotify(mount, tree):
         got = []
         while not got or not got[-1][0] & last:
             assert heard.select.select([fd], [], [], 120)[0], ("nothing more", got)
-            buf, at = os.read(fd, 65536), 0
-            while at < len(buf):
-                n, _, _, meta, mask, _, _ = heard.struct.unpack_from("=IBBHQii", buf, at)
-                names, info = [], at + meta
-                while info < at + n:
-                    kind, _, size = heard.struct.unpack_from("=BBH", buf, info)
-                    handle, = heard.struct.unpack_from("=I", buf, info + 12)
-                    if kind in (2, 10, 12):  # DFID_NAME, and of a rename OLD and NEW
-                        names.append(buf[info + 20 + handle:info + size].split(b"\0")[0].decode())
-                    info += size
-                got.append((mask & ~ondir, *names))
-                at += n
+            for mask, _, _, records in heard.fanotify(os.read(fd, 65536)):
+                # DFID_NAME, and of a rename OLD and NEW
+                got.append((mask & ~ondir, *(heard.name_in(r) for kind, r in records if kind in (2, 10, 12))))
         return got
 
     with slt.point("fanotify: create, modify, rename, delete"):

@@ -3,9 +3,10 @@
 
 import ctypes
 import os
-import struct
 import threading
 import time
+
+import heard
 
 ACCESS, MODIFY, ATTRIB, CLOSE_WRITE, CLOSE_NOWRITE, OPEN = 1, 2, 4, 8, 16, 32
 MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF = 64, 128, 256, 512, 1024, 2048
@@ -54,11 +55,7 @@ class Watcher:
                 continue
             except OSError:
                 return
-            at = 0
-            while at < len(data):
-                wd, mask, cookie, n = struct.unpack_from("iIII", data, at)
-                name = os.fsdecode(data[at + 16:at + 16 + n].rstrip(b"\0"))
-                at += 16 + n
+            for wd, mask, cookie, name in heard.inotify(data):
                 for bit, kind in NAMES.items():
                     if mask & bit:
                         e = Event((self.where.get(wd, "?"), kind, name))

@@ -375,11 +375,14 @@ def managed(server):
         if slt.NATIVE:
             with point("who waited for services that did not come to be ready is answered by the one that does"):
                 slt.sluice("evict", C + "/sizes/65537")
-                control = slt.status(C)["store"] + "/control"
+                control, st = slt.status(C)["store"] + "/control", brief()
                 server.send_signal(signal.SIGSTOP)
                 try:
                     os.killpg(m.p.pid, 9)
                     m.p.wait(60)
+                    # One that still reads takes the access with it.
+                    for pid in (st["service_pid"], st["keeper_pid"]):
+                        slt.wait_for(60, "they are gone", lambda pid=pid: slt.gone(pid))
                     os.unlink(control)
                     os.mkdir(control)
                     r = Reader(C + "/sizes/65537")

@@ -185,6 +185,25 @@ static void test_errors(void **state)
 	assert_int_equal(with(x, "cwd", ESTALE), 1);
 }
 
+/* Whether a thread runs is not known: nothing says that it has. */
+static void test_runners(void **state)
+{
+	struct fx *x = *state;
+	char tasks[32], text[64];
+	snprintf(tasks, sizeof(tasks), "/proc/%d/task", (int)x->child);
+	snprintf(text, sizeof(text), "%s/%s/stat", tasks, x->thread);
+	assert_int_equal(sl_fan_let_run(0), 0);
+	const char *names[] = {"/proc", tasks, text};
+	for (size_t i = 0; i < SL_ARRAY_SIZE(names); i++) {
+		lib.name = names[i];
+		lib.err = EMFILE;
+		assert_int_equal(sl_fan_let_run(0), -EMFILE);
+		lib.err = ESRCH; /* that one is gone */
+		assert_int_equal(sl_fan_let_run(0), i ? 0 : -ESRCH);
+		lib.name = NULL;
+	}
+}
+
 /* An access that the gate has not read, or has not looked at, is about nobody knows what. */
 static void test_unread(void **state)
 {
@@ -217,6 +236,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_runners, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_unread, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_waiting, setup, teardown),
 	};

@@ -108,15 +108,22 @@ static FILE *open_in(int dir, const char *name)
 	return f;
 }
 
-/* NULL: it is gone, or not known. */
-static DIR *open_dir(struct look *l, int dir, const char *name)
+/* NULL with errno. */
+static DIR *dir_at(int dir, const char *name)
 {
 	int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
-	if (!d)
-		failed(l, errno);
 	if (!d && fd >= 0)
 		close(fd);
+	return d;
+}
+
+/* NULL: it is gone, or not known. */
+static DIR *open_dir(struct look *l, int dir, const char *name)
+{
+	DIR *d = dir_at(dir, name);
+	if (!d)
+		failed(l, errno);
 	return d;
 }
 
@@ -452,53 +459,66 @@ struct runner {
 	unsigned long long ticks, switches;
 };
 
-/* False if it sleeps, or is gone. */
-static bool runs(struct runner *r)
+/* A file of procfs, as text; -errno. */
+static int read_text(const struct runner *r, const char *name, char *text, size_t size)
 {
-	char path[64], text[4096];
-	char state = 'X';
-	unsigned long long u = 0, s = 0, a = 0, b = 0;
-	snprintf(path, sizeof(path), "%s/stat", r->path);
-	FILE *f = fopen(path, "re");
-	size_t n = f ? fread(text, 1, sizeof(text) - 1, f) : 0;
+	char path[64];
+	snprintf(path, sizeof(path), "%s/%s", r->path, name);
+	_cleanup_close_ int fd = openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, size - 1);
+	if (n < 0)
+		return -errno;
 	text[n] = '\0';
-	if (f)
-		fclose(f);
+	return 0;
+}
+
+/* 1; 0 if it sleeps, or is gone; -errno: that is not known. */
+static int runs(struct runner *r)
+{
+	char text[4096], state = 'X';
+	unsigned long long u = 0, s = 0, a = 0, b = 0;
+	int err = read_text(r, "stat", text, sizeof(text));
+	if (err < 0)
+		return err == -ENOENT || err == -ESRCH ? 0 : err;
 	const char *end = strrchr(text, ')'); /* of its name, in which there may be others */
 	if (!end ||
 	    sscanf(end + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &state, &u, &s) != 3 ||
 	    state != 'R')
-		return false;
-	snprintf(path, sizeof(path), "%s/status", r->path);
-	f = fopen(path, "re");
-	n = f ? fread(text, 1, sizeof(text) - 1, f) : 0;
-	text[n] = '\0';
-	if (f)
-		fclose(f);
+		return 0;
+	err = read_text(r, "status", text, sizeof(text));
+	if (err < 0)
+		return err == -ENOENT || err == -ESRCH ? 0 : err;
 	const char *at = strstr(text, "\nvoluntary_ctxt_switches:");
 	if (!at ||
 	    sscanf(at, "\nvoluntary_ctxt_switches: %llu nonvoluntary_ctxt_switches: %llu", &a, &b) != 2)
-		return false;
+		return 0;
 	r->ticks = u + s;
 	r->switches = a + b;
-	return true;
+	return 1;
 }
 
 static int find_runners(struct runner **v, size_t *n)
 {
 	int r = 0;
 	size_t cap = 0;
-	DIR *d = opendir("/proc");
+	DIR *d = dir_at(AT_FDCWD, "/proc");
 	struct dirent *e, *t;
 	while (d && r == 0 && (e = readdir(d))) {
 		char path[300];
 		snprintf(path, sizeof(path), "/proc/%.16s/task", e->d_name);
-		DIR *tasks = *e->d_name >= '1' && *e->d_name <= '9' ? opendir(path) : NULL;
+		if (*e->d_name < '1' || *e->d_name > '9')
+			continue;
+		DIR *tasks = dir_at(AT_FDCWD, path);
+		if (!tasks && errno != ENOENT && errno != ESRCH)
+			r = -errno;
 		while (tasks && r == 0 && (t = readdir(tasks))) {
 			struct runner x;
 			snprintf(x.path, sizeof(x.path), "/proc/%.16s/task/%.16s", e->d_name, t->d_name);
-			if (*t->d_name == '.' || atoi(t->d_name) == gettid() || !runs(&x))
+			int is = *t->d_name == '.' || atoi(t->d_name) == gettid() ? 0 : runs(&x);
+			if (is <= 0) {
+				r = is;
 				continue;
+			}
 			if (*n == cap) {
 				cap = cap ? cap * 2 : 64;
 				struct runner *more = reallocarray(*v, cap, sizeof(x));
@@ -527,7 +547,8 @@ int sl_fan_let_run(uint64_t ns)
 		size_t left = 0;
 		for (size_t i = 0; i < n; i++) {
 			struct runner x = v[i];
-			if (runs(&x) && x.ticks == v[i].ticks && x.switches == v[i].switches)
+			int is = runs(&x);
+			if (is < 0 || (is && x.ticks == v[i].ticks && x.switches == v[i].switches))
 				v[left++] = v[i];
 		}
 		n = left;

@@ -230,18 +230,25 @@ static bool is_placeholder(struct sl_object *o, const struct sl_attr *a)
 	return is;
 }
 
-/* No names, also none that an interrupted listing has left. */
-static bool is_empty(struct sl_object *o)
+/* How many names there are, or -errno. */
+static ssize_t count_names(struct sl_object *dir)
 {
 	struct sl_name *v = NULL;
 	size_t n = 0;
+	int r = sl_names_read(dir, &v, &n);
+	if (r < 0)
+		return r;
+	sl_names_free(v, n);
+	return (ssize_t)n;
+}
+
+/* No names, also none that an interrupted listing has left. */
+static bool is_empty(struct sl_object *o)
+{
 	pthread_mutex_lock(&o->lock);
 	bool populated = o->rec.state == SL_FULL;
 	pthread_mutex_unlock(&o->lock);
-	if (populated || sl_names_read(o, &v, &n) < 0)
-		return false;
-	sl_names_free(v, n);
-	return n == 0;
+	return !populated && count_names(o) == 0;
 }
 
 static bool same(struct victim *v, const struct name *x)
@@ -301,18 +308,15 @@ static int compare(struct sl_clone *c, struct victim *v)
 /* Held, and those below are done with. @u: who uses what. */
 static bool still_same(struct victim *v, const struct sl_fan_users *u)
 {
-	struct sl_name *names = NULL;
-	size_t n = 0;
-	if (sl_fan_users_has(u, sl_object_ino(v->dir)) || sl_names_read(v->dir, &names, &n) < 0)
+	if (sl_fan_users_has(u, sl_object_ino(v->dir)) || count_names(v->dir) != (ssize_t)v->n)
 		return false;
-	sl_names_free(names, n);
-	for (size_t i = 0; n == v->n && i < n; i++) {
+	for (size_t i = 0; i < v->n; i++) {
 		struct sl_object *o = v->v[i].o;
 		if (sl_fan_users_has(u, sl_object_ino(o)) || !same(v, &v->v[i]) ||
 		    (sl_object_is_dir(o) && !is_empty(o)))
 			return false;
 	}
-	return n == v->n;
+	return true;
 }
 
 /* ---- moving ---- */
@@ -412,12 +416,9 @@ static bool is_free(struct batch *b, struct sl_object *o)
 /* Nobody comes to them any more; who had come before is seen now. */
 static bool unchanged(struct batch *b, struct victim *v, const struct sl_fan_users *u)
 {
-	struct sl_name *names = NULL;
-	size_t n = 0;
-	if (sl_names_read(v->dir, &names, &n) < 0)
+	if (count_names(v->dir) != 0)
 		return false;
-	sl_names_free(names, n);
-	for (size_t i = 0; n == 0 && i < v->n; i++) {
+	for (size_t i = 0; i < v->n; i++) {
 		struct sl_object *o = v->v[i].o;
 		const struct sl_oentry *e = v->v[i].e;
 		struct stat st;
@@ -431,7 +432,7 @@ static bool unchanged(struct batch *b, struct victim *v, const struct sl_fan_use
 		    xattrs_of(o, NULL) != v->v[i].xattrs)
 			return false;
 	}
-	return n == 0;
+	return true;
 }
 
 /* They go. What does not is left in the directory, as an interrupted listing leaves names. */
@@ -633,16 +634,6 @@ static struct sl_object *last(struct sl_store *s, const struct tree *t)
 	return fd >= 0 && sl_object_of_fd(s, fd, &o) == 0 ? o : NULL;
 }
 
-static size_t count_names(struct sl_object *dir)
-{
-	struct sl_name *v = NULL;
-	size_t n = 0;
-	if (sl_names_read(dir, &v, &n) < 0)
-		return 0;
-	sl_names_free(v, n);
-	return n;
-}
-
 int sl_unlist(struct sl_clone *c, struct sl_object *dir, struct sl_unlist *u)
 {
 	struct tree t = {0};
@@ -663,11 +654,11 @@ int sl_unlist(struct sl_clone *c, struct sl_object *dir, struct sl_unlist *u)
 			r = -EINTR;
 			break;
 		}
-		for (size_t names = 0; t.n && b->n < BATCH; t.n--) {
+		for (ssize_t names = 0; t.n && b->n < BATCH; t.n--) {
 			_cleanup_object_ struct sl_object *o = last(c->store, &t);
 			if (!o)
 				continue;
-			names += count_names(o);
+			names += SL_MAX(count_names(o), (ssize_t)0);
 			if (b->n && names > NAMES)
 				break;
 			b->v[b->n++] = (struct victim){.dir = sl_steal_ptr(&o), .fd = -EBADF, .box = -EBADF};

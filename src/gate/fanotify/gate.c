@@ -150,6 +150,14 @@ static int make_groups(struct sl_fan *g, char **why)
 	return make_groups(g, why);
 }
 
+/* Those of an earlier service: marked as it was done then, by the same rules. */
+static int take_groups(struct sl_fan *g, char **why)
+{
+	g->own_mount = reports_own_mount(g->group);
+	int r = mark_asking(g);
+	return r < 0 ? sl_fail(why, r, "cannot exempt the store's own mount: %s", strerror(-r)) : 0;
+}
+
 /* ---- whose mount ---- */
 
 static uint64_t mount_id(int fd, unsigned kind)
@@ -338,9 +346,8 @@ int sl_fan_new(const struct sl_fan_config *cfg, struct sl_fan **ret, char **why)
 		fan_refuse_lost(g);
 	if (r == 0 && (g->group < 0 || g->notify < 0))
 		r = make_groups(g, why);
-	else if (r == 0 && (g->own_mount = reports_own_mount(g->group),
-			    (r = mark_asking(g)) < 0)) /* as it was made, by the same rules */
-		r = sl_fail(why, r, "cannot exempt the store's own mount: %s", strerror(-r));
+	else if (r == 0)
+		r = take_groups(g, why);
 	if (r < 0) {
 		/* Groups that were just made have let nobody wait. */
 		if (cfg->group < 0 && g->group >= 0)

@@ -103,6 +103,14 @@ int sl_link_fd(int fd, int dirfd, const char *name)
 												  : 0;
 }
 
+int sl_only_opener(int fd)
+{
+	if (fcntl(fd, F_SETLEASE, F_WRLCK) < 0)
+		return errno == EAGAIN ? -EBUSY : -errno;
+	(void)fcntl(fd, F_SETLEASE, F_UNLCK);
+	return 0;
+}
+
 int sl_reopen(int fd, int flags)
 {
 	char p[SL_PROC_FD_MAX];

@@ -25,6 +25,9 @@ ssize_t sl_pread_full(int fd, void *buf, size_t n, off_t off);
 int sl_reopen(int fd, int flags);
 /** Give the open file @fd the name @name in @dirfd. Returns 0 or -errno. */
 int sl_link_fd(int fd, int dirfd, const char *name);
+/** Nobody else has the regular file @fd open or mapped: 0. -EBUSY; -errno where that cannot be known (no
+ * leases). Tries a write lease and gives it back at once. */
+int sl_only_opener(int fd);
 /** "/proc/self/fd/N", optionally with "/name", in @buf. For the xattr calls, which know no *at() form.
  * Returns @buf. */
 #define SL_PROC_FD_MAX (sizeof("/proc/self/fd/") + 11 + 1 + 256)

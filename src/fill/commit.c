@@ -3,6 +3,10 @@
  * The committer. The rule that makes a crash harmless: data, then fdatasync, then the map. What is in memory
  * at the time of the snapshot is made durable, for many files in one go, and only then the snapshot is
  * written into record and map.
+ *
+ * Native: that moves the file's time of change, by which programs that read it tell whether it is changed
+ * under their hands (tar). So it waits until nobody has the file open. For HELD_NS at most: what is not
+ * committed is fetched again after a crash.
  */
 #include <fcntl.h>
 
@@ -10,6 +14,7 @@
 #include "fill/internal.h"
 
 #define INTERVAL_NS (2 * SL_NS_PER_SEC)
+#define HELD_NS	    (600 * SL_NS_PER_SEC)
 #define SPARED_NS   (2 * SL_NS_PER_SEC)
 #define DIRTY_SOON  4096 /* objects: commit at once */
 #define FEW	    16	 /* up to this many files are synced one by one, more by the filesystem */
@@ -125,23 +130,44 @@ static void forget(struct sl_fill *f, struct snapshot *s)
 	sl_fill_kick(f, o);
 }
 
-int sl_fill_commit(struct sl_fill *f)
+/* Somebody has it open, and not for too long. */
+static bool is_held(struct sl_object *o, uint64_t now)
 {
-	struct sl_list list;
-	size_t n, k = 0;
+	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY);
+	if (fd < 0 || sl_only_opener(fd) != -EBUSY) {
+		o->held = 0;
+		return false;
+	}
+	if (!o->held)
+		o->held = now;
+	return now - o->held < HELD_NS;
+}
+
+/* @all: also what is in use. */
+static int commit(struct sl_fill *f, bool all)
+{
+	struct sl_list list, held;
+	size_t n, k = 0, nheld = 0;
 	int ret = 0;
+	uint64_t now = sl_now();
+	all = all || !sl_store_native(f->store);
 	sl_list_init(&list);
+	sl_list_init(&held);
 	pthread_mutex_lock(&f->commit_lock);
 	pthread_mutex_lock(&f->lock);
 	sl_list_splice(&list, &f->dirty);
-	n = f->ndirty;
-	f->ndirty = 0;
+	sl_list_splice(&list, &f->held);
+	n = f->ndirty + f->nheld;
+	f->ndirty = f->nheld = 0;
 	pthread_mutex_unlock(&f->lock);
 	struct snapshot *v = n ? reallocarray(NULL, n, sizeof(*v)) : NULL;
 	while (!sl_list_empty(&list)) {
 		struct sl_object *o = sl_list_entry(list.next, struct sl_object, dirty_link);
 		sl_list_del(&o->dirty_link);
-		if (v) {
+		if (v && !all && is_held(o, now)) {
+			sl_list_add_tail(&held, &o->dirty_link);
+			nheld++;
+		} else if (v) {
 			snap(o, &v[k++]);
 		} else { /* without memory nothing is claimed, and what is here now is fetched again after a
 			    restart */
@@ -166,8 +192,17 @@ int sl_fill_commit(struct sl_fill *f)
 		sl_object_put(v[i].o);
 	}
 	free(v);
+	pthread_mutex_lock(&f->lock);
+	sl_list_splice(&f->held, &held);
+	f->nheld = nheld;
+	pthread_mutex_unlock(&f->lock);
 	pthread_mutex_unlock(&f->commit_lock);
 	return ret;
+}
+
+int sl_fill_commit(struct sl_fill *f)
+{
+	return commit(f, true);
 }
 
 static void *committer(void *arg)
@@ -181,7 +216,7 @@ static void *committer(void *arg)
 		pthread_mutex_lock(&f->lock);
 		if (f->stop)
 			break;
-		if (f->ndirty == 0) {
+		if (f->ndirty + f->nheld == 0) {
 			/* Woken by stop only; the first mark of a batch is noticed at the next tick. */
 			struct timespec ts = sl_ns_to_timespec(sl_now() + pause);
 			pthread_cond_timedwait(&f->commit_cond, &f->lock, &ts);
@@ -192,7 +227,7 @@ static void *committer(void *arg)
 		while (!f->stop && f->ndirty < DIRTY_SOON && sl_now() < until)
 			pthread_cond_timedwait(&f->commit_cond, &f->lock, &ts);
 		pthread_mutex_unlock(&f->lock);
-		(void)sl_fill_commit(f);
+		(void)commit(f, false);
 		pthread_mutex_lock(&f->lock);
 	}
 	pthread_mutex_unlock(&f->lock);

@@ -935,6 +935,7 @@ int sl_fill_new(const struct sl_fill_config *cfg, struct sl_fill **ret)
 	sl_list_init(&f->queue);
 	sl_list_init(&f->strays);
 	sl_list_init(&f->dirty);
+	sl_list_init(&f->held);
 	int r = sl_pool_new(WORKERS, "fill", &f->workers);
 	if (r == 0)
 		r = sl_commit_init(f);

@@ -37,6 +37,8 @@ struct sl_fill {
 
 	struct sl_list dirty; /* of objects by dirty_link: the map in memory says more than the one on disk */
 	size_t ndirty;
+	struct sl_list held; /* the same, but they wait until nobody has them open */
+	size_t nheld;
 	bool stop;
 	pthread_t committer;
 	bool committing;

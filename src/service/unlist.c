@@ -410,7 +410,7 @@ static bool is_free(struct batch *b, struct sl_object *o)
 	if (ioctl(fd, FS_IOC_FSGETXATTR, &x) == 0 &&
 	    ((x.fsx_xflags ^ b->made.fsx_xflags) & FLAGS || x.fsx_projid != b->made.fsx_projid))
 		return false;
-	return sl_object_is_dir(o) || fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
+	return sl_object_is_dir(o) || sl_only_opener(fd) == 0;
 }
 
 /* Nobody comes to them any more; who had come before is seen now. */

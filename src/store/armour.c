@@ -154,10 +154,7 @@ static bool nobody_has_it_open(const struct sl_object *o, int fd)
 {
 	if (o->opened && sl_now() - o->opened < SL_OPENING_NS)
 		return false;
-	if (fcntl(fd, F_SETLEASE, F_WRLCK) < 0)
-		return false;
-	(void)fcntl(fd, F_SETLEASE, F_UNLCK);
-	return true;
+	return sl_only_opener(fd) == 0;
 }
 
 /* The last @n bytes, from @off on, come from a file of their own: a clone of its block replaces the cold one

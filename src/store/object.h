@@ -73,7 +73,8 @@ struct sl_object {
 	    nlookup; /* the gate's: references the kernel holds; the object is referenced once while > 0 */
 	struct sl_flight *flight;
 	uint64_t strange;	   /* sl_now() since when another object is at its place; 0: none is */
-	struct sl_list dirty_link; /* the committer's */
+	struct sl_list dirty_link; /* the committer's, and so is */
+	uint64_t held;		   /* sl_now() since when it is not committed because it is in use; or 0 */
 
 	/* the gate's, for open files */
 	void *orphan; /* what holds it across a restart: it has no name any more, and the kernel knows it */

@@ -220,7 +220,7 @@ static int may_take(struct sl_store *s, int dirfd, const char *name, const struc
 	_cleanup_close_ int fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	return fcntl(fd, F_SETLEASE, F_WRLCK) < 0 && errno == EAGAIN ? -EBUSY : 0;
+	return sl_only_opener(fd) == -EBUSY ? -EBUSY : 0;
 }
 
 /*

@@ -88,6 +88,15 @@ void sl_dirfd_unpin(struct sl_object *dir);
 /** For what is called with the tree lock held for writing and changes attributes at @at. As the system calls,
  * with -errno. */
 int sl_at_setxattr(const struct sl_at *at, const char *name, const void *buf, size_t n);
+ssize_t sl_at_getxattr(const struct sl_at *at, const char *name, void *buf, size_t n);
+int sl_at_removexattr(const struct sl_at *at, const char *name); /* 0 where there was none */
+
+/* Flags of what is a user's. */
+#define SL_OURS (SL_MODIFIED | SL_LOCAL | SL_WRITTEN)
+/* Native: of what has no record, whose it is (sl_handle_hash()): the origin has something of its name. */
+#define SL_XATTR_CONFLICT "trusted.sluice.conflict"
+/** Native: a new version of @o was begun when the last service ended: it is begun again. */
+int sl_object_end_renewal(struct sl_object *o);
 
 /* came.c */
 int sl_came_open(struct sl_store *s);

@@ -1,236 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Objects in memory: found, made, and used. */
 #include "store/object.h"
 
 #include <assert.h>
 #include <fcntl.h>
-#include <linux/falloc.h>
-#include <stdio.h>
-#include <sys/xattr.h>
 
 #include "base/log.h"
-#include "base/time.h"
 #include "store/fs.h"
 #include "store/internal.h"
-
-/* Native: of what has no record, whose it is (sl_handle_hash()): the origin has something of its name. */
-#define XATTR_CONFLICT "trusted.sluice.conflict"
-
-/* ---- records ---- */
-
-int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl_record *r,
-		      struct sl_handle *h, char **place, uint32_t *moves)
-{
-	uint32_t after;
-	char p[SL_PROC_FD_MAX];
-	uint8_t b[SL_PLACED_MAX + 1];
-	/* Most descriptors are real ones; the way through procfs takes longer than all the rest. */
-	ssize_t n = *name ? -1 : fgetxattr(dirfd, s->xattr_record, b, sizeof(b));
-	if (*name || (n < 0 && errno == EBADF)) {
-		sl_proc_fd_path(p, dirfd, *name ? name : NULL);
-		/* The l*xattr calls do not follow; of a descriptor's own magic link we want the object behind
-		 * it. */
-		n = *name ? lgetxattr(p, s->xattr_record, b, sizeof(b))
-			  : getxattr(p, s->xattr_record, b, sizeof(b));
-	}
-	if (n < 0)
-		/* The user namespace is not for symlinks and special files: they have no record there. */
-		n = errno == EOPNOTSUPP || errno == EPERM ? -ENODATA : errno == ERANGE ? -EBADMSG : -errno;
-	if (!s->native)
-		return n < 0 ? (int)n : sl_record_decode(b, (size_t)n, r);
-	struct sl_handle own;
-	_cleanup_free_ char *at = NULL;
-	int q = sl_handle_get(dirfd, name, &own);
-	if (q == 0 && h)
-		*h = own;
-	if (q < 0 || n < 0)
-		return q < 0 ? q : (int)n;
-	q = sl_record_decode_placed(b, (size_t)n, sl_handle_hash(&own), r, &at, &after);
-	if (q == 0 && place)
-		*place = sl_steal_ptr(&at);
-	if (q == 0 && moves)
-		*moves = after;
-	return q;
-}
-
-int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const struct sl_record *r,
-		      const char *place, uint32_t moves)
-{
-	uint8_t b[SL_PLACED_MAX];
-	char p[SL_PROC_FD_MAX];
-	size_t n = SL_RECORD_SIZE;
-	struct sl_handle h;
-	if (s->native) {
-		int q = sl_handle_get(dirfd, name, &h);
-		n = q < 0 ? 0 : sl_record_encode_placed(r, sl_handle_hash(&h), place, moves, b);
-		if (n == 0)
-			return q < 0 ? q : -ENAMETOOLONG;
-	} else {
-		sl_record_encode(r, b);
-	}
-	if (!*name && fsetxattr(dirfd, s->xattr_record, b, n, 0) == 0)
-		return 0;
-	if (!*name && errno != EBADF)
-		return -errno;
-	sl_proc_fd_path(p, dirfd, *name ? name : NULL);
-	return (*name ? lsetxattr(p, s->xattr_record, b, n, 0) : setxattr(p, s->xattr_record, b, n, 0)) < 0
-		   ? -errno
-		   : 0;
-}
-
-/* ---- where an object is ---- */
-
-static void fd_trim(struct sl_store *s) /* fd lock held */
-{
-	while (s->fd_count > s->fd_max && !sl_list_empty(&s->fd_lru)) {
-		struct sl_object *o = sl_list_entry(s->fd_lru.next, struct sl_object, fd_link);
-		sl_list_del(&o->fd_link);
-		close(o->dirfd);
-		o->dirfd = -EBADF;
-		s->fd_count--;
-	}
-}
-
-int sl_dirfd_pin(struct sl_object *o)
-{
-	struct sl_store *s = o->store;
-	pthread_mutex_lock(&s->fd_lock);
-	if (o->dirfd >= 0) {
-		if (o->dirfd_users++ == 0)
-			sl_list_del(&o->fd_link);
-		int fd = o->dirfd;
-		pthread_mutex_unlock(&s->fd_lock);
-		return fd;
-	}
-	pthread_mutex_unlock(&s->fd_lock);
-
-	_cleanup_close_ int fd = -EBADF;
-	if (o->fd >= 0) {
-		fd = openat(o->fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	} else if (!o->parent) {
-		fd = openat(s->tree_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	} else {
-		int pfd = sl_dirfd_pin(o->parent);
-		if (pfd < 0)
-			return pfd;
-		fd = openat(pfd, o->name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-		int e = errno;
-		sl_dirfd_unpin(o->parent);
-		errno = e;
-	}
-	if (fd < 0)
-		return -errno;
-	pthread_mutex_lock(&s->fd_lock);
-	if (o->dirfd < 0) {
-		o->dirfd = sl_steal_fd(&fd);
-		s->fd_count++;
-	} else if (o->dirfd_users == 0) {
-		sl_list_del(&o->fd_link);
-	}
-	o->dirfd_users++;
-	int r = o->dirfd;
-	fd_trim(s);
-	pthread_mutex_unlock(&s->fd_lock);
-	return r;
-}
-
-void sl_dirfd_unpin(struct sl_object *o)
-{
-	struct sl_store *s = o->store;
-	pthread_mutex_lock(&s->fd_lock);
-	assert(o->dirfd_users > 0);
-	if (--o->dirfd_users == 0)
-		sl_list_add_tail(&s->fd_lru, &o->fd_link);
-	fd_trim(s);
-	pthread_mutex_unlock(&s->fd_lock);
-}
-
-int sl_at_begin(struct sl_object *o, struct sl_at *at)
-{
-	struct sl_store *s = o->store;
-	*at = (struct sl_at){.store = s, .fd = -EBADF, .name = ""};
-	if (s->native) {
-		at->own = true;
-		at->fd = sl_handle_open(s->tree_fd, &o->handle, O_PATH);
-		return SL_MIN(at->fd, 0);
-	}
-	pthread_rwlock_rdlock(&s->tree);
-	if (o->fd >= 0) {
-		at->fd = o->fd;
-	} else if (o == s->root) {
-		at->fd = s->tree_fd;
-	} else {
-		at->fd = sl_dirfd_pin(o->parent);
-		if (at->fd < 0) {
-			pthread_rwlock_unlock(&s->tree);
-			return at->fd;
-		}
-		at->dir = o->parent;
-		at->name = o->name;
-	}
-	return 0;
-}
-
-int sl_at_begin_dir(struct sl_object *o, struct sl_at *at)
-{
-	struct sl_store *s = o->store;
-	*at = (struct sl_at){.store = s, .name = ""};
-	if (s->native)
-		return sl_at_begin(o, at);
-	pthread_rwlock_rdlock(&s->tree);
-	at->fd = sl_dirfd_pin(o);
-	if (at->fd < 0) {
-		pthread_rwlock_unlock(&s->tree);
-		return at->fd;
-	}
-	at->dir = o;
-	return 0;
-}
-
-void sl_at_end(struct sl_at *at)
-{
-	if (at->own) {
-		int e = errno;
-		close(at->fd);
-		errno = e;
-		return;
-	}
-	if (at->dir)
-		sl_dirfd_unpin(at->dir);
-	pthread_rwlock_unlock(&at->store->tree);
-}
-
-char *sl_at_path(const struct sl_at *at, char buf[SL_PROC_FD_MAX])
-{
-	/* Without a name the magic link itself must be followed: "/." does that for directories, which is
-	 * what lacks a name. */
-	return sl_proc_fd_path(buf, at->fd, *at->name ? at->name : NULL);
-}
-
-/* The l*xattr calls do not follow; of a descriptor's own magic link we want the object behind it. */
-static ssize_t at_getxattr(const struct sl_at *at, const char *name, void *buf, size_t n)
-{
-	char p[SL_PROC_FD_MAX];
-	sl_at_path(at, p);
-	ssize_t r = *at->name ? lgetxattr(p, name, buf, n) : getxattr(p, name, buf, n);
-	return r < 0 ? -errno : r;
-}
-
-int sl_at_setxattr(const struct sl_at *at, const char *name, const void *buf, size_t n)
-{
-	char p[SL_PROC_FD_MAX];
-	sl_at_path(at, p);
-	return (*at->name ? lsetxattr(p, name, buf, n, 0) : setxattr(p, name, buf, n, 0)) < 0 ? -errno : 0;
-}
-
-static int at_removexattr(const struct sl_at *at, const char *name)
-{
-	char p[SL_PROC_FD_MAX];
-	sl_at_path(at, p);
-	return (*at->name ? lremovexattr(p, name) : removexattr(p, name)) < 0 && errno != ENODATA ? -errno
-												  : 0;
-}
-
-/* ---- the table ---- */
 
 struct sl_object *sl_object_ref(struct sl_object *o)
 {
@@ -329,7 +106,7 @@ static int map_load(struct sl_object *o, const struct sl_at *at)
 	if (o->rec.state != SL_PARTIAL)
 		return 0;
 	uint8_t buf[SL_MAP_MAX_BYTES];
-	ssize_t n = at_getxattr(at, o->store->xattr_map, buf, sizeof(buf));
+	ssize_t n = sl_at_getxattr(at, o->store->xattr_map, buf, sizeof(buf));
 	int r = n < 0 ? (int)n : sl_chunkmap_load(&o->map, o->rec.chunk_shift, buf, (size_t)n);
 	if (r < 0) {
 		/* Nothing is lost with a map: what it said is fetched again. */
@@ -342,10 +119,6 @@ static int map_load(struct sl_object *o, const struct sl_at *at)
 }
 
 /* A struct for what @at names and @st describes. The tree lock is held for reading. */
-#define OURS (SL_MODIFIED | SL_LOCAL | SL_WRITTEN)
-
-static int end_renewal(struct sl_object *o);
-
 static int object_new(struct sl_store *s, struct sl_object *parent, const char *name, const struct sl_at *at,
 		      const struct stat *st, struct sl_object **ret)
 {
@@ -372,7 +145,7 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 		o->rec = (struct sl_record){
 		    .state = SL_FULL, .mode = st->st_mode, .flags = plain ? SL_LOCAL | SL_MODIFIED : 0};
 		uint64_t self;
-		if (s->native && at_getxattr(at, XATTR_CONFLICT, &self, sizeof(self)) == sizeof(self) &&
+		if (s->native && sl_at_getxattr(at, SL_XATTR_CONFLICT, &self, sizeof(self)) == sizeof(self) &&
 		    self == sl_handle_hash(&o->handle))
 			o->rec.flags |= SL_CONFLICT;
 		r = 0;
@@ -398,7 +171,7 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	o->place_gone = o->rec.flags & SL_GONE;
 	if (r == 0 && S_ISREG(o->type))
 		r = map_load(o, at);
-	bool renewed = r == 0 && o->rec.flags & SL_RENEWED && !(o->rec.flags & OURS);
+	bool renewed = r == 0 && o->rec.flags & SL_RENEWED && !(o->rec.flags & SL_OURS);
 	if (r == 0 && parent) {
 		o->name = strdup(name);
 		r = o->name ? 0 : -ENOMEM;
@@ -429,7 +202,7 @@ static int object_new(struct sl_store *s, struct sl_object *parent, const char *
 	pthread_mutex_unlock(&s->table_lock);
 	if (renewed) {
 		/* Nobody may take what is half of one version and half of another for a user's. */
-		if (!h && r == 0 && end_renewal(o) < 0)
+		if (!h && r == 0 && sl_object_end_renewal(o) < 0)
 			o->damaged = -EIO;
 		pthread_mutex_unlock(&o->lock);
 		pthread_rwlock_unlock(&o->io);
@@ -869,7 +642,7 @@ static int place_locked(struct sl_object *o, char **ret)
 					return at.fd;
 				at.name = o->name;
 			}
-			ssize_t n = at_getxattr(&at, s->xattr_place, place, sizeof(place) - 1);
+			ssize_t n = sl_at_getxattr(&at, s->xattr_place, place, sizeof(place) - 1);
 			if (o->fd < 0)
 				sl_dirfd_unpin(o->parent);
 			if (n < 0)
@@ -908,239 +681,6 @@ int sl_object_place(struct sl_object *o, char **ret)
 	pthread_rwlock_rdlock(&o->store->tree);
 	int r = place_locked(o, ret);
 	pthread_rwlock_unlock(&o->store->tree);
-	return r;
-}
-
-/* An attribute of the store's, NULL to remove it; on XFS without a word to who watches the object. */
-static int put_attr(struct sl_object *o, const char *name, const void *buf, size_t n)
-{
-	struct sl_store *s = o->store;
-	_Alignas(struct file_handle) char room[SL_HANDLE_ROOM];
-	if (s->invisible)
-		return sl_xfs_set_attr(s->base_fd, sl_handle_raw(&o->handle, room), strchr(name, '.') + 1,
-				       buf, n);
-	struct sl_at at;
-	int r = sl_at_begin(o, &at);
-	if (r < 0)
-		return r;
-	r = buf ? sl_at_setxattr(&at, name, buf, n) : at_removexattr(&at, name);
-	sl_at_end(&at);
-	return r;
-}
-
-static int save_native(struct sl_object *o)
-{
-	_cleanup_free_ char *place = NULL;
-	uint32_t moves;
-	uint8_t b[SL_PLACED_MAX];
-	int r = sl_place_get(o, &place, &moves);
-	if (r == -ENOENT) {
-		/* Made here: it needs none, and must not look like an object of the origin. */
-		uint64_t self = sl_handle_hash(&o->handle);
-		return o->rec.flags & SL_CONFLICT ? put_attr(o, XATTR_CONFLICT, &self, sizeof(self)) : 0;
-	}
-	if (r < 0 && !place)
-		return r;
-	if (o->rec.flags & OURS)
-		o->rec.flags &= (uint16_t)~SL_RENEWED;
-	size_t n = sl_record_encode_placed(&o->rec, sl_handle_hash(&o->handle), place, moves, b);
-	r = n ? put_attr(o, o->store->xattr_record, b, n) : -ENAMETOOLONG;
-	if (r == 0 && !o->has_record) /* most look at it without the lock */
-		o->has_record = true;
-	return r;
-}
-
-int sl_object_save(struct sl_object *o)
-{
-	struct sl_at at;
-	if (o->damaged)
-		return -EIO;
-	if (o->store->native)
-		return save_native(o);
-	int r = sl_at_begin(o, &at);
-	if (r < 0)
-		return r;
-	r = sl_record_save_at(o->store, at.fd, at.name, &o->rec, NULL, 0);
-	if (r == 0 && !o->has_record) /* most look at it without the lock */
-		o->has_record = true;
-	else if ((r == -EPERM || r == -EOPNOTSUPP) && !S_ISREG(o->type) && !S_ISDIR(o->type))
-		r = 0; /* symlinks and special files of an unprivileged store go without */
-	sl_at_end(&at);
-	return r;
-}
-
-int sl_object_save_map(struct sl_object *o, bool drop)
-{
-	uint8_t b[SL_MAP_MAX_BYTES];
-	size_t n = drop ? 0 : sl_chunkmap_save(&o->map, b);
-	return put_attr(o, o->store->xattr_map, drop ? NULL : b, n);
-}
-
-int sl_object_put_map(struct sl_object *o, const void *map, size_t len)
-{
-	return put_attr(o, o->store->xattr_map, map, len);
-}
-
-static int set_mtime(struct sl_object *o, struct timespec mtime)
-{
-	struct sl_at at;
-	int r = sl_at_begin(o, &at);
-	if (r < 0)
-		return r;
-	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, mtime};
-	if (utimensat(at.fd, at.name, ts, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) < 0)
-		r = -errno;
-	sl_at_end(&at);
-	return r;
-}
-
-int sl_object_restore_mtime(struct sl_object *o, const struct timespec *own)
-{
-	bool ours = o->rec.flags & (SL_META | SL_MODIFIED | SL_LOCAL);
-	return !ours ? set_mtime(o, o->rec.origin.mtime) : own ? set_mtime(o, *own) : 0;
-}
-
-int sl_object_set_meta(struct sl_object *o)
-{
-	if (o->rec.flags & (SL_META | SL_MODIFIED | SL_LOCAL) || !o->has_record)
-		return 0;
-	int r = set_mtime(o, o->rec.origin.mtime);
-	if (r == 0) {
-		o->rec.flags |= SL_META;
-		r = sl_object_save(o);
-		if (r < 0)
-			o->rec.flags &= (uint16_t)~SL_META;
-	}
-	return r;
-}
-
-/* Between the permission to read and the end of read(2), generously. */
-#define LET_NS (200 * SL_NS_PER_MS)
-
-static void empty_map(struct sl_object *o)
-{
-	(void)sl_object_save_map(o, true);
-	o->epoch++;
-	sl_chunkmap_fini(&o->map);
-	sl_chunkmap_init(&o->map, o->rec.origin.size, false);
-}
-
-/*
- * Native: nothing is here of the new version, and others may have the file open. What it held stays until it
- * is overwritten: who was let through to it a moment ago reads that, and not what a placeholder is made of.
- */
-static int renew(struct sl_object *o, int fd, const struct timespec *atime)
-{
-	uint64_t size = o->rec.origin.size, block = o->store->block;
-	struct stat st;
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	int r = 0;
-	uint64_t had = (uint64_t)st.st_size, from = SL_ALIGN_UP(had, block);
-	bool cold = had % block && !sl_chunkmap_test(&o->map, had - 1, 1);
-	empty_map(o);
-	o->rewritten = true;
-	o->quiet = o->allowed + LET_NS;
-	if (size < had && ftruncate(fd, (off_t)size) < 0) {
-		/* A file cannot be cut off inside a block that cannot be read: that block is given anew. */
-		r = errno == EIO ? sl_disarm_last(o->store, fd, size) : -errno;
-		from = SL_ALIGN_DOWN(size, block);
-	} else if (size > had && cold) {
-		from = SL_ALIGN_DOWN(had, block); /* nor made longer, from inside one */
-	}
-	if (r == 0 && size > from)
-		r = sl_armour(o->store, fd, from, size);
-	if (r == -EOPNOTSUPP)
-		r = 0;
-	/* Armour has given it its size; to cut it off there once more would read the last block. */
-	if (r == 0 &&
-	    (fstat(fd, &st) < 0 || ((uint64_t)st.st_size != size && ftruncate(fd, (off_t)size) < 0)))
-		r = -errno;
-	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.origin.mtime};
-	if (atime)
-		ts[0] = *atime;
-	return r < 0 ? r : futimens(fd, ts) < 0 ? -errno : 0;
-}
-
-/* Native: give the bytes back, under a lease; the file keeps its size at every moment, and its times. */
-static int disarm(struct sl_object *o, int fd)
-{
-	uint64_t size = o->rec.origin.size;
-	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.origin.mtime};
-	empty_map(o);
-	o->rewritten = false;
-	int r = sl_armour(o->store, fd, 0, size);
-	if (r == -EOPNOTSUPP)
-		r = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)size) < 0 ? -errno
-												  : 0;
-	if (r == 0)
-		o->rec.flags &= (uint16_t)~SL_MIXED; /* saved with what comes next */
-	if (!o->store->invisible)
-		(void)futimens(fd, ts);
-	return r;
-}
-
-int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime)
-{
-	struct sl_record old = o->rec;
-	bool native = o->store->native;
-	assert(!(o->rec.flags & (SL_MODIFIED | SL_LOCAL)));
-	o->rec.state = SL_COLD;
-	if (native)
-		o->rec.flags |= SL_MIXED | SL_RENEWED;
-	else
-		o->rec.origin = *v;
-	int r = sl_object_save(o);
-	/* Where the record on disk claimed nothing there is nothing to be disclaimed. */
-	if (r == 0 && old.state != SL_COLD && fdatasync(fd) < 0)
-		r = -errno;
-	if (r < 0) {
-		o->rec = old;
-		return r;
-	}
-	if (!native)
-		return sl_object_drop(o, fd);
-	o->rec.origin = *v;
-	r = renew(o, fd, atime);
-	if (r < 0) { /* nothing is here of either */
-		o->rec.origin = old.origin;
-		empty_map(o);
-		return r;
-	}
-	o->rec.flags &= (uint16_t)~SL_RENEWED;
-	return sl_object_save(o);
-}
-
-/* A service that died had begun: the version that the record has is as good as any. */
-static int end_renewal(struct sl_object *o)
-{
-	bool invisible;
-	struct sl_version v = o->rec.origin;
-	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
-	return fd < 0 ? fd : sl_object_reset(o, fd, &v, NULL);
-}
-
-int sl_object_drop(struct sl_object *o, int fd)
-{
-	uint64_t size = o->rec.origin.size;
-	assert(o->rec.state == SL_COLD);
-	if (o->store->native)
-		return disarm(o, fd);
-	struct stat st;
-	struct timespec own = {.tv_nsec = UTIME_OMIT}; /* where the user has set it */
-	if (o->rec.flags & SL_META && fstat(fd, &st) == 0)
-		own = st.st_mtim;
-	(void)sl_object_save_map(o, true);
-	o->epoch++;
-	sl_chunkmap_fini(&o->map);
-	sl_chunkmap_init(&o->map, size, false);
-	if (ftruncate(fd, 0) < 0)
-		return -errno;
-	int r = sl_armour(o->store, fd, 0, size);
-	if (r == -EOPNOTSUPP)
-		r = ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
-	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, o->rec.flags & SL_META ? own : o->rec.origin.mtime};
-	(void)futimens(fd, ts);
 	return r;
 }
 

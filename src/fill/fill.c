@@ -925,12 +925,12 @@ int sl_fill_new(const struct sl_fill_config *cfg, struct sl_fill **ret)
 	pthread_mutex_init(&f->commit_lock, NULL);
 	pthread_mutex_init(&f->space_lock, NULL);
 	pthread_mutex_init(&f->count_lock, NULL);
-	pthread_mutex_init(&f->names_lock, NULL);
 	pthread_condattr_t ca;
 	pthread_condattr_init(&ca);
 	pthread_condattr_setclock(&ca, CLOCK_MONOTONIC);
 	pthread_cond_init(&f->cond, &ca);
 	pthread_cond_init(&f->commit_cond, &ca);
+	pthread_cond_init(&f->names_cond, &ca);
 	pthread_condattr_destroy(&ca);
 	sl_list_init(&f->queue);
 	sl_list_init(&f->strays);
@@ -961,11 +961,11 @@ void sl_fill_free(struct sl_fill *f)
 	sl_stranger_fini(f);
 	pthread_cond_destroy(&f->cond);
 	pthread_cond_destroy(&f->commit_cond);
+	pthread_cond_destroy(&f->names_cond);
 	pthread_mutex_destroy(&f->lock);
 	pthread_mutex_destroy(&f->commit_lock);
 	pthread_mutex_destroy(&f->space_lock);
 	pthread_mutex_destroy(&f->count_lock);
-	pthread_mutex_destroy(&f->names_lock);
 	free(f);
 }
 

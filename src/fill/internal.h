@@ -40,6 +40,8 @@ struct sl_fill {
 	struct sl_list held; /* the same, but they wait until nobody has them open */
 	size_t nheld;
 	bool stop;
+	uint64_t names_came, names_turn; /* who wants sl_fill_lock_names(), by number, and who has it */
+	pthread_cond_t names_cond;
 	pthread_t committer;
 	bool committing;
 	pthread_mutex_t commit_lock; /* one commit at a time */
@@ -52,7 +54,6 @@ struct sl_fill {
 	uint64_t content;	/* bytes of content in the store: exact with a limit, else 0 */
 	atomic_bool content_known;
 	pthread_mutex_t count_lock; /* counting once */
-	pthread_mutex_t names_lock; /* sl_fill_lock_names() */
 };
 
 /* What is on its way for one object, under its lock; exists while any list is not empty. */

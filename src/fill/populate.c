@@ -413,14 +413,21 @@ int sl_populate_start(struct sl_fill *f, struct sl_object *dir)
 	return job_start(f, dir, SL_OREQ_LIST, populate_run);
 }
 
+/* In the order in which they came: a mutex goes to whoever is quickest, which is who has just had it. */
 void sl_fill_lock_names(struct sl_fill *f)
 {
-	pthread_mutex_lock(&f->names_lock);
+	pthread_mutex_lock(&f->lock);
+	for (uint64_t mine = f->names_came++; mine != f->names_turn;)
+		pthread_cond_wait(&f->names_cond, &f->lock);
+	pthread_mutex_unlock(&f->lock);
 }
 
 void sl_fill_unlock_names(struct sl_fill *f)
 {
-	pthread_mutex_unlock(&f->names_lock);
+	pthread_mutex_lock(&f->lock);
+	f->names_turn++;
+	pthread_cond_broadcast(&f->names_cond);
+	pthread_mutex_unlock(&f->lock);
 }
 
 int sl_fill_hold_names(struct sl_fill *f, struct sl_object *dir)

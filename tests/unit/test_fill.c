@@ -2063,6 +2063,56 @@ static void test_limit(void **state)
 	put_files(&c);
 }
 
+/* ---- taking names away ---- */
+
+struct turn {
+	struct fx *x;
+	_Atomic int tid;
+	atomic_bool had;
+};
+
+static void *take_turn(void *arg)
+{
+	struct turn *t = arg;
+	t->tid = gettid();
+	sl_fill_lock_names(t->x->f);
+	t->had = true;
+	sl_fill_unlock_names(t->x->f);
+	return NULL;
+}
+
+/* Who has the names does not get them again before who has waited for them: evictions without end would keep
+ * the replay out. */
+static void one_turn(struct fx *x)
+{
+	struct turn t = {.x = x};
+	pthread_t th;
+	sl_fill_lock_names(t.x->f);
+	assert_int_equal(pthread_create(&th, NULL, take_turn, &t), 0);
+	for (char how = 0; how != 'S';) { /* until it waits */
+		char path[64];
+		sched_yield();
+		snprintf(path, sizeof(path), "/proc/self/task/%d/stat", t.tid);
+		FILE *f = t.tid ? fopen(path, "re") : NULL;
+		if (f) {
+			assert_int_equal(fscanf(f, "%*d (%*[^)]) %c", &how), 1);
+			fclose(f);
+		}
+	}
+	assert_false(t.had);
+	sl_fill_unlock_names(t.x->f);
+	sl_fill_lock_names(t.x->f);
+	assert_true(t.had);
+	sl_fill_unlock_names(t.x->f);
+	pthread_join(th, NULL);
+}
+
+static void test_names_in_turn(void **state)
+{
+	for (int i = 0; i < 50; i++)
+		one_turn(*state);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
 
 int main(int argc, char **argv)
@@ -2080,7 +2130,7 @@ int main(int argc, char **argv)
 		T(commit),	    T(crash),		 T(uncommitted),	  T(evict),
 		T(half_dropped), T(evict_local),	    T(reclaim),		 T(evict_race),		  T(evict_commit),
 		T(evict_lease),	    T(evict_modify),	 T(modify),		  T(modify_race),
-		T(unlinked),	    T(no_space),	 T(limit),
+		T(unlinked),	    T(no_space),	 T(limit), T(names_in_turn),
 	};
 	return cmocka_run_group_tests_name("fill", tests, NULL, NULL);
 }

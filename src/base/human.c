@@ -98,7 +98,9 @@ char *sl_format_size(char buf[16], uint64_t bytes)
 char *sl_format_ns(char buf[16], uint64_t ns)
 {
 	double s = (double)ns / 1e9;
-	if (s < 1e-3)
+	if (ns == 0)
+		strcpy(buf, "0 s");
+	else if (s < 1e-3)
 		snprintf(buf, 16, "%.0f us", s * 1e6);
 	else if (s < 1)
 		snprintf(buf, 16, "%.0f ms", s * 1e3);

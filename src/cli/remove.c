@@ -44,9 +44,9 @@ static int check_ours(const char *store, const struct sl_store_config *cfg, char
 	sl_store_close(s);
 	if (r == 0 && x.n)
 		r = sl_fail(why, -ENOTEMPTY,
-			    "%llu objects were made or changed in the clone and are nowhere else (the first "
-			    "is '%s'): save them, or use --discard",
-			    (unsigned long long)x.n, x.first ? x.first : "?");
+			    "what was made or changed in the clone is nowhere else (%llu object%s, the first "
+			    "is '%s'): save it, or use --discard",
+			    (unsigned long long)x.n, x.n == 1 ? "" : "s", x.first ? x.first : "?");
 	free(x.first);
 	return r;
 }

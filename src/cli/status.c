@@ -69,7 +69,8 @@ static void print_service(json_t *j)
 	       json_is_true(json_object_get(j, "armoured")) ? " (armoured)" : "");
 	printf("  gate        %s%s\n", str(j, "gate"),
 	       json_is_true(json_object_get(j, "passthrough")) ? ", full files in passthrough mode" : "");
-	uint64_t up = (uint64_t)time(NULL) - sl_json_u64(j, "started");
+	uint64_t now = (uint64_t)time(NULL), since = sl_json_u64(j, "started");
+	uint64_t up = now > since ? now - since : 0; /* the clock may have been set back */
 	printf("  service     pid %llu (keeper %llu), up for %s",
 	       (unsigned long long)sl_json_u64(j, "service_pid"),
 	       (unsigned long long)sl_json_u64(j, "keeper_pid"), sl_format_ns(a, up * 1000000000ull));

@@ -284,6 +284,7 @@ static void test_format(void **state)
 	assert_string_equal(sl_format_size(b, 4096), "4.0 KiB");
 	assert_string_equal(sl_format_size(b, 1288490189), "1.2 GiB");
 	assert_string_equal(sl_format_size(b, UINT64_MAX), "16.0 EiB");
+	assert_string_equal(sl_format_ns(b, 0), "0 s");
 	assert_string_equal(sl_format_ns(b, 12 * SL_NS_PER_MS), "12 ms");
 	assert_string_equal(sl_format_ns(b, 3400 * SL_NS_PER_MS), "3.4 s");
 	assert_string_equal(sl_format_ns(b, 300 * SL_NS_PER_SEC), "5 min");

@@ -109,6 +109,24 @@ int sl_populate_start(struct sl_fill *f,
 		      struct sl_object *dir); /* flight->listing was just set; no lock held */
 int sl_xattrs_start(struct sl_fill *f, struct sl_object *o);
 
+/** Take @w out of its flight, and to the end of @done (lock held); sl_fill_cancel() no longer finds it. */
+void sl_want_take(struct sl_want *w, struct sl_list *done);
+
+/** Forget what is here for the version @a. Locks held. True if changed() must be called afterwards. */
+bool sl_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
+	      const struct timespec *atime, int *r);
+
+/* written.c */
+/** The file does not have the time that its version has. */
+static inline bool sl_looks_changed(const struct sl_object *o, const struct stat *st)
+{
+	return st->st_mtim.tv_sec != o->rec.origin.mtime.tv_sec ||
+	       st->st_mtim.tv_nsec != o->rec.origin.mtime.tv_nsec;
+}
+/** The origin moved on: the file here, open as @fd, may not follow. Locks held. */
+bool sl_changed_here(struct sl_object *o, int fd);
+/** Before something is written to @o: see there. The io lock is held shared, and given up meanwhile. */
+void sl_settle_opens(struct sl_object *o);
 /** Native: all of @o is here or nobody's, and was changed here (lock held). */
 void sl_own(struct sl_fill *f, struct sl_object *o);
 

@@ -129,6 +129,59 @@ int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 	return r;
 }
 
+bool sl_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
+	      const struct timespec *atime, int *r)
+{
+	struct sl_version v = sl_attr_version(a);
+	uint64_t old_size = o->map.size;
+	/* Nobody may read past the gate what is about to go: with the lock, which who lets readers past
+	 * takes. */
+	if (f->cfg.guard)
+		f->cfg.guard(f->cfg.arg, o);
+	sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+	/* In a native store nobody tells whether the user has changed these. */
+	bool follow = !(o->rec.flags & SL_META) && !sl_store_native(o->store);
+	if (follow)
+		o->rec.mode = a->mode;
+	if (follow && sl_store_privileged(o->store) &&
+	    (fchown(fd, a->uid, a->gid) < 0 || fchmod(fd, a->mode & 07777) < 0))
+		*r = -errno;
+	if (f->cfg.changing)
+		f->cfg.changing(f->cfg.arg, o, old_size);
+	if (*r == 0)
+		*r = sl_object_reset(o, fd, &v, atime);
+	if (!a->no_xattrs && *r == 0)
+		o->rec.flags |= SL_XATTRS;
+	/* In the same moment: nobody may take the new size for what the kernel knows. */
+	sl_object_telling(o, old_size);
+	if (f->cfg.changed)
+		o->invalidating++;
+	return f->cfg.changed;
+}
+
+int sl_fill_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
+		  const struct timespec *atime)
+{
+	bool changed = false;
+	int r = f->cfg.settle ? f->cfg.settle(f->cfg.arg) : 0;
+	if (r < 0)
+		return r;
+	pthread_rwlock_wrlock(&o->io);
+	pthread_mutex_lock(&o->lock);
+	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL) || sl_changed_here(o, fd))
+		r = -EEXIST;
+	else if (o->evicting)
+		r = -EBUSY;
+	else
+		changed = sl_renew(f, o, fd, a, atime, &r);
+	pthread_mutex_unlock(&o->lock);
+	pthread_rwlock_unlock(&o->io);
+	if (changed)
+		f->cfg.changed(f->cfg.arg, o);
+	sl_fill_kick(f, o);
+	return r;
+}
+
 /* With its locks held. */
 static int put_in_place(struct sl_fill *f, struct sl_object *o, const struct sl_attr *a, int from)
 {

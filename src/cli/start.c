@@ -142,16 +142,47 @@ int sl_service_start(const char *store, bool need_origin, bool progress, char **
 
 /* ---- sluice start ---- */
 
+/* The service makes it hold, at once, and evicts what is beyond it. */
+static int tell_capacity(const char *store, uint64_t bytes, json_t **ret, char **why)
+{
+	int r = sl_call(store, json_pack("{ss sI}", "cmd", "capacity", "bytes", (json_int_t)bytes), NULL,
+			NULL, NULL, ret, why);
+	const char *error = r == 0 ? sl_answer_error(*ret) : NULL;
+	return error ? sl_fail(why, -EIO, "%s", error) : r;
+}
+
+static void show_capacity(const char *dir, json_t *answer)
+{
+	char a[16];
+	uint64_t bytes = sl_json_u64(answer, "capacity"), beyond = sl_json_u64(answer, "beyond");
+	if (bytes)
+		printf("%s has room for %s\n", dir, sl_format_size(a, bytes));
+	else
+		printf("%s has as much room as there is\n", dir);
+	if (beyond)
+		printf("%s more is in use and cannot be evicted: what becomes free makes up for it first\n",
+		       sl_format_size(a, beyond));
+}
+
 static int run_start(const struct sl_command *cmd, int argc, char **argv)
 {
-	static const struct option opts[] = {{"foreground", no_argument, NULL, 'f'},
+	static const struct option opts[] = {{"capacity", required_argument, NULL, 'c'},
+					     {"foreground", no_argument, NULL, 'f'},
 					     {"json", no_argument, NULL, 'j'},
 					     {"help", no_argument, NULL, 'h'},
 					     {0}};
-	bool foreground = false, json = false;
+	bool foreground = false, json = false, bound = false;
+	uint64_t capacity = 0;
 	int c;
 	while ((c = getopt_long(argc, argv, "fjh", opts, NULL)) != -1)
 		switch (c) {
+		case 'c':
+			if (sl_parse_size(optarg, &capacity) < 0 || capacity > INT64_MAX)
+				return sl_cli_usage(
+				    cmd, "--capacity: '%s' is not a size (like 100G, or 0 for no bound)",
+				    optarg);
+			bound = true;
+			break;
 		case 'f':
 			foreground = true;
 			break;
@@ -172,27 +203,41 @@ static int run_start(const struct sl_command *cmd, int argc, char **argv)
 		r = sl_store_config_load(store, &cfg, &why);
 	if (r < 0)
 		return sl_cli_fail("%s", why ? why : strerror(-r));
-	if (sl_call_alive(store)) {
+	bool alive = sl_call_alive(store);
+	if (alive && (foreground || !bound)) {
 		sl_store_config_fini(&cfg);
 		return sl_cli_fail("the clone %s is running already", argv[optind]);
 	}
 	/* One that was asked to end may still be about it. Not where a manager hands over what it held, for
 	 * the lock is among that. */
-	if (!getenv("LISTEN_FDS"))
+	if (!alive && !getenv("LISTEN_FDS"))
 		sl_service_gone(store, 30);
-	if (foreground) {
+	/* Before the start, which may need the room. */
+	if (!alive && bound && capacity != cfg.capacity)
+		r = sl_store_config_capacity(store, capacity, &why);
+	if (r == 0 && foreground) {
 		sl_store_config_fini(&cfg);
 		struct sl_keeper_config kc = keeper_config(store, -1, false);
 		return sl_keeper_run(&kc) ? SL_EXIT_FAIL : SL_EXIT_OK;
 	}
-	r = sl_service_start(store, false, !json, &why);
+	json_t *told = NULL;
+	if (r == 0 && !alive)
+		r = sl_service_start(store, false, !json, &why);
+	if (r == 0 && bound)
+		r = tell_capacity(store, capacity, &told, &why);
 	if (r == 0 && json) {
 		json_t *j = json_pack("{sb ss ss}", "ok", 1, "dir", cfg.dir, "store", store);
+		if (told)
+			json_object_update(j, told);
 		sl_print_json(j);
 		json_decref(j);
 	} else if (r == 0) {
-		printf("%s is up\n", cfg.dir);
+		if (!alive)
+			printf("%s is up\n", cfg.dir);
+		if (told)
+			show_capacity(cfg.dir, told);
 	}
+	json_decref(told);
 	sl_store_config_fini(&cfg);
 	return r < 0 ? sl_cli_fail("%s", why ? why : strerror(-r)) : SL_EXIT_OK;
 }
@@ -203,9 +248,11 @@ const struct sl_command sl_cmd_start = {
     .usage = "[OPTION…] DIR|STORE",
     .help = "What was here before is here again. Without its origin a clone starts all the same: what is "
 	    "here can be used.\n\n"
-	    "  -f, --foreground   stay in the foreground and log to standard error (for service managers)\n"
-	    "  -j, --json         print the result as JSON\n"
-	    "  -h, --help         this text\n\n"
+	    "      --capacity SIZE  the room of a clone on an image from now on (0: as much as there is);\n"
+	    "                       one that is running goes on\n"
+	    "  -f, --foreground     stay in the foreground and log to standard error (for service managers)\n"
+	    "  -j, --json           print the result as JSON\n"
+	    "  -h, --help           this text\n\n"
 	    "Example:\n  sluice start ~/data\n",
     .run = run_start,
 };

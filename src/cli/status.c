@@ -69,6 +69,8 @@ static void print_service(json_t *j)
 	       json_is_true(json_object_get(j, "armoured")) ? " (armoured)" : "");
 	printf("  gate        %s%s\n", str(j, "gate"),
 	       json_is_true(json_object_get(j, "passthrough")) ? ", full files in passthrough mode" : "");
+	if (sl_json_u64(j, "capacity"))
+		printf("  capacity    %s\n", sl_format_size(a, sl_json_u64(j, "capacity")));
 	uint64_t now = (uint64_t)time(NULL), since = sl_json_u64(j, "started");
 	uint64_t up = now > since ? now - since : 0; /* the clock may have been set back */
 	printf("  service     pid %llu (keeper %llu), up for %s",

@@ -119,10 +119,9 @@ static void end(struct sl_fill *f, struct victim *x, int sync_err, uint64_t *fre
 			sl_space_add(f, -(int64_t)had);
 			x->result = sl_object_drop(o, x->fd);
 			had = o->unclaimed ? o->map.size : had;
-			if (x->result == 0) {
-				o->unclaimed = false;
+			o->unclaimed = x->result != 0; /* then they go the next time */
+			if (x->result == 0)
 				sl_store_owe(f->store, had);
-			}
 			if (sl_store_native(f->store))
 				*freed +=
 				    x->result == 0 ? had : 0; /* what it is made of now counts as well */
@@ -324,7 +323,7 @@ static uint64_t excess(struct sl_fill *f, uint64_t bytes, uint64_t limit)
 	if (limit && f->content + f->admitted + bytes > limit)
 		over = f->content + f->admitted + bytes - limit;
 	if (f->space_free < cfg->reserve + bytes)
-		low = cfg->reserve + bytes - f->space_free;
+		low = cfg->reserve + bytes - f->space_free + sl_store_beyond(f->store);
 	return SL_MAX(over, low);
 }
 
@@ -391,6 +390,23 @@ int sl_space_admit(struct sl_fill *f, uint64_t bytes)
 		f->space_checked = 0;
 		pthread_mutex_unlock(&f->space_lock);
 	}
+}
+
+int sl_fill_make_room(struct sl_fill *f)
+{
+	const struct sl_store_config *cfg = sl_store_config(f->store);
+	struct sl_fill_reclaim rc;
+	count_once(f);
+	do {
+		pthread_mutex_lock(&f->space_lock);
+		f->space_checked = 0; /* what the limits are may just have changed */
+		rc = (struct sl_fill_reclaim){.to_free = excess(f, 0, cfg->limit)};
+		pthread_mutex_unlock(&f->space_lock);
+		int r = rc.to_free ? sl_fill_reclaim(f, sl_object_root(f->store), &rc) : 0;
+		if (r < 0 || !rc.to_free)
+			return r;
+	} while (rc.files);
+	return -ENOSPC;
 }
 
 void sl_space_settle(struct sl_fill *f, uint64_t bytes)

@@ -180,6 +180,9 @@ struct sl_fill_reclaim {
 };
 /** Evict from everything below @dir (or the one file @dir). Blocks. */
 int sl_fill_reclaim(struct sl_fill *f, struct sl_object *dir, struct sl_fill_reclaim *r);
+/** Evict what is beyond the limits of the store, as the next fill would. -ENOSPC: that is not enough. Blocks.
+ */
+int sl_fill_make_room(struct sl_fill *f);
 
 struct sl_fill_stats {
 	uint64_t fetches, fetched_bytes, listings; /* of the origin, since the start */

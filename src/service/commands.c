@@ -145,6 +145,8 @@ static json_t *service_json(struct sl_clone *c)
 			      sl_store_reflinks(c->store), "privileged", sl_store_privileged(c->store),
 			      "limit", (json_int_t)cfg->limit, "unclean_start", c->unclean);
 	json_object_set_new(j, "gate", json_string(c->fan ? "fanotify" : "fuse"));
+	if (cfg->image)
+		json_object_set_new(j, "capacity", json_integer((json_int_t)sl_store_capacity(c->store)));
 	json_object_set_new(j, "lazy", json_boolean(!c->fan || sl_fan_lazy(c->fan)));
 	char program[PATH_MAX];
 	ssize_t n = readlink("/proc/self/exe", program, sizeof(program) - 1);
@@ -449,6 +451,23 @@ static json_t *cmd_stop(struct sl_command_call *c)
 	return json_pack("{sb}", "ok", 1);
 }
 
+/* ---- capacity ---- */
+
+static json_t *cmd_capacity(struct sl_command_call *c)
+{
+	struct sl_store *s = c->clone->store;
+	_cleanup_free_ char *why = NULL;
+	uint64_t bytes = (uint64_t)json_integer_value(json_object_get(c->request, "bytes"));
+	int r = sl_store_set_capacity(s, bytes, &why);
+	if (r < 0)
+		return sl_command_error("%s", why ? why : strerror(-r));
+	/* What arrived last may not be committed yet: eviction goes by records. */
+	(void)sl_fill_commit(c->clone->fill);
+	(void)sl_fill_make_room(c->clone->fill);
+	return json_pack("{sb sI sI}", "ok", 1, "capacity", (json_int_t)bytes, "beyond",
+			 (json_int_t)sl_store_beyond(s));
+}
+
 /* ---- upgrade ---- */
 
 static json_t *cmd_upgrade(struct sl_command_call *c)
@@ -472,6 +491,8 @@ json_t *sl_command_run(struct sl_command_call *c)
 		return sl_command_error("the request names no command");
 	if (!strcmp(cmd, "status"))
 		return cmd_status(c);
+	if (!strcmp(cmd, "capacity"))
+		return cmd_capacity(c);
 	if (!strcmp(cmd, "upgrade"))
 		return cmd_upgrade(c);
 	if (!strcmp(cmd, "hydrate"))

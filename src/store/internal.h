@@ -37,10 +37,12 @@ struct sl_store {
 	pthread_mutex_t trim_lock;  /* one trim at a time; before room_lock */
 	pthread_mutex_t room_lock;  /* see room.c: trimmed, and how much is kept */
 	uint64_t trimmed;	    /* free bytes of the image that were given back to the host, about */
-	uint64_t last, synced; /* free bytes when looked at last; what would be free if nothing was written
-				  since a sync */
-	_Atomic uint64_t owed; /* evicted and not given back to the host yet */
-	bool ballast;	       /* it is known to be there */
+	uint64_t last, synced;	/* free bytes when looked at last; what would be free if nothing was written
+				   since a sync */
+	_Atomic uint64_t spare; /* free bytes of the image that the capacity forbids */
+	uint64_t floor;		/* so much of that was kept already: see sl_store_unlock_room() */
+	_Atomic uint64_t owed;	/* evicted and not given back to the host yet */
+	bool ballast;		/* it is known to be there */
 
 	/* Lock order: an object's io, an object's lock (never two objects), tree, table, fds. */
 	pthread_rwlock_t tree;	    /* every object's parent, name and fd */
@@ -125,9 +127,10 @@ int sl_record_load_at(struct sl_store *s, int dirfd, const char *name, struct sl
 int sl_record_save_at(struct sl_store *s, int dirfd, const char *name, const struct sl_record *r,
 		      const char *place, uint32_t moves);
 
-/** How many of the free bytes of an image that was just made must never be used: see struct sl_store_config.
- */
-int sl_room_spare(int base_fd, uint64_t capacity, uint64_t *ret);
+/** The free bytes of an image that was just made, see struct sl_store_config. */
+int sl_room_free(int base_fd, uint64_t *bytes);
+/** The configuration's capacity holds from now on: when the store is opened, and when that changes. */
+void sl_room_bound(struct sl_store *s);
 
 /** The ballast of an image (room.c) in the store's directory: make it, if there is room; give it up. */
 int sl_ballast_take(int root_fd);

@@ -90,7 +90,8 @@ struct sl_object {
 	struct timespec was_mtime, was_ctime;
 
 	/* the native gate's */
-	bool unclaimed; /* it holds bytes that its map no longer says are here: the disk failed */
+	bool unclaimed; /* it holds bytes that its map no longer says are here: the disk failed, or had no
+			   room */
 	bool rewritten; /* io lock; native: it holds bytes of an earlier version, which may be looked at still
 			 */
 	_Atomic uint64_t allowed; /* sl_now() when a reader was last let through to what is here */

@@ -9,11 +9,15 @@
  * image, the ballast, has real blocks, which are given up then.
  */
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/statvfs.h>
 
+#include "base/human.h"
 #include "base/log.h"
 #include "base/time.h"
+#include "base/why.h"
 #include "store/fs.h"
+#include "store/image.h"
 #include "store/internal.h"
 
 #define STEP   (1ull << 20)  /* not worth a change */
@@ -55,7 +59,7 @@ static int look(const struct sl_store *s, struct room *m)
 	if (r < 0 || fstatvfs(s->root_fd, &host) < 0)
 		return r < 0 ? r : -errno;
 	m->host = (uint64_t)host.f_bavail * host.f_frsize;
-	m->here = less(m->avail + m->kept, s->cfg.spare + s->owed);
+	m->here = less(m->avail + m->kept, s->spare + s->owed);
 	return 0;
 }
 
@@ -109,7 +113,7 @@ void sl_store_unlock_room(struct sl_store *s)
 		return;
 	pthread_mutex_lock(&s->room_lock);
 	if (look(s, &m) == 0 && m.avail < WORK && m.kept > WORK && m.host > left_on_host(s) / 2 &&
-	    m.kept + LEAK > s->cfg.spare)
+	    m.kept + LEAK > s->floor)
 		keep(s, m.kept - WORK);
 	pthread_mutex_unlock(&s->room_lock);
 }
@@ -201,6 +205,16 @@ static void keep_ballast(struct sl_store *s, const struct room *m)
 		s->ballast = sl_ballast_take(s->root_fd) == 0;
 }
 
+/* With room_lock held. Once the capacity was lowered below what is in use, less is kept than it forbids. What
+ * was kept once may be missed by LEAK, and by no more. */
+static void raise_floor(struct sl_store *s, const struct room *m)
+{
+	uint64_t kept = SL_MIN(m->avail + m->kept, s->spare);
+	if (s->floor == UINT64_MAX)
+		s->floor = kept + 2 * LEAK < s->spare ? kept : s->spare;
+	s->floor = SL_MAX(s->floor, kept);
+}
+
 uint64_t sl_store_fit(struct sl_store *s)
 {
 	struct room m;
@@ -214,6 +228,8 @@ uint64_t sl_store_fit(struct sl_store *s)
 		uint64_t coming = r == 0 ? to_come(s, &m) : 0, room = less(m.host, left_on_host(s) + coming);
 		uint64_t most = SL_MIN(m.here, room), want = less(m.avail + m.kept, most);
 		trim = r == 0 && worth_a_trim(s, &m);
+		if (r == 0)
+			raise_floor(s, &m);
 		/* Of what is wanted and not kept yet, what becomes free goes there: that may be more than is
 		 * wanted now. */
 		if (r == 0 &&
@@ -235,7 +251,7 @@ uint64_t sl_store_fit(struct sl_store *s)
 	return left ? SL_MIN(until, LATEST_NS) : LATEST_NS;
 }
 
-int sl_room_spare(int base_fd, uint64_t capacity, uint64_t *ret)
+int sl_room_free(int base_fd, uint64_t *bytes)
 {
 	struct statvfs fs;
 	uint64_t kept, want;
@@ -243,6 +259,90 @@ int sl_room_spare(int base_fd, uint64_t capacity, uint64_t *ret)
 	if (r == 0 && fstatvfs(base_fd, &fs) < 0)
 		r = -errno;
 	if (r == 0)
-		*ret = capacity ? less((uint64_t)fs.f_bavail * fs.f_frsize + kept, capacity) : 0;
+		*bytes = (uint64_t)fs.f_bavail * fs.f_frsize + kept;
+	return r;
+}
+
+/* ---- the capacity ---- */
+
+void sl_room_bound(struct sl_store *s)
+{
+	s->spare = s->cfg.capacity ? less(s->cfg.room, s->cfg.capacity) : 0;
+	s->floor = UINT64_MAX;
+}
+
+uint64_t sl_store_beyond(const struct sl_store *s)
+{
+	struct room m;
+	return s->cfg.image && look(s, &m) == 0 ? less(s->spare, m.avail + m.kept) : 0;
+}
+
+uint64_t sl_store_capacity(struct sl_store *s)
+{
+	pthread_mutex_lock(&s->room_lock);
+	uint64_t bytes = s->cfg.capacity;
+	pthread_mutex_unlock(&s->room_lock);
+	return bytes;
+}
+
+/* Save it; @c changes only where that succeeds. */
+static int change(int root_fd, const char *path, struct sl_store_config *c, uint64_t capacity, char **why)
+{
+	struct sl_store_config n = *c;
+	uint64_t size;
+	char h[16];
+	if (!c->image)
+		return sl_fail(why, -EINVAL, "a capacity is for an image, and this clone has none");
+	if (capacity && capacity <= c->reserve)
+		return sl_fail(
+		    why, -EINVAL,
+		    "the capacity must be more than the reserve (%llu bytes), which is a part of it",
+		    (unsigned long long)c->reserve);
+	_cleanup_close_ int image = openat(root_fd, "image", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	int r = image < 0 ? -errno : sl_image_fs_size(image, &size);
+	if (r < 0)
+		return sl_fail(why, r, "%s/image: %s", path, strerror(-r));
+	if (capacity > size)
+		return sl_fail(why, -EINVAL, "the image was made with %s, and does not grow",
+			       sl_format_size(h, size));
+	if (capacity && !c->room)
+		return sl_fail(
+		    why, -EOPNOTSUPP,
+		    "an earlier version made this clone, and did not note what a capacity is held against");
+	n.capacity = capacity;
+	r = sl_store_config_save(path, &n);
+	if (r < 0)
+		return sl_fail(why, r, "store %s: %s", path, strerror(-r));
+	c->capacity = capacity;
+	return 0;
+}
+
+int sl_store_set_capacity(struct sl_store *s, uint64_t capacity, char **why)
+{
+	pthread_mutex_lock(&s->room_lock);
+	int r = change(s->root_fd, s->path, &s->cfg, capacity, why);
+	if (r == 0)
+		sl_room_bound(s);
+	pthread_mutex_unlock(&s->room_lock);
+	if (r == 0)
+		(void)sl_store_fit(s);
+	return r;
+}
+
+int sl_store_config_capacity(const char *path, uint64_t capacity, char **why)
+{
+	struct sl_store_config c = {0};
+	_cleanup_close_ int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int lock =
+	    root < 0 ? -EBADF : openat(root, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (lock < 0)
+		return sl_fail(why, -errno, "store %s: %s", path, strerror(errno));
+	if (flock(lock, LOCK_EX | LOCK_NB) < 0)
+		return sl_fail(why, errno == EWOULDBLOCK ? -EBUSY : -errno,
+			       "store %s is in use by a running service", path);
+	int r = sl_store_config_load(path, &c, why);
+	if (r == 0 && c.capacity != capacity)
+		r = change(root, path, &c, capacity, why);
+	sl_store_config_fini(&c);
 	return r;
 }

@@ -80,7 +80,8 @@ static int config_load(int fd, const char *path, struct sl_store_config *c, char
 	c->image = json_is_true(json_object_get(j, "image"));
 	c->device = get_str(j, "device");
 	c->capacity = get_u64(j, "capacity", 0);
-	c->spare = get_u64(j, "spare", 0);
+	/* Before there was "room" there was what the capacity does not allow of it. */
+	c->room = get_u64(j, "room", c->capacity ? c->capacity + get_u64(j, "spare", 0) : 0);
 	json_decref(j);
 	if (format > CONFIG_FORMAT)
 		r = sl_fail(why, -EPROTONOSUPPORT,
@@ -117,7 +118,7 @@ int sl_store_config_save(const char *path, const struct sl_store_config *c)
 		json_object_set_new(j, "native", json_true());
 		json_object_set_new(j, "image", json_boolean(c->image));
 		json_object_set_new(j, "capacity", json_integer((json_int_t)c->capacity));
-		json_object_set_new(j, "spare", json_integer((json_int_t)c->spare));
+		json_object_set_new(j, "room", json_integer((json_int_t)c->room));
 		if (c->device)
 			json_object_set_new(j, "device", json_string(c->device));
 	}
@@ -226,7 +227,7 @@ static int make_fs(const char *path, struct sl_store_config *c, char **why)
 	if (r == 0 && c->image && sl_zone_make(fd, &no_zone) < 0)
 		sl_notice("no cold zone: %s", no_zone ? no_zone : "?");
 	if (r == 0 && c->image)
-		r = sl_room_spare(fd, c->capacity, &c->spare);
+		r = sl_room_free(fd, &c->room);
 	return r;
 }
 
@@ -467,6 +468,7 @@ int sl_store_open_kept(const char *path, int lock_fd, int work_fd, struct sl_sto
 	}
 	probe_reflinks(s);
 	s->trimmed = s->last = UINT64_MAX;
+	sl_room_bound(s);
 	(void)sl_store_sync(s);
 	sl_store_fit(s);
 	r = sl_object_load_root(s, &s->root);

@@ -48,7 +48,7 @@ struct sl_store_config {
 	bool image;   /* native: STORE/image; neither: the store's directory is the root of a filesystem */
 	uint64_t capacity; /* bytes the image may have room for; 0: as many as there are */
 	uint64_t size;	   /* of the image that is to be made; not saved */
-	uint64_t spare;	   /* bytes of the image that were free from the start, and that `capacity` forbids */
+	uint64_t room;	   /* bytes of the image that were free from the start; 0: nobody noted it */
 };
 
 #define SL_STORE_DEFAULT_RESERVE (256ull << 20)
@@ -59,6 +59,13 @@ void sl_store_config_fini(struct sl_store_config *c);
  * -EBADMSG. */
 int sl_store_config_load(const char *path, struct sl_store_config *c, char **why);
 int sl_store_config_save(const char *path, const struct sl_store_config *c);
+
+/**
+ * Change the capacity (0: as much as there is) in the configuration of a store that nobody has open. -EBUSY
+ * otherwise; -EINVAL where it has no image, does not exceed the reserve, or exceeds what the image was made
+ * with.
+ */
+int sl_store_config_capacity(const char *path, uint64_t capacity, char **why);
 
 /** Make a new store at @path, which must not exist or be an empty directory. Leaves nothing behind when it
  * fails. */
@@ -122,6 +129,14 @@ void sl_store_trim(struct sl_store *s);
 void sl_store_owe(struct sl_store *s, uint64_t bytes);
 /** Something is to be evicted: where there is no room at all, let there be what that needs. */
 void sl_store_unlock_room(struct sl_store *s);
+/**
+ * Change the capacity as sl_store_config_capacity() does, and let it hold from now on. What is in use beyond
+ * it stays; what becomes free makes up for it first.
+ */
+int sl_store_set_capacity(struct sl_store *s, uint64_t capacity, char **why);
+uint64_t sl_store_capacity(struct sl_store *s);
+/** So many bytes more than the capacity are in use. */
+uint64_t sl_store_beyond(const struct sl_store *s);
 /** Of an image: let no more be written to it than --capacity, and what it lies on, have room for. Again after
  * so many ns as it returns: up to two seconds, less where there is little room. */
 uint64_t sl_store_fit(struct sl_store *s);

@@ -117,6 +117,73 @@ ok "and it goes on when they are gone" wait_for 60 touch "$c/one"
 ok "all is right" wait_for 60 all_right {1..7}
 "$SLUICE" remove --force --discard "$c"
 
+# ---- the capacity is changed ----
+
+long=many/$(printf '%0200d/%0200d' 0 0) # their records have blocks of their own
+mkdir -p "$o/$long"
+rm -f "$T/mine"
+head -c 16384000 /dev/urandom | tee "$T/long" | split -b 8192 -a 4 - "$o/$long/$(printf '%0200d' 0)"
+clone --reserve 16M "$o" "$c"
+ok "all of it is fetched, and something is written" all_right {1..8} small
+head -c 30000000 /dev/urandom | tee "$T/own" >"$c/own"
+bounded() { [ $(($(avail "$c") + $(field bytes_here "$c"))) -lt "$1" ]; } # BYTES: what is free, and what is in use
+"$SLUICE" start --capacity 100M "$c" >"$T/said" 2>&1
+is "$? $(<"$T/said")" "0 $c has room for 100 MiB" "a clone that is running is given less room"
+is "$(field capacity "$c")" 104857600 "status says how much"
+ok "what is beyond it is evicted at once" bounded 110000000
+ok "reads evict what was read before, and are right" all_right {1..8} small
+"$SLUICE" evict "$c" >"$T/.out"
+is "$(until_full "$c/mine")" ENOSPC "who writes is told where that ends"
+ok "which is where it should ($(stat -c %s "$c/mine"))" test "$(stat -c %s "$c/mine")" -gt 60000000 -a "$(stat -c %s "$c/mine")" -lt 80000000
+"$SLUICE" start --capacity 40M "$c" >"$T/said" 2>&1
+is "$?" 0 "it is given less than is in use"
+like "$(<"$T/said")" "room for 40.0 MiB.*MiB more is in use and cannot be evicted" "which is said"
+cannot_write() { [ "$(until_full "$c/none")" = ENOSPC ] && ! [ -s "$c/none" ]; }
+ok "nothing more can be written" cannot_write
+ok "what was written is there" cmp "$T/mine" "$c/mine"
+ok "all of it" cmp "$T/own" "$c/own"
+refused=0
+ok "reads are right, or say that there is no room" right_or "No space left" {1..8}
+ok "and some do ($refused)" test "$refused" -gt 0
+rm -f "$c/mine" "$T/mine" "$c/none"
+little() { [ "$(avail "$c")" -lt 12000000 ]; }
+ok "what is deleted makes up for it first" wait_for 60 little
+is "$("$SLUICE" start --capacity 400M "$c")" "$c has room for 400 MiB" "it is given more"
+ok "which can be used at once" all_right {1..8} small
+is "$(field bytes_here "$c")" 190003000 "and nothing had to go"
+"$SLUICE" evict "$c" >"$T/.out"
+small() { (cd "$c/$long" && cat -- *) | cmp - "$T/long"; }
+ok "small files are fetched, which will be the first to go" small
+ok "and the large ones" all_right {1..8}
+is "$("$SLUICE" start --capacity 44M "$c")" "$c has room for 44.0 MiB" "and much less, to which it is evicted where no block is free"
+is "$("$SLUICE" start --capacity 100M "$c")" "$c has room for 100 MiB" "and more"
+kill -9 "$(field service_pid "$c")"
+ok "the next service keeps it" bounded 110000000
+ok "and all is right" all_right {1..8}
+ok "stop" "$SLUICE" stop "$c"
+store=$(field store "$c")
+room=$(sed -n 's/.*"room": \([0-9]*\).*/\1/p' "$store/sluice.json")
+sed -i "s/\"room\": [0-9]*/\"spare\": $((room - 104857600))/" "$store/sluice.json" # as it was noted once
+"$SLUICE" start --capacity 200M "$c" >"$T/said" 2>&1
+is "$? $(<"$T/said")" "0 $c is up
+$c has room for 200 MiB" "also one that is not running"
+ok "that much" bounded 230000000
+ok "and all is right" all_right {1..8} small
+nok "a capacity that is all reserve is refused" "$SLUICE" start --capacity 16M "$c"
+nok "one that the image was not made for is refused" "$SLUICE" start --capacity 5000T "$c"
+like "$(<"$T/.out")" "does not grow" "which is said"
+nok "so is one of a clone that has no image" sh -c '"$SLUICE" clone --no-start "$1" "$2" && "$SLUICE" start --capacity 1G "$2"' sh "$o" "$T/fuse"
+like "$(<"$T/.out")" "is for an image" "which is said"
+nok "and it is not started" mounted "$T/fuse"
+"$SLUICE" remove --force --discard "$T/fuse"
+is "$(field capacity "$c")" 209715200 "nothing of that has changed anything"
+is "$("$SLUICE" start --capacity 0 "$c")" "$c has as much room as there is" "without a bound"
+ok "there is more" test "$(avail "$c")" -gt 400000000
+ok "what was written is there" cmp "$T/own" "$c/own"
+ok "nothing is wrong here" "$SLUICE" verify "$c"
+"$SLUICE" remove --force --discard "$c"
+rm -r "$o/many"
+
 # ---- names that there is no room for ----
 
 mkdir "$T/many"
@@ -195,6 +262,18 @@ rm "$T/host/filler"
 ok "with room again all is right" wait_for 60 all_right {1..8}
 "$SLUICE" evict "$c" >"$T/.out" # or there may be no room for it
 ok "and there is ballast for the next time" wait_for 60 test -s "$T/host/store/ballast"
+
+# ---- what the image lies on gets larger ----
+
+ok "stop" timeout 60 "$SLUICE" stop "$c"
+umount "$T/host"
+truncate -s 600M "$T/host.img"
+ok "it is made larger" sh -c 'e2fsck -fy "$1"; resize2fs "$1"' sh "$T/host.img"
+mount -o loop "$T/host.img" "$T/host" || bail "mount"
+ok "start" timeout 60 "$SLUICE" start "$c"
+larger() { [ "$(avail "$c")" -gt 350000000 ]; }
+ok "and so does the room of a clone that was made with more" wait_for 60 larger
+ok "all is right" all_right {1..8}
 "$SLUICE" remove --force --discard "$c"
 umount "$T/host"
 done_testing

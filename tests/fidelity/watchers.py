@@ -12,6 +12,8 @@ import select
 import struct
 import time
 
+import heard
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 KINDS = {0x1: "ACCESS", 0x2: "MODIFY", 0x4: "ATTRIB", 0x8: "CLOSE_WRITE", 0x10: "CLOSE_NOWRITE", 0x20: "OPEN", 0x40: "MOVED_FROM",
@@ -98,11 +100,7 @@ class Inotify(Watcher):
         self.labels[wd] = label
 
     def parse(self, data):
-        at = 0
-        while at < len(data):
-            wd, mask, cookie, n = struct.unpack_from("iIII", data, at)
-            name = os.fsdecode(data[at + 16:at + 16 + n].rstrip(b"\0"))
-            at += 16 + n
+        for wd, mask, cookie, name in heard.inotify(data):
             text = kind(mask)
             if cookie:
                 text += f" {self.cookies.setdefault(cookie, len(self.cookies) + 1)}"
@@ -143,19 +141,12 @@ class Fanotify(Watcher):
         self.labels[handle_of(path)] = label
 
     def parse(self, data):
-        at = 0
-        while at < len(data):
-            length, _, _, head, mask, _, _ = struct.unpack_from("IBBHQii", data, at)
-            i, end = at + head, at + length
-            at = end
+        for mask, _, _, records in heard.fanotify(data):
             places = {}
-            while i + 4 <= end:
-                what, _, n = struct.unpack_from("BBH", data, i)
-                hn, ht = struct.unpack_from("Ii", data, i + 12)
-                h = data[i + 20:i + 20 + hn]
-                name = data[i + 20 + hn:i + n].split(b"\0")[0] if what in (INFO_DFID_NAME, INFO_OLD_DFID_NAME, INFO_NEW_DFID_NAME) else b""
-                places[what] = (self.labels.get((ht, h), "?"), os.fsdecode(name))
-                i += n
+            for what, record in records:
+                n, t = struct.unpack_from("Ii", record, 8)
+                name = heard.name_in(record) if what in (INFO_DFID_NAME, INFO_OLD_DFID_NAME, INFO_NEW_DFID_NAME) else ""
+                places[what] = (self.labels.get((t, record[16:16 + n]), "?"), name)
             old, new = places.get(INFO_OLD_DFID_NAME), places.get(INFO_NEW_DFID_NAME)
             if mask & FAN_RENAME and (old or new):
                 self.events.append((old or ("?", ""))[:1] + (kind(mask), (old or ("?", ""))[1]) + (new or ("?", "")))

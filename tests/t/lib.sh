@@ -161,15 +161,21 @@ sanitized() { [ -n "${SLUICE_SANITIZER-}" ]; }
 
 # ---- waiting, background ----
 
-# wait_for SECONDS COMMAND...: until the command succeeds; its last status when it never does.
+# wait_for SECONDS COMMAND...: until the command succeeds; its last status when it never does. What takes long to ask (with a sanitizer,
+# in an emulated machine, on a busy one) is asked less often: who asks all the time keeps from working what he waits for.
 wait_for() {
-	local end=$((SECONDS + $1 + 1)) s
+	local end=$((SECONDS + $1 + 1)) s began pause
 	shift
 	while :; do
+		began=${EPOCHREALTIME/./}
 		"$@" >/dev/null 2>&1 && return 0
 		s=$?
 		[ "$SECONDS" -ge "$end" ] && { diag "waited in vain for: $*"; return $s; }
-		sleep 0.02
+		pause=$((2 * (${EPOCHREALTIME/./} - began)))
+		((pause < 20000)) && pause=20000
+		((pause > 500000)) && pause=500000
+		printf -v pause '0.%06d' "$pause"
+		sleep "$pause"
 	done
 }
 
@@ -186,7 +192,11 @@ at_exit() {
 	_at_exit+=("$q")
 }
 # gone PID: there is no such process (a zombie counts as gone).
-gone() { ! [ -e "/proc/$1" ] || grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null; }
+gone() {
+	local stat=
+	{ read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+	[[ ${stat##*) } == Z* ]]
+}
 
 # mounted PATH
 mounted() { mountpoint -q "$1" 2>/dev/null || grep -qF " $1 " /proc/self/mounts; }
@@ -219,9 +229,8 @@ _cleanup() {
 		[ -z "$(_mounts_below "$T")" ] && break
 	done
 	# Daemons of ours that live in $T or whose environment says so: what no unmount ended.
-	for p in /proc/[0-9]*; do
-		[ "${p#/proc/}" = $$ ] && continue
-		[ "$(readlink "$p/exe" 2>/dev/null)" = "$SLUICE" ] || continue
+	# Where a program lies is read, not looked for: that may be on a mount whose service stands still.
+	for p in $(find /proc/[0-9]*/exe -maxdepth 0 -lname "$SLUICE" -printf '%h\n' 2>/dev/null); do
 		if grep -qzxF "T=$T" "$p/environ" 2>/dev/null; then
 			for ((i = 0; i < 250; i++)); do
 				gone "${p#/proc/}" && break

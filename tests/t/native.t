@@ -166,7 +166,7 @@ by_hand() {
 	}
 	pids
 	"$SLUICE" evict "$c" >"$T/.out"
-	umount "$c" || fail "$what: umount"
+	wait_for 60 umount "$c" || fail "$what: umount" # the service may still have the file of an event
 	again "unmounted by hand it ends"
 	exec {fd}<"$c/a"
 	umount -l "$c"
@@ -180,7 +180,7 @@ by_hand() {
 	umount "$c"
 	ok "$what: unmounted, but bound elsewhere, it is read right there" cmp "$s/b" "$T/second/b"
 	ok "$what: by its service" served
-	umount "$T/second"
+	wait_for 60 umount "$T/second" || fail "$what: umount"
 	again "unmounted there as well, it ends"
 }
 

@@ -187,10 +187,14 @@ def serve(name, tree, *options):
 
 
 def wait_for(seconds, what, cond):
-    end = time.monotonic() + seconds
+    """What takes long to ask is asked less often, as in lib.sh."""
+    now = time.monotonic()
+    end = now + seconds
     while not (r := cond()):
-        assert time.monotonic() < end, f"waited {seconds} s in vain: {what}"
-        time.sleep(0.02)
+        began, now = now, time.monotonic()
+        assert now < end, f"waited {seconds} s in vain: {what}"
+        time.sleep(min(max(2 * (now - began), 0.02), 0.5))
+        now = time.monotonic()
     return r
 
 

@@ -30,6 +30,7 @@ import subprocess
 SIZE = 300001  # not a multiple of anything
 LIBC = ctypes.CDLL(None, use_errno=True)
 WAYS = []
+POOL = bytearray()
 
 
 class Wrong(Exception):
@@ -109,8 +110,11 @@ class Here:
 
 
 def content(size):
-    """Random, and without the byte that holes are made of."""
-    return os.urandom(size).replace(b"\0", b"\1")
+    """Random, and without the byte that holes are made of: from a random place on in bytes that are random, for these take long to make."""
+    while len(POOL) < size + (1 << 22):
+        POOL.extend(os.urandom(1 << 22).replace(b"\0", b"\1"))
+    at = int.from_bytes(os.urandom(8), "little") % (len(POOL) - size)  # children of one process do not have the same
+    return bytes(memoryview(POOL)[at:at + size])
 
 
 def read(path, flags=0):

@@ -14,15 +14,17 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/time.h"
+#include "wire/vsock.h"
 
-enum kind { KIND_UNIX, KIND_TCP, KIND_COMMAND };
+enum kind { KIND_UNIX, KIND_TCP, KIND_VSOCK, KIND_COMMAND };
 
 struct sl_dial {
 	enum kind kind;
 	char *spec;
-	char *path; /* KIND_UNIX */
-	char *host, *port;
-	char **argv; /* KIND_COMMAND, NULL-terminated */
+	char *path;		  /* KIND_UNIX */
+	char *host, *port;	  /* KIND_TCP */
+	uint32_t cid, vsock_port; /* KIND_VSOCK */
+	char **argv;		  /* KIND_COMMAND, NULL-terminated */
 	pid_t pid;
 };
 
@@ -158,6 +160,12 @@ int sl_dial_parse(const char *spec, bool insecure_plain, struct sl_dial **ret, c
 				      : strndup(spec + 4, (size_t)(colon - spec - 4));
 			d->port = strdup(colon + 1);
 		}
+	} else if (!strncmp(spec, "vsock:", 6)) {
+		d->kind = KIND_VSOCK;
+		r = sl_vsock_parse(spec + 6, &d->cid, &d->vsock_port);
+		if (r < 0)
+			r = sl_fail(why, r, "'%s': expected vsock:CID:PORT, two numbers (CID 2 is the host)",
+				    spec);
 	} else if (!strncmp(spec, "ssh://", 6)) {
 		r = parse_ssh_url(d, spec + 6, why);
 	} else {
@@ -265,6 +273,9 @@ int sl_dial_connect(struct sl_dial *d, struct sl_transport **ret, char **why)
 		break;
 	case KIND_TCP:
 		fd = connect_tcp(d, why);
+		break;
+	case KIND_VSOCK:
+		fd = sl_vsock_connect(d->cid, d->vsock_port, why);
 		break;
 	default:
 		fd = start_command(d, why);

@@ -7,7 +7,8 @@
 
 struct sl_dial;
 
-/** Parse "unix:PATH", "ssh://…", "HOST:path", "exec:COMMAND", "tcp:HOST:PORT". -EINVAL with a sentence. */
+/** Parse "unix:PATH", "ssh://…", "HOST:path", "exec:COMMAND", "vsock:CID:PORT", "tcp:HOST:PORT". -EINVAL with
+ * a sentence. */
 int sl_dial_parse(const char *spec, bool insecure_plain, struct sl_dial **ret, char **why);
 /** The export of the local directory @path by a process of our own, '@program serve'. -ENOMEM. */
 int sl_dial_local(const char *program, const char *path, struct sl_dial **ret);

@@ -33,6 +33,8 @@ refused "a socket that is not there" "sluice serve.* running" clone "unix:$T/non
 refused "a host that is an option" "not a host name" clone -- "-oProxyCommand=touch:$T/evil" "$c"
 nok "which is not run" test -e "$T/evil"
 refused "tcp without saying so" "encrypted" clone tcp:localhost:1 "$c"
+refused "no machine" "expected vsock:CID:PORT" clone vsock:nas:5000 "$c"
+refused "no port of a machine" "expected vsock:CID:PORT" clone vsock:2:0 "$c"
 refused "no command" "needs a command" clone exec: "$c"
 refused "a command that fails" "the peer (ended|does not)" clone --timeout 2s exec:false "$c"
 refused "a command that is not there" "the peer (ended|does not)" clone --timeout 2s "exec:$T/none" "$c"

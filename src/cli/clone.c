@@ -380,6 +380,7 @@ const struct sl_command sl_cmd_clone = {
 	"  vsock:CID:PORT                             what 'sluice serve --vsock' exports in another "
 	"virtual\n"
 	"                                             machine, or on the host (CID 2)\n"
+	"  dev:DEVICE                                 a virtual machine's port to an exporter on its host\n"
 	"  tcp:HOST:PORT                              a plain connection; needs --insecure-plain\n"
 	"  PATH                                       a local directory; no server needed\n\n"
 	"      --store PATH      where to keep what arrives (default: below ~/.local/state/sluice, for root "

@@ -20,10 +20,16 @@ static int connect_to(const char *origin, bool insecure, const struct sl_proxy_c
 		      struct sl_dial **d, struct sl_proxy **p, char **why)
 {
 	struct sl_transport *t;
+	uint64_t until = 0;
 	int r = sl_dial_parse(origin, insecure, d, why);
-	if (r == 0)
+	if (r < 0)
+		return r;
+	do {
 		r = sl_dial_connect(*d, &t, why);
-	return r < 0 ? r : sl_proxy_new(t, cfg, p, why);
+		if (r == 0)
+			r = sl_proxy_new(t, cfg, p, why);
+	} while (r < 0 && sl_dial_again(*d, r, &until, why));
+	return r;
 }
 
 static int run_mount(const struct sl_command *cmd, int argc, char **argv)
@@ -94,7 +100,7 @@ const struct sl_command sl_cmd_mount = {
 	"writable\n"
 	"('sluice serve --rw'), changes go there as well. When the connection breaks the mount ends.\n"
 	"ORIGIN is as for 'sluice clone': HOST:PATH, ssh://…, unix:SOCKET, exec:COMMAND, vsock:CID:PORT,\n"
-	"tcp:HOST:PORT.\n\n"
+	"dev:DEVICE, tcp:HOST:PORT.\n\n"
 	"      --timeout TIME  how long an access waits for an answer before it fails with EIO (default 2m)\n"
 	"      --insecure-plain\n"
 	"                      allow tcp: origins, which are neither encrypted nor "

@@ -19,7 +19,7 @@ except OSError:
 o=$T/o m=$T/m c=$T/c
 make_tree "$o" 60
 head -c 3000000 /dev/urandom >"$o/large"
-head -c 300000 /dev/urandom >"$o/later"
+mkdir "$o/apart" && head -c 300000 /dev/urandom >"$o/apart/later"
 
 # vserve PORT [OPTION...]: an export of $o; what it says first is in $line, its number in $BG.
 vserve() {
@@ -120,7 +120,7 @@ BG=$server
 stop KILL
 rm "$o/sizes/65537"
 echo more >"$o/more"
-(cat "$c/later" >"$T/copied-later") &
+cat "$c/apart/later" >"$T/later" & # not read ahead with what is beside it
 waits=$!
 _pids+=("$waits")
 wait_for 60 eval '[ "$(field waiting "$c")" -gt 0 ] && [ "$(field connected "$c")" = false ]'
@@ -128,7 +128,7 @@ is $? 0 "the exporter is killed: accesses wait"
 vserve "$port" --from 1 --insecure-plain
 wait "$reader" && wait "$waits"
 is $? 0 "it is back: they go on"
-ok "and are right" eval 'cmp "$o/large" "$T/copy" && cmp "$o/later" "$T/copied-later"'
+ok "and are right" eval 'cmp "$o/large" "$T/copy" && cmp "$o/apart/later" "$T/later"'
 heard "$c/sizes/65537 DELETE" "a watcher hears of what was removed meanwhile"
 heard "$c/more CREATE" "and of what was made"
 ok "the clone is the tree again" same_tree "$o" "$c"

@@ -315,8 +315,8 @@ int sl_dial_connect(struct sl_dial *d, struct sl_transport **ret, char **why)
 bool sl_dial_again(const struct sl_dial *d, int err, uint64_t *until, char **why)
 {
 	/* Nobody at the other end yet; the end of an old conversation; and what the exporter says in that. */
-	if (d->kind != KIND_DEVICE || (err != -EBUSY && err != -ENOTCONN && err != -EPROTO &&
-				       err != -EPROTONOSUPPORT && err != -EMSGSIZE))
+	if (d->kind != KIND_DEVICE ||
+	    (err != -EBUSY && err != -ENOTCONN && err != -EPROTO && err != -EPROTONOSUPPORT))
 		return false;
 	uint64_t now = sl_now();
 	if (!*until)

@@ -19,8 +19,7 @@ int sl_dial_connect(struct sl_dial *d, struct sl_transport **ret, char **why);
 /**
  * Whether it is worth trying again after a connection failed before it began, with @err: a device outlives
  * its connections, and one may meet what is left of the one before. Waits a moment then, and drops the
- * sentence in
- * *@why. @until is 0 at first; false after some seconds of that.
+ * sentence that is in *@why. @until is 0 at first; false after some seconds of that.
  */
 bool sl_dial_again(const struct sl_dial *d, int err, uint64_t *until, char **why);
 /** After the transport is freed: wait for the command, if there is one, to end; end it if it does not. */

@@ -112,7 +112,7 @@ clone --timeout 60s "vsock:1:$port" "$c"
 ok "the same port again: a clone is the tree, byte for byte" same_tree "$o" "$c"
 "$SLUICE" evict "$c" >"$T/.out"
 listen "$c"
-cat "$c/large" >"$T/copy" &
+dd if="$c/large" iflag=direct bs=1M status=none >"$T/copy" & # the kernel may have it still
 reader=$!
 _pids+=("$reader")
 wait_for 60 eval '[ "$(field fetches "$c")" -gt 0 ] || gone $reader'
@@ -120,7 +120,7 @@ BG=$server
 stop KILL
 rm "$o/sizes/65537"
 echo more >"$o/more"
-cat "$c/apart/later" >"$T/later" & # not read ahead with what is beside it
+dd if="$c/apart/later" iflag=direct bs=1M status=none >"$T/later" & # not read ahead with what is beside it
 waits=$!
 _pids+=("$waits")
 wait_for 60 eval '[ "$(field waiting "$c")" -gt 0 ] && [ "$(field connected "$c")" = false ]'

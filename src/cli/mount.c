@@ -74,9 +74,10 @@ static int run_mount(const struct sl_command *cmd, int argc, char **argv)
 					    .timeout_ms = timeout * 1000};
 	if (r == 0)
 		r = connect_to(m.what, insecure, &cfg, &d, &j.p, &why);
-	if (r == 0)
+	bool connected = r == 0;
+	if (connected)
 		r = sl_mounting_run(&m, &why);
-	if (r == -ENOTCONN) {
+	if (connected && r == -ENOTCONN) {
 		free(why);
 		if (asprintf(&why, "the connection to %s broke, and %s is not mounted any more", m.what,
 			     m.dir) < 0)

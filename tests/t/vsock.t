@@ -57,6 +57,7 @@ port=${line##*:}
 nok "a machine that was not named is refused" "$SLUICE" clone --timeout 2s "vsock:1:$port" "$c"
 ok "and the exporter says so" grep -q "refused a connection of machine 1: only machine 3" "$T/errlog"
 nok "no mount either" "$SLUICE" mount --timeout 2s "vsock:1:$port" "$m"
+like "$(<"$T/.out")" "no export answers" "and says so"
 nok "nothing is left behind" test -e "$m" -o -e "$c"
 nok "the port is taken" timeout 30 "$SLUICE" serve --vsock "$port" --from 3 "$o"
 like "$(<"$T/.out")" "vsock port $port.*in use" "and says so"

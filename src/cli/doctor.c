@@ -15,6 +15,7 @@
 #include "gate/fanotify/probe.h"
 #include "gate/fuse/mount.h"
 #include "wire/proto.h"
+#include "wire/vsock.h"
 
 #define SL_INIT_ROOM 65536 /* the kernel reads into nothing smaller than its largest request */
 
@@ -177,6 +178,8 @@ static const struct check checks[] = {
     {"reflink", "placeholders are armoured", probe_reflink, false},
     {"handles", "an exporter finds files again by handle", probe_handles, false},
     {"ssh", "origins on other machines can be reached", probe_ssh, false},
+    {"vsock", "other virtual machines, or the host, can be reached without a network", sl_vsock_available,
+     false},
     {"resend", "what waits for a killed service is answered by the next one", probe_resend, false},
 };
 

@@ -20,10 +20,16 @@ static int connect_to(const char *origin, bool insecure, const struct sl_proxy_c
 		      struct sl_dial **d, struct sl_proxy **p, char **why)
 {
 	struct sl_transport *t;
+	uint64_t until = 0;
 	int r = sl_dial_parse(origin, insecure, d, why);
-	if (r == 0)
+	if (r < 0)
+		return r;
+	do {
 		r = sl_dial_connect(*d, &t, why);
-	return r < 0 ? r : sl_proxy_new(t, cfg, p, why);
+		if (r == 0)
+			r = sl_proxy_new(t, cfg, p, why);
+	} while (r < 0 && sl_dial_again(*d, r, &until, why));
+	return r;
 }
 
 static int run_mount(const struct sl_command *cmd, int argc, char **argv)
@@ -68,9 +74,10 @@ static int run_mount(const struct sl_command *cmd, int argc, char **argv)
 					    .timeout_ms = timeout * 1000};
 	if (r == 0)
 		r = connect_to(m.what, insecure, &cfg, &d, &j.p, &why);
-	if (r == 0)
+	bool connected = r == 0;
+	if (connected)
 		r = sl_mounting_run(&m, &why);
-	if (r == -ENOTCONN) {
+	if (connected && r == -ENOTCONN) {
 		free(why);
 		if (asprintf(&why, "the connection to %s broke, and %s is not mounted any more", m.what,
 			     m.dir) < 0)
@@ -93,7 +100,8 @@ const struct sl_command sl_cmd_mount = {
 	"MOUNT shows ORIGIN, and every access goes there: nothing is kept here. Where the export is "
 	"writable\n"
 	"('sluice serve --rw'), changes go there as well. When the connection breaks the mount ends.\n"
-	"ORIGIN is as for 'sluice clone': HOST:PATH, ssh://…, unix:SOCKET, exec:COMMAND, tcp:HOST:PORT.\n\n"
+	"ORIGIN is as for 'sluice clone': HOST:PATH, ssh://…, unix:SOCKET, exec:COMMAND, vsock:CID:PORT,\n"
+	"dev:DEVICE, tcp:HOST:PORT.\n\n"
 	"      --timeout TIME  how long an access waits for an answer before it fails with EIO (default 2m)\n"
 	"      --insecure-plain\n"
 	"                      allow tcp: origins, which are neither encrypted nor "

@@ -10,9 +10,12 @@
 #include "base/why.h"
 #include "cli/cli.h"
 #include "serve/listener.h"
+#include "wire/vsock.h"
 
 struct options {
 	const char *unix_path, *listen;
+	uint32_t vsock_port, from;
+	bool vsock;
 	bool stdio, insecure, json, rw, owners;
 	unsigned threads, grace;
 	bool no_events;
@@ -25,6 +28,8 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 		OPT_UNIX = 256,
 		OPT_STDIO,
 		OPT_LISTEN,
+		OPT_VSOCK,
+		OPT_FROM,
 		OPT_INSECURE,
 		OPT_THREADS,
 		OPT_GRACE,
@@ -36,6 +41,8 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 	static const struct option longs[] = {{"unix", required_argument, NULL, OPT_UNIX},
 					      {"stdio", no_argument, NULL, OPT_STDIO},
 					      {"listen", required_argument, NULL, OPT_LISTEN},
+					      {"vsock", required_argument, NULL, OPT_VSOCK},
+					      {"from", required_argument, NULL, OPT_FROM},
 					      {"insecure-plain", no_argument, NULL, OPT_INSECURE},
 					      {"threads", required_argument, NULL, OPT_THREADS},
 					      {"grace", required_argument, NULL, OPT_GRACE},
@@ -56,6 +63,22 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 			break;
 		case OPT_LISTEN:
 			o->listen = optarg;
+			break;
+		case OPT_VSOCK:
+			o->vsock = true;
+			if (sl_vsock_parse_port(optarg, &o->vsock_port) < 0)
+				return sl_cli_usage(
+				    cmd,
+				    "--vsock %s: expected a port, 1 to 4294967294, or 0 for any free one",
+				    optarg);
+			break;
+		case OPT_FROM:
+			if (sl_vsock_parse_cid(optarg, &o->from) < 0)
+				return sl_cli_usage(
+				    cmd,
+				    "--from %s: expected the number of a machine: 2 is the host, "
+				    "guests have numbers from 3 on",
+				    optarg);
 			break;
 		case OPT_INSECURE:
 			o->insecure = true;
@@ -96,13 +119,14 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 	if (optind + 1 < argc)
 		return sl_cli_usage(cmd, "one TREE at a time, but there is also '%s'", argv[optind + 1]);
 	o->tree = argv[optind];
-	switch (!!o->unix_path + !!o->listen + o->stdio) {
+	switch (!!o->unix_path + !!o->listen + o->vsock + o->stdio) {
 	case 0:
-		return sl_cli_usage(cmd, "say where: --unix PATH, --stdio, or --listen HOST:PORT");
+		return sl_cli_usage(cmd,
+				    "say where: --unix PATH, --stdio, --vsock PORT, or --listen HOST:PORT");
 	case 1:
 		break;
 	default:
-		return sl_cli_usage(cmd, "only one of --unix, --stdio and --listen");
+		return sl_cli_usage(cmd, "only one of --unix, --stdio, --vsock and --listen");
 	}
 	if (o->unix_path && !*o->unix_path)
 		return sl_cli_usage(cmd, "--unix needs a path");
@@ -121,6 +145,18 @@ static int parse(const struct sl_command *cmd, int argc, char **argv, struct opt
 		    "needs no server, or forward a --unix socket. In a network that you trust, add "
 		    "--insecure-plain",
 		    o->listen);
+	if (o->from && !o->vsock)
+		return sl_cli_usage(cmd, "--from is about who may connect with --vsock");
+	if (o->vsock && !o->from && !o->insecure)
+		return sl_cli_usage(
+		    cmd,
+		    "--vsock would open TREE to every user of this machine and of all that can reach it. Say "
+		    "which machine may connect: --from CID (a guest's number; 2 for the host). Where all are "
+		    "trusted, add --insecure-plain");
+	if (o->from == SL_VSOCK_LOCAL && !o->insecure)
+		return sl_cli_usage(
+		    cmd, "--from 1 would open TREE to every user of this machine, without asking "
+			 "who it is: --unix does that. Where all are trusted, add --insecure-plain");
 	return 0;
 }
 
@@ -190,6 +226,8 @@ static int serve(const struct options *o, struct sl_export *e, struct sl_listene
 		r = adopt_stdio(l, why);
 	else if (o->unix_path)
 		r = sl_listener_unix(l, o->unix_path, why);
+	else if (o->vsock)
+		r = sl_listener_vsock(l, o->vsock_port, o->from, why);
 	else
 		r = sl_listener_tcp(l, o->listen, why);
 	if (r < 0)
@@ -240,7 +278,8 @@ static int run(const struct sl_command *cmd, int argc, char **argv)
 const struct sl_command sl_cmd_serve = {
     .name = "serve",
     .summary = "Serve a directory tree for others to clone or mount",
-    .usage = "[OPTION…] TREE (--unix PATH | --stdio | --listen HOST:PORT --insecure-plain)",
+    .usage = "[OPTION…] TREE (--unix PATH | --stdio | --vsock PORT --from CID | --listen HOST:PORT "
+	     "--insecure-plain)",
     .help =
 	"Shows TREE and nothing else: no symlink is followed, and what is mounted below TREE is left out\n"
 	"(such a mount point shows as an empty directory). Whoever may connect can read what the user that\n"
@@ -250,8 +289,13 @@ const struct sl_command sl_cmd_serve = {
 	"Where clients connect, one of:\n"
 	"  --unix PATH          a unix socket of mode 0600; only the same user and root are accepted\n"
 	"  --stdio              standard input and output; ends when the client closes them\n"
+	"  --vsock PORT         a vsock, for virtual machines, port 0 for any free one; together with\n"
+	"  --from CID           only machine CID may connect (a guest's number; 2 for the host), every user "
+	"of it\n"
 	"  --listen HOST:PORT   TCP, port 0 for any free one; only together with\n"
-	"  --insecure-plain     I know that this is neither encrypted nor authenticated\n"
+	"  --insecure-plain     I know that this is neither encrypted nor authenticated; with --vsock "
+	"instead\n"
+	"                       of --from: everybody here and in all machines that reach this one\n"
 	"\n"
 	"Options:\n"
 	"  --rw                 let clients change TREE; the default is read-only\n"

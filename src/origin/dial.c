@@ -10,19 +10,24 @@
 #include <sys/socket.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <termios.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/time.h"
+#include "wire/vsock.h"
 
-enum kind { KIND_UNIX, KIND_TCP, KIND_COMMAND };
+#define AGAIN_S 10
+
+enum kind { KIND_UNIX, KIND_TCP, KIND_VSOCK, KIND_DEVICE, KIND_COMMAND };
 
 struct sl_dial {
 	enum kind kind;
 	char *spec;
-	char *path; /* KIND_UNIX */
-	char *host, *port;
-	char **argv; /* KIND_COMMAND, NULL-terminated */
+	char *path;		  /* KIND_UNIX, KIND_DEVICE */
+	char *host, *port;	  /* KIND_TCP */
+	uint32_t cid, vsock_port; /* KIND_VSOCK */
+	char **argv;		  /* KIND_COMMAND, NULL-terminated */
 	pid_t pid;
 };
 
@@ -131,13 +136,12 @@ int sl_dial_parse(const char *spec, bool insecure_plain, struct sl_dial **ret, c
 		free(d);
 		return -ENOMEM;
 	}
-	if (!strncmp(spec, "unix:", 5)) {
-		d->kind = KIND_UNIX;
-		d->path = strdup(spec + 5);
-		r = !d->path ? -ENOMEM
-		    : *d->path == '/'
-			? 0
-			: sl_fail(why, -EINVAL, "'%s': the socket's path is not absolute", spec);
+	if (!strncmp(spec, "unix:", 5) || !strncmp(spec, "dev:", 4)) {
+		d->kind = *spec == 'u' ? KIND_UNIX : KIND_DEVICE;
+		d->path = strdup(strchr(spec, ':') + 1);
+		r = !d->path	      ? -ENOMEM
+		    : *d->path == '/' ? 0
+				      : sl_fail(why, -EINVAL, "'%s': the path is not absolute", spec);
 	} else if (!strncmp(spec, "exec:", 5)) {
 		const char *argv[] = {"/bin/sh", "-c", spec + 5, NULL};
 		r = spec[5] ? set_argv(d, argv) : sl_fail(why, -EINVAL, "'exec:' needs a command");
@@ -158,6 +162,12 @@ int sl_dial_parse(const char *spec, bool insecure_plain, struct sl_dial **ret, c
 				      : strndup(spec + 4, (size_t)(colon - spec - 4));
 			d->port = strdup(colon + 1);
 		}
+	} else if (!strncmp(spec, "vsock:", 6)) {
+		d->kind = KIND_VSOCK;
+		r = sl_vsock_parse(spec + 6, &d->cid, &d->vsock_port);
+		if (r < 0)
+			r = sl_fail(why, r, "'%s': expected vsock:CID:PORT, two numbers (CID 2 is the host)",
+				    spec);
 	} else if (!strncmp(spec, "ssh://", 6)) {
 		r = parse_ssh_url(d, spec + 6, why);
 	} else {
@@ -200,6 +210,30 @@ static int connect_tcp(struct sl_dial *d, char **why)
 	}
 	freeaddrinfo(list);
 	return r >= 0 ? r : sl_fail(why, r, "%s: %s", d->spec, strerror(-r));
+}
+
+/* A device that carries bytes both ways, such as a virtual machine's port to its host, or a serial line. */
+static int open_device(struct sl_dial *d, char **why)
+{
+	struct stat st;
+	struct termios tio;
+	_cleanup_close_ int fd = open(d->path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0) {
+		int r = -errno;
+		return sl_fail(why, r, "%s: %s%s", d->spec, strerror(-r),
+			       r == -EBUSY ? " (somebody has it open already)" : "");
+	}
+	if (fstat(fd, &st) < 0 || !S_ISCHR(st.st_mode))
+		return sl_fail(why, -ENOTTY, "%s: not a character device", d->spec);
+	if (tcgetattr(fd, &tio) == 0) {
+		cfmakeraw(&tio);
+		tio.c_cflag |= CLOCAL;
+		if (tcsetattr(fd, TCSAFLUSH, &tio) < 0) {
+			int r = -errno;
+			return sl_fail(why, r, "%s: %s", d->spec, strerror(-r));
+		}
+	}
+	return sl_steal_fd(&fd);
 }
 
 static int start_command(struct sl_dial *d, char **why)
@@ -266,10 +300,35 @@ int sl_dial_connect(struct sl_dial *d, struct sl_transport **ret, char **why)
 	case KIND_TCP:
 		fd = connect_tcp(d, why);
 		break;
+	case KIND_VSOCK:
+		fd = sl_vsock_connect(d->cid, d->vsock_port, why);
+		break;
+	case KIND_DEVICE:
+		fd = open_device(d, why);
+		break;
 	default:
 		fd = start_command(d, why);
 	}
 	return fd < 0 ? fd : sl_transport_new(SL_TRANSPORT_STREAM, fd, fd, ret);
+}
+
+bool sl_dial_again(const struct sl_dial *d, int err, uint64_t *until, char **why)
+{
+	/* Nobody at the other end yet; the end of an old conversation; and what the exporter says in that. */
+	if (d->kind != KIND_DEVICE ||
+	    (err != -EBUSY && err != -ENOTCONN && err != -EPROTO && err != -EPROTONOSUPPORT))
+		return false;
+	uint64_t now = sl_now();
+	if (!*until)
+		*until = now + AGAIN_S * SL_NS_PER_SEC;
+	if (now >= *until)
+		return false;
+	if (why) {
+		free(*why);
+		*why = NULL;
+	}
+	nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+	return true;
 }
 
 void sl_dial_reap(struct sl_dial *d)

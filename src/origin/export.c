@@ -364,7 +364,11 @@ int sl_origin_export_open(struct sl_dial *d, const struct sl_origin_config *cfg,
 	pthread_cond_init(&e->cond, &ca);
 	pthread_condattr_destroy(&ca);
 	e->root_ino = cfg->root_ino;
-	int r = cfg->connect_later ? 0 : connect_once(e, &e->client, why);
+	uint64_t until = 0;
+	int r;
+	do
+		r = cfg->connect_later ? 0 : connect_once(e, &e->client, why);
+	while (r < 0 && sl_dial_again(d, r, &until, why));
 	if (r == 0 || cfg->may_be_down)
 		r = -pthread_create(&e->connector, NULL, connector, e);
 	if (r < 0) {

@@ -146,8 +146,8 @@ struct sl_origin_config {
 
 /**
  * Open the origin that @spec names: "/path"; "unix:PATH"; "ssh://[user@]host[:port]/path";
- * "[user@]HOST:path"; "exec:COMMAND"; "tcp:HOST:PORT" with insecure_plain. Connects at once and fails with a
- * sentence where that does not work.
+ * "[user@]HOST:path"; "exec:COMMAND"; "vsock:CID:PORT"; "dev:DEVICE"; "tcp:HOST:PORT" with insecure_plain.
+ * Connects at once and fails with a sentence where that does not work.
  */
 int sl_origin_open(const char *spec, const struct sl_origin_config *cfg, struct sl_origin **ret, char **why);
 /** The place of a directory of which an event told, by all events that were told since; to be freed. NULL: it

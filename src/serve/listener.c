@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/time.h"
 #include "base/why.h"
+#include "wire/vsock.h"
 
 #define MAX_CONNECTIONS 64
 #define STOP_TIMEOUT	(10 * SL_NS_PER_SEC)
@@ -24,6 +25,8 @@ struct sl_listener {
 	unsigned max;
 	int fd;	      /* listening; -1 with an adopted connection */
 	int ended_fd; /* eventfd: a connection ended */
+	bool tcp, vsock;
+	uint32_t from; /* vsock: the machine that may connect, 0 for all */
 	char *address;
 	char *path; /* of the unix socket, and what tells that it is still ours */
 	dev_t dev;
@@ -218,8 +221,32 @@ int sl_listener_tcp(struct sl_listener *l, const char *hostport, char **why)
 	if (r < 0)
 		return sl_fail(why, r, "%s: %s", hostport, strerror(-r));
 	l->fd = r;
+	l->tcp = true;
 	l->address = tcp_address(r);
 	return l->address ? 0 : sl_fail(why, -EIO, "%s: cannot tell the address", hostport);
+}
+
+int sl_listener_vsock(struct sl_listener *l, uint32_t port, uint32_t from, char **why)
+{
+	int fd = sl_vsock_listen(port, why);
+	if (fd < 0)
+		return fd;
+	l->fd = fd;
+	l->vsock = true;
+	l->from = from;
+	int r = sl_vsock_port(fd, &port);
+	if (r < 0)
+		return sl_fail(why, r, "vsock: %s", strerror(-r));
+	/* As the client calls us: this machine itself, a guest of ours, or our host. */
+	uint32_t own = from == SL_VSOCK_LOCAL ? SL_VSOCK_LOCAL
+		       : from > SL_VSOCK_HOST ? SL_VSOCK_HOST
+					      : sl_vsock_own();
+	r = own ? asprintf(&l->address, "vsock:%u:%u", own, port) : asprintf(&l->address, "vsock:?:%u", port);
+	if (r < 0) {
+		l->address = NULL;
+		return sl_fail(why, -ENOMEM, "no memory");
+	}
+	return 0;
 }
 
 const char *sl_listener_address(const struct sl_listener *l)
@@ -230,10 +257,17 @@ const char *sl_listener_address(const struct sl_listener *l)
 /* Whether the peer of a new connection may be served; logs why not. */
 static bool welcome(struct sl_listener *l, int fd)
 {
-	struct ucred cred;
+	struct ucred cred = {.uid = (uid_t)-1};
 	socklen_t len = sizeof(cred);
+	uint32_t cid = 0;
 	int one = 1;
-	if (!l->path) {
+	if (l->vsock) {
+		if (l->from && (sl_vsock_peer(fd, &cid) < 0 || cid != l->from)) {
+			sl_warn("refused a connection of machine %u: only machine %u may connect", cid,
+				l->from);
+			return false;
+		}
+	} else if (l->tcp) {
 		/* A client that vanished without a word must not keep its place for ever. */
 		(void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
 		(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Where clients come in: a unix socket, a TCP port, or one pair of descriptors. Each connection gets a thread
- * of its own, which serves it (serve.h). All functions are for one thread, the one that runs it.
+ * Where clients come in: a unix socket, a TCP or vsock port, or one pair of descriptors. Each connection gets
+ * a thread of its own, which serves it (serve.h). All functions are for one thread, the one that runs it.
  */
 #pragma once
 
@@ -15,7 +15,7 @@ int sl_listener_new(struct sl_export *e, unsigned max, struct sl_listener **ret)
 /** Ends the connections first. */
 void sl_listener_free(struct sl_listener *l);
 
-/* One of these three. Each returns 0, or -errno with a sentence in *@why. */
+/* One of these four. Each returns 0, or -errno with a sentence in *@why. */
 
 /**
  * A unix socket of mode 0600. Only processes of our own user and root are accepted, whoever can reach the
@@ -24,10 +24,16 @@ void sl_listener_free(struct sl_listener *l);
 int sl_listener_unix(struct sl_listener *l, const char *path, char **why);
 /** @hostport: "HOST:PORT" or "[V6]:PORT"; port 0 is any free one. Neither encrypted nor authenticated. */
 int sl_listener_tcp(struct sl_listener *l, const char *hostport, char **why);
+/**
+ * A vsock @port, 0 for any free one. @from: only the machine with this CID is served, every user of it; 0:
+ * all machines that can reach this one, and every user of this one.
+ */
+int sl_listener_vsock(struct sl_listener *l, uint32_t port, uint32_t from, char **why);
 /** A connection that is already there, the only one. Takes over the descriptors. */
 int sl_listener_adopt(struct sl_listener *l, int rfd, int wfd, char **why);
 
-/** What clients connect to: "unix:/PATH", "tcp:ADDRESS:PORT", or "stdio". */
+/** What clients connect to: "unix:/PATH", "tcp:ADDRESS:PORT", "vsock:CID:PORT" ("vsock:?:PORT" where our own
+ * number cannot be known), or "stdio". */
 const char *sl_listener_address(const struct sl_listener *l);
 
 /**

@@ -28,7 +28,7 @@ struct outgoing {
 	char bytes[];
 };
 
-/* Up to here a message goes out in one piece where the transport says that it is writable (PIPE_BUF). */
+/* Up to here a message is tried at once, from the caller's stack. */
 #define SEND_AT_ONCE 4096
 /* A server that asks for nothing less than this and does not read it is none. */
 #define QUEUED_MAX ((size_t)64 << 20)
@@ -85,6 +85,25 @@ static int enqueue(struct sl_client *c, const struct iovec *iov, int n, size_t l
 	return 0;
 }
 
+/* As much as goes without waiting; the writer has the rest. */
+static int send_now(struct sl_client *c, const struct iovec *iov, int n, size_t len)
+{
+	/* From a copy: once the server has it all, its answer may come, and the caller's strings may go. */
+	char copy[SEND_AT_ONCE], *p = copy;
+	for (int i = 0; i < n; i++)
+		p = mempcpy(p, iov[i].iov_base, iov[i].iov_len);
+	ssize_t sent = sl_transport_try_send(c->t, copy, len);
+	if (sent == -EAGAIN)
+		sent = 0;
+	if (sent < 0 || (size_t)sent == len)
+		return sent < 0 ? (int)sent : 0;
+	size_t rest = len - (size_t)sent;
+	int r = enqueue(c, &(struct iovec){copy + sent, rest}, 1, rest);
+	if (r < 0 && sent > 0)
+		sl_transport_shutdown(c->t); /* what would follow now is not the rest */
+	return r;
+}
+
 static int send_call(struct sl_client *c, const struct sl_call *call, uint64_t unique)
 {
 	struct fuse_in_header h = {.opcode = call->opcode,
@@ -103,17 +122,11 @@ static int send_call(struct sl_client *c, const struct sl_call *call, uint64_t u
 				 iov);
 	if (n < 0)
 		return n;
-	int r = -EAGAIN;
+	int r;
 	pthread_mutex_lock(&c->out_lock);
-	if (sl_list_empty(&c->out) && !c->writing && h.len <= SEND_AT_ONCE) {
-		/* From a copy: once the server has it all, its answer may come, and the caller's strings may
-		 * go. */
-		char copy[SEND_AT_ONCE], *p = copy;
-		for (int i = 0; i < n; i++)
-			p = mempcpy(p, iov[i].iov_base, iov[i].iov_len);
-		r = sl_transport_try_send(c->t, &(struct iovec){copy, h.len}, 1);
-	}
-	if (r == -EAGAIN)
+	if (sl_list_empty(&c->out) && !c->writing && h.len <= SEND_AT_ONCE)
+		r = send_now(c, iov, n, h.len);
+	else
 		r = enqueue(c, iov, n, h.len);
 	pthread_mutex_unlock(&c->out_lock);
 	return r;

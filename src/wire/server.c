@@ -248,8 +248,9 @@ static int serve_one(struct sl_server *s, void *buf, size_t cap)
 	if (r < 0)
 		return r;
 	if (rq.m.h.opcode == FUSE_INIT) {
+		bool second = s->ready && !sl_transport_is_dev(s->t);
 		handle_init(s, &rq);
-		return 0;
+		return second ? -EPROTO : 0;
 	}
 	if (!s->ready)
 		return -EPROTO;
@@ -258,7 +259,12 @@ static int serve_one(struct sl_server *s, void *buf, size_t cap)
 			s->cfg.interrupt(s->cfg.arg, rq.m.in.interrupt.unique);
 		return 0;
 	}
+	bool bye = rq.m.h.opcode == FUSE_DESTROY && !sl_transport_is_dev(s->t);
 	s->cfg.handle(&rq, s->cfg.arg);
+	/* What carries the stream may outlive the client, as the port of a virtual machine does: the next
+	 * client of it begins on a new connection. */
+	if (bye)
+		s->end = true;
 	return 0;
 }
 

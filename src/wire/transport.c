@@ -55,7 +55,7 @@ int sl_transport_new(enum sl_transport_kind kind, int rfd, int wfd, struct sl_tr
 	/* Nothing ends a write that waits in the kernel for room in a pipe: wait in poll() instead, where a
 	 * shutdown is seen. */
 	struct stat st;
-	if (kind == SL_TRANSPORT_STREAM && fstat(wfd, &st) == 0 && S_ISFIFO(st.st_mode))
+	if (kind == SL_TRANSPORT_STREAM && fstat(wfd, &st) == 0 && !S_ISSOCK(st.st_mode))
 		(void)fcntl(wfd, F_SETFL, fcntl(wfd, F_GETFL) | O_NONBLOCK);
 	pthread_mutex_init(&t->rlock, NULL);
 	pthread_mutex_init(&t->wlock, NULL);
@@ -293,16 +293,24 @@ int sl_transport_send(struct sl_transport *t, struct iovec *iov, int cnt)
 	return r;
 }
 
-int sl_transport_try_send(struct sl_transport *t, struct iovec *iov, int cnt)
+ssize_t sl_transport_try_send(struct sl_transport *t, const void *msg, size_t len)
 {
-	if (t->kind == SL_TRANSPORT_DEV)
-		return sl_transport_send(t, iov, cnt);
+	if (t->kind == SL_TRANSPORT_DEV) {
+		int r = sl_transport_send(t, &(struct iovec){(void *)msg, len}, 1);
+		return r < 0 ? r : (ssize_t)len;
+	}
 	if (pthread_mutex_trylock(&t->wlock) != 0)
 		return -EAGAIN;
-	/* A pipe that is writable has room for PIPE_BUF bytes, a socket for more. */
-	int r = wait_ready(t, t->wfd, POLLOUT, 0);
-	if (r == 0)
-		r = send_stream(t, iov, cnt);
+	/* A vsock is writable with room for one byte: without MSG_DONTWAIT the rest would wait. What is no
+	 * socket is O_NONBLOCK. */
+	ssize_t r = wait_ready(t, t->wfd, POLLOUT, 0);
+	if (r == 0) {
+		r = send(t->wfd, msg, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (r < 0 && errno == ENOTSOCK)
+			r = write(t->wfd, msg, len);
+		if (r < 0)
+			r = errno == EINTR ? -EAGAIN : -errno;
+	}
 	pthread_mutex_unlock(&t->wlock);
 	return r;
 }

@@ -35,9 +35,11 @@ ssize_t sl_transport_recv_alloc(struct sl_transport *t, size_t max, int timeout_
 /** Send one message. @iov is changed. Returns 0 or -errno; after an error on a stream the stream is of no
  * use. */
 int sl_transport_send(struct sl_transport *t, struct iovec *iov, int cnt);
-/** The same for at most PIPE_BUF bytes and without ever waiting: -EAGAIN when that would be needed, and
- * nothing is sent. */
-int sl_transport_try_send(struct sl_transport *t, struct iovec *iov, int cnt);
+/**
+ * Send of one message as much as goes without waiting. Returns how many bytes that were, or -errno: -EAGAIN
+ * for none. The rest has to be the next that is sent.
+ */
+ssize_t sl_transport_try_send(struct sl_transport *t, const void *msg, size_t len);
 /** Make every present and future receive and send end. Pipes end only when the other side closes or
  * sl_transport_free(). */
 void sl_transport_shutdown(struct sl_transport *t);

@@ -36,6 +36,7 @@ mkdir "$T/kept"
 machine "lazy directories: " tests/tools/lazy-native
 machine "names that are evicted: " tests/tools/lazy-evict
 machine "a store that is kept: " tests/tools/lazy-kept make "$T/kept"
+machine "exports over vsock: " tests/t/vsock.t
 machine "conformance, fanotify gate: " tests/tools/conformance --gate fanotify --quick --tap
 machine "conformance, fuse gate: " tests/tools/conformance --gate fuse --quick --tap
 # The clock of a machine that others use is not set.

@@ -39,11 +39,12 @@ def command_line():
     os.makedirs(T + "/x")
     for args, what in ((["mount"], "nothing"), (["mount", "unix:/none"], "no mount"), (["mount", "unix:" + T + "/none", T + "/m"],
                        "no export"), (["mount", T + "/x", T + "/m"], "a local tree"), (["mount", "-b", "exec:cat", T + "/m"],
-                       "what is no export"), (["mount", "tcp:127.0.0.1:1", T + "/m"], "a plain connection unasked for")):
+                       "what is no export"), (["mount", "exec:false", T + "/m"], "what ends at once"), (["mount", "tcp:127.0.0.1:1", T + "/m"], "a plain connection unasked for")):
         p = subprocess.run([SLUICE, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
                            timeout=120)
         slt.ok(p.returncode in (1, 2) and p.stderr and not p.stdout, f"mount of {what} is refused", p)
         slt.ok(not os.path.exists(T + "/m"), "and leaves nothing behind")
+        slt.ok(b"not mounted any more" not in p.stderr, "and was not mounted", p)
 
 
 def refused():

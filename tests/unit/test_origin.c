@@ -836,7 +836,7 @@ static void test_exec(void **state)
 static void test_normalize(void **state)
 {
 	struct fx *x = *state;
-	static const char *const as_is[] = {"ssh://u@h:22/p", "host:path", "host:/a/b", "exec:cat x", "tcp:h:1", "unix:/a/b"};
+	static const char *const as_is[] = {"ssh://u@h:22/p", "host:path", "host:/a/b", "exec:cat x", "tcp:h:1", "vsock:2:5000", "unix:/a/b"};
 	for (size_t i = 0; i < SL_ARRAY_SIZE(as_is); i++) {
 		_cleanup_free_ char *r = NULL;
 		assert_int_equal(sl_origin_normalize(as_is[i], &r, NULL), 0);

@@ -105,6 +105,7 @@ static int set_size(struct sl_store *s, int fd, const struct sl_attr *a)
 	return r != -EOPNOTSUPP ? r : ftruncate(fd, (off_t)a->size) < 0 ? -errno : 0;
 }
 
+/* The record comes last: what has one is kept by the next attempt, if this one is killed. */
 static int finish(struct sl_store *s, struct sl_object *dir, int fd, const struct sl_attr *a,
 		  const struct sl_record *rec, const struct at *at)
 {
@@ -113,8 +114,7 @@ static int finish(struct sl_store *s, struct sl_object *dir, int fd, const struc
 		return -errno;
 	if (a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged && fchmod(fd, a->mode & 07777) < 0)
 		return -errno;
-	int r = sl_record_save_at(s, fd, "", rec, at->place, at->moves);
-	return r < 0 ? r : futimens(fd, ts) < 0 ? -errno : 0;
+	return futimens(fd, ts) < 0 ? -errno : sl_record_save_at(s, fd, "", rec, at->place, at->moves);
 }
 
 static int make_file(struct sl_store *s, struct sl_object *dir, int dirfd, const char *name,
@@ -184,10 +184,10 @@ static int make_other(struct sl_store *s, struct sl_object *dir, int dirfd, cons
 	if (r == 0 && a->mode & (S_ISUID | S_ISGID | S_ISVTX) && s->privileged && !S_ISLNK(a->mode) &&
 	    fchmodat(dirfd, name, a->mode & 07777, 0) < 0)
 		r = -errno;
-	if (r == 0 && (s->privileged || S_ISDIR(a->mode)))
-		r = sl_record_save_at(s, dirfd, name, rec, at->place, at->moves);
 	if (r == 0)
 		r = set_times(dirfd, name, a);
+	if (r == 0 && (s->privileged || S_ISDIR(a->mode)))
+		r = sl_record_save_at(s, dirfd, name, rec, at->place, at->moves);
 	if (r == 0 && S_ISDIR(a->mode)) {
 		struct stat st;
 		if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)

@@ -46,8 +46,8 @@ struct sl_replay {
 	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
 	struct sl_list strays; /* of struct stray */
-	uint64_t links_after, links_pause;
-	bool unsure_links;   /* see unsure_of_links() */
+	bool unsure_links;     /* see unsure_of_links() */
+	uint64_t links_since, links_after, links_pause;
 	unsigned tries;	     /* of the comparison under way of one directory */
 	struct sl_list busy; /* of struct busy: updates that have to wait */
 	size_t nbusy;

@@ -159,6 +159,7 @@ void unsure_of_links(struct sl_replay *p)
 	if (p->unsure_links)
 		return;
 	p->unsure_links = true;
+	p->links_since = sl_now();
 	pthread_mutex_lock(&p->lock);
 	p->nunsure++;
 	pthread_mutex_unlock(&p->lock);
@@ -170,10 +171,11 @@ static int look_for_twins(void *arg, const char *path, struct sl_object *o, int 
 	(void)path;
 	(void)err;
 	pthread_mutex_lock(&p->lock);
-	bool more = p->nqueue || p->stop;
+	/* Events go first, unless there are always some. */
+	bool more = (p->nqueue && p->links_pause < LINKS_MAX_NS) || p->stop;
 	pthread_mutex_unlock(&p->lock);
 	if (more)
-		return -EAGAIN; /* events go first */
+		return -EAGAIN;
 	if (o && sl_remote_twin(o)) {
 		_cleanup_object_ struct sl_object *dir = sl_object_parent(o);
 		replay_unsure(p, dir);
@@ -207,9 +209,15 @@ static uint64_t due(const struct unsure *u, uint64_t heard)
 	return SL_MAX(u->not_before, quiet);
 }
 
+static uint64_t links_due(struct sl_replay *p, uint64_t heard)
+{
+	uint64_t quiet = SL_MIN(heard + QUIET_NS, p->links_since + LATEST_NS);
+	return SL_MAX(p->links_after, quiet);
+}
+
 uint64_t unsure_due(struct sl_replay *p)
 {
-	uint64_t first = p->unsure_links ? SL_MAX(p->links_after, p->heard + QUIET_NS) : 0;
+	uint64_t first = p->unsure_links ? links_due(p, p->heard) : 0;
 	sl_list_for_each (l, &p->unsure) {
 		first = sl_earlier(first, due(sl_list_entry(l, struct unsure, link), p->heard));
 	}
@@ -241,7 +249,7 @@ void unsure_look(struct sl_replay *p)
 			return;
 		drop(p, u);
 	}
-	if (p->unsure_links && p->links_after <= now && heard + QUIET_NS <= now)
+	if (p->unsure_links && links_due(p, heard) <= now)
 		look_at_links(p);
 }
 

@@ -9,7 +9,7 @@
 struct busy {
 	struct sl_list link;
 	struct sl_object *dir, *o;
-	char *name;
+	char *name; /* in dir; both NULL: not known any more */
 };
 
 static void drop(struct busy *b)
@@ -27,16 +27,16 @@ void busy_put_off(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		if (sl_list_entry(l, struct busy, link)->o == o)
 			return;
 	struct busy *b = p->nbusy < BUSY_MAX ? calloc(1, sizeof(*b)) : NULL;
-	if (b)
+	if (b && name)
 		b->name = strdup(name);
-	if (!b || !b->name) { /* the comparison will find it */
+	if (!b || (name && !b->name)) { /* the comparison will find it */
 		free(b);
 		pthread_mutex_lock(&p->lock);
 		p->lost = true;
 		pthread_mutex_unlock(&p->lock);
 		return;
 	}
-	b->dir = sl_object_ref(dir);
+	b->dir = dir ? sl_object_ref(dir) : NULL;
 	b->o = sl_object_ref(o);
 	sl_list_add_tail(&p->busy, &b->link);
 	p->nbusy++;
@@ -57,7 +57,7 @@ void busy_retry(struct sl_replay *p)
 		sl_list_del(&b->link);
 		p->nbusy--;
 		_cleanup_free_ char *place = NULL;
-		if (sl_object_lookup(b->dir, b->name, &now) == 0 && now == b->o &&
+		if (b->dir && sl_object_lookup(b->dir, b->name, &now) == 0 && now == b->o &&
 		    sl_object_place(now, &place) == 0) {
 			struct sl_oreq q = {.op = SL_OREQ_STAT, .place = place, .fresh = true};
 			if (sl_origin_call(p->cfg.origin, &q) == 0) {

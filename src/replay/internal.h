@@ -140,7 +140,8 @@ void unlisted_free(struct sl_replay *p);
 void replay_listed(struct sl_object *dir, const struct sl_oreq *q);
 
 /* busy.c */
-/** Its readers are in the way of an update of @o, which is @name in @dir: later. */
+/** Its readers are in the way of an update of @o, which is @name in @dir (both NULL: not known any more):
+ * later. */
 void busy_put_off(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o);
 /** Is the way free now? */
 void busy_retry(struct sl_replay *p);

@@ -178,13 +178,24 @@ void unsure_of_links(struct sl_replay *p);
 uint64_t unsure_due(struct sl_replay *p);
 /** Have those compared whose time has come. */
 void unsure_look(struct sl_replay *p);
+/** @dir was to be compared for the time @tries, and something has happened since that goes first. @since:
+ * what compare_add() was told. */
+void unsure_again(struct sl_replay *p, struct sl_object *dir, unsigned tries, uint64_t since);
+/** It is time, whatever happens meanwhile. */
+bool unsure_late(uint64_t since);
+/**
+ * Has everything that has happened at the origin been told and done? That nothing was heard for a moment does
+ * not say so: whoever tells may not have had a processor. Asks the origin, and waits for the answer.
+ */
+bool unsure_told(struct sl_replay *p);
 void unsure_free(struct sl_replay *p);
 
 /* compare.c */
 /** Everything. */
 int compare_begin(struct sl_replay *p);
-/** Only @dir, of which events have told already, for the time @tries. */
-int compare_add(struct sl_replay *p, struct sl_object *dir, unsigned tries);
+/** Only @dir, of which events have told already, for the time @tries. @since: the sl_now() time of the doubt.
+ */
+int compare_add(struct sl_replay *p, struct sl_object *dir, unsigned tries, uint64_t since);
 /** One step. False when all is compared. */
 bool compare_step(struct sl_replay *p);
 void compare_end(struct sl_replay *p);

@@ -48,11 +48,13 @@ static int follow_mode(int fd, const struct sl_attr *at, uint32_t was, uint64_t 
 	return 0;
 }
 
-/* The record takes the version of @at; content stays. */
-static int keep(struct sl_object *o, const struct sl_attr *at)
+/* The record takes the version of @at, if it still has @had (NULL: whatever): a fill may have met a later
+ * version just now, and has given the file its size and time. */
+static int keep(struct sl_object *o, const struct sl_version *had, const struct sl_attr *at)
 {
 	pthread_mutex_lock(&o->lock);
-	o->rec.origin = sl_attr_version(at);
+	if (!had || sl_version_eq(&o->rec.origin, had))
+		o->rec.origin = sl_attr_version(at);
 	o->rec.mode = at->mode;
 	int r = sl_object_save(o);
 	pthread_mutex_unlock(&o->lock);
@@ -115,7 +117,7 @@ static int update_file(struct sl_native_acts *a, struct sl_object *o, int fd, co
 	if (r == 0)
 		r = follow_mode(fd, at, was, raised);
 	if (r == 0 && (stays || at->mode != was))
-		r = keep(o, at);
+		r = keep(o, stays ? &had : &v, at);
 	return r;
 }
 
@@ -168,7 +170,7 @@ static int update_other(struct sl_object *o, int fd, const struct sl_attr *at, u
 		return local ? -EEXIST : 0;
 	int r = follow_mode(fd, at, was, raised);
 	if (r == 0)
-		r = keep(o, at);
+		r = keep(o, NULL, at);
 	struct stat st;
 	if (r < 0 || fstat(fd, &st) < 0)
 		return r < 0 ? r : -errno;

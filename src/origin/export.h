@@ -133,6 +133,8 @@ void sl_ex_list(struct xreq *x);
 /** Whether @x is to set or take away a mark before anything else. */
 bool sl_ex_wants_mark(const struct xreq *x);
 void sl_ex_mark(struct xreq *x);
+/** Ask the server to tell all that has happened. */
+void sl_ex_told(struct xreq *x);
 /** For struct sl_client_config. */
 int sl_ex_notify(void *arg, int code, const void *data, size_t len);
 /** Marks were lost with the session that had them: say so. On the only thread that there is for events. */

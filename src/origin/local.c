@@ -300,6 +300,15 @@ static void local_submit(struct sl_origin *o, struct sl_oreq *r)
 {
 	struct local *l = sl_container_of(o, struct local, o);
 	bool mark = r->op == SL_OREQ_MARK || (r->op == SL_OREQ_LIST && r->mark);
+	if (r->op == SL_OREQ_TOLD) {
+		if (l->events) {
+			sl_origin_submit(l->events, r);
+		} else {
+			r->err = 0;
+			r->done(r);
+		}
+		return;
+	}
 	if (!l->events || !mark) {
 		push(l, r);
 		return;
@@ -334,7 +343,7 @@ static bool local_connected(struct sl_origin *o)
 	return need_root(l) == 0 && fstat(l->root, &st) == 0 && st.st_nlink > 0;
 }
 
-/* Requests never wait here, but for marks. */
+/* Requests never wait here, but for marks and events. */
 static void local_stop(struct sl_origin *o)
 {
 	struct local *l = sl_container_of(o, struct local, o);

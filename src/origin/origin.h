@@ -26,6 +26,8 @@ enum sl_oreq_op {
 	SL_OREQ_LSEEK,	/* data or hole, and attributes from after */
 	SL_OREQ_STATFS,
 	SL_OREQ_MARK, /* attributes; see mark. With mark false: no longer */
+	SL_OREQ_TOLD, /* done when event() was called for all that had happened, where that can be known. No
+			 place */
 };
 
 struct sl_oentry {

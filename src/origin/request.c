@@ -525,6 +525,9 @@ void sl_ex_operate(struct xreq *x)
 	case SL_OREQ_STATFS:
 		sl_ex_issue_one(x, FUSE_STATFS, x->node.nodeid, statfs_done);
 		return;
+	case SL_OREQ_TOLD:
+		sl_ex_told(x);
+		return;
 	case SL_OREQ_LIST:
 	case SL_OREQ_READ:
 	case SL_OREQ_LSEEK:

@@ -106,6 +106,37 @@ void sl_ex_mark(struct xreq *x)
 	sl_ex_issue_one(x, FUSE_FSNOTIFY, x->node.nodeid, mark_done);
 }
 
+/* ---- have we been told of all? ---- */
+
+static void told_done(struct sl_call *call, struct sl_result *res)
+{
+	struct xreq *x = sl_container_of(call, struct xreq, call);
+	struct export *e = x->e;
+	if (res->err && !res->from_server) {
+		sl_ex_failed(x, res->err, false);
+		return;
+	}
+	pthread_mutex_lock(&e->lock);
+	bool all = res->err /* a server that does not know it */ || e->session != x->session ||
+		   e->next_seq >= res->out->fsnotify.seq;
+	pthread_mutex_unlock(&e->lock);
+	/* It is sent by another thread than the answer is. */
+	if (all)
+		sl_ex_finish(x, 0);
+	else
+		sl_ex_again(x, sl_now() + SOON);
+}
+
+void sl_ex_told(struct xreq *x)
+{
+	if (!x->e->event || !(x->flags & FUSE_FSNOTIFY_SUPPORT)) {
+		sl_ex_finish(x, 0);
+		return;
+	}
+	x->call.in.fsnotify = (struct fuse_fsnotify_in){.flags = SL_FSNOTIFY_TOLD};
+	sl_ex_issue_one(x, FUSE_FSNOTIFY, 0, told_done);
+}
+
 /* ---- what the server is told ---- */
 
 static void ack_done(struct sl_call *call, struct sl_result *res)

@@ -20,6 +20,7 @@ struct todo {
 	struct sl_list link;
 	bool deep;	/* and what is below it */
 	unsigned tries; /* not deep: failed */
+	uint64_t since; /* not deep: of the doubt, by sl_now() */
 	char place[];
 };
 
@@ -39,7 +40,7 @@ struct sl_compare {
 	struct listing batch[BATCH];
 };
 
-static int push(struct sl_compare *c, const char *place, bool deep, unsigned tries)
+static int push(struct sl_compare *c, const char *place, bool deep, unsigned tries, uint64_t since)
 {
 	size_t n = strlen(place) + 1;
 	struct todo *t = malloc(sizeof(*t) + n);
@@ -47,6 +48,7 @@ static int push(struct sl_compare *c, const char *place, bool deep, unsigned tri
 		return -ENOMEM;
 	t->deep = deep;
 	t->tries = tries;
+	t->since = since;
 	memcpy(t->place, place, n);
 	sl_list_add_tail(&c->todo, &t->link);
 	return 0;
@@ -74,13 +76,13 @@ int compare_begin(struct sl_replay *p)
 		compare_end(p);
 	int r = begin(p);
 	if (r == 0)
-		r = push(p->compare, "", true, 0);
+		r = push(p->compare, "", true, 0, 0);
 	if (r < 0 && p->compare)
 		compare_end(p);
 	return r;
 }
 
-int compare_add(struct sl_replay *p, struct sl_object *dir, unsigned tries)
+int compare_add(struct sl_replay *p, struct sl_object *dir, unsigned tries, uint64_t since)
 {
 	_cleanup_free_ char *place = NULL;
 	int r = sl_object_place(dir, &place);
@@ -88,7 +90,7 @@ int compare_add(struct sl_replay *p, struct sl_object *dir, unsigned tries)
 		return r == -ENOMEM ? r : 0; /* made here, or gone */
 	if (!p->compare)
 		r = begin(p);
-	return r < 0 ? r : push(p->compare, place, false, tries);
+	return r < 0 ? r : push(p->compare, place, false, tries, since);
 }
 
 /* @t is not where it was: what it is in must be looked at. */
@@ -98,7 +100,7 @@ static int push_parent(struct sl_compare *c, const struct todo *t)
 	_cleanup_free_ char *up = slash ? strndup(t->place, (size_t)(slash - t->place)) : strdup("");
 	if (t->deep || !*t->place)
 		return 0;
-	return up ? push(c, up, false, t->tries) : -ENOMEM;
+	return up ? push(c, up, false, t->tries, t->since) : -ENOMEM;
 }
 
 void compare_end(struct sl_replay *p)
@@ -280,7 +282,7 @@ static int compare_dir(struct sl_compare *c, const struct todo *t, const struct 
 		    sl_object_lookup(dir, v[i].name, &o) == 0 && !replay_foreign(dir, v[i].name, o) &&
 		    replay_populated(o)) {
 			below = sl_path_join(place, v[i].name);
-			if (!below || push(c, below, true, 0) < 0)
+			if (!below || push(c, below, true, 0, 0) < 0)
 				r = -ENOMEM;
 		}
 		sl_object_put(v[i].o);
@@ -341,6 +343,17 @@ static unsigned submit(struct sl_compare *c)
 	return n;
 }
 
+/* What is listed is told of as well, and that comes first: names would come out of nothing that were renamed.
+ */
+static bool put_back(struct sl_compare *c, const struct todo *t)
+{
+	_cleanup_object_ struct sl_object *dir = NULL;
+	if (t->deep || unsure_late(t->since) || c->p->cfg.find(c->p->cfg.store, t->place, &dir) < 0)
+		return false;
+	unsure_again(c->p, dir, t->tries, t->since);
+	return true;
+}
+
 bool compare_step(struct sl_replay *p)
 {
 	struct sl_compare *c = p->compare;
@@ -353,6 +366,10 @@ bool compare_step(struct sl_replay *p)
 	while (c->under_way)
 		pthread_cond_wait(&c->cond, &c->lock);
 	pthread_mutex_unlock(&c->lock);
+	bool deep = true;
+	for (unsigned i = 0; i < n; i++)
+		deep &= c->batch[i].t->deep;
+	bool told = deep || unsure_told(p);
 	for (unsigned i = 0; i < n; i++) {
 		struct listing *l = &c->batch[i];
 		int r = l->req.err;
@@ -361,6 +378,8 @@ bool compare_step(struct sl_replay *p)
 			c->not_before = sl_now() + AGAIN_NS;
 			sl_list_add(&c->todo, &l->t->link);
 			l->t = NULL;
+		} else if (!told && put_back(c, l->t)) {
+			sl_debug("'%s' is compared later: something is told of first", l->t->place);
 		} else if (r == 0) {
 			r = compare_dir(c, l->t, &l->req);
 			if (r < 0)

@@ -77,6 +77,31 @@ void replay_unsure(struct sl_replay *p, struct sl_object *dir)
 	sl_list_add_tail(&p->unsure, &u->link);
 }
 
+void unsure_again(struct sl_replay *p, struct sl_object *dir, unsigned tries, uint64_t since)
+{
+	struct unsure *u = replay_is_unsure(p, dir) ? NULL : one_more(p, sizeof(*u));
+	if (!u)
+		return;
+	*u = (struct unsure){.dir = sl_object_ref(dir), .since = since, .tries = tries};
+	sl_list_add_tail(&p->unsure, &u->link);
+}
+
+bool unsure_late(uint64_t since)
+{
+	return since + LATEST_NS <= sl_now();
+}
+
+bool unsure_told(struct sl_replay *p)
+{
+	struct sl_oreq q = {.op = SL_OREQ_TOLD, .place = ""};
+	(void)sl_origin_call(p->cfg.origin, &q);
+	sl_oreq_fini(&q);
+	pthread_mutex_lock(&p->lock);
+	bool all = !p->nqueue && !p->lost;
+	pthread_mutex_unlock(&p->lock);
+	return all;
+}
+
 /* ---- directories that are elsewhere ---- */
 
 /* What was listed while it was being renamed may have been told of before we have come to that. */
@@ -159,6 +184,7 @@ void unsure_of_links(struct sl_replay *p)
 	if (p->unsure_links)
 		return;
 	p->unsure_links = true;
+	p->links_since = sl_now();
 	pthread_mutex_lock(&p->lock);
 	p->nunsure++;
 	pthread_mutex_unlock(&p->lock);
@@ -170,10 +196,11 @@ static int look_for_twins(void *arg, const char *path, struct sl_object *o, int 
 	(void)path;
 	(void)err;
 	pthread_mutex_lock(&p->lock);
-	bool more = p->nqueue || p->stop;
+	/* Events go first, unless there are always some. */
+	bool more = (p->nqueue && p->links_pause < LINKS_MAX_NS) || p->stop;
 	pthread_mutex_unlock(&p->lock);
 	if (more)
-		return -EAGAIN; /* events go first */
+		return -EAGAIN;
 	if (o && sl_remote_twin(o)) {
 		_cleanup_object_ struct sl_object *dir = sl_object_parent(o);
 		replay_unsure(p, dir);
@@ -207,9 +234,15 @@ static uint64_t due(const struct unsure *u, uint64_t heard)
 	return SL_MAX(u->not_before, quiet);
 }
 
+static uint64_t links_due(struct sl_replay *p, uint64_t heard)
+{
+	uint64_t quiet = SL_MIN(heard + QUIET_NS, p->links_since + LATEST_NS);
+	return SL_MAX(p->links_after, quiet);
+}
+
 uint64_t unsure_due(struct sl_replay *p)
 {
-	uint64_t first = p->unsure_links ? SL_MAX(p->links_after, p->heard + QUIET_NS) : 0;
+	uint64_t first = p->unsure_links ? links_due(p, p->heard) : 0;
 	sl_list_for_each (l, &p->unsure) {
 		first = sl_earlier(first, due(sl_list_entry(l, struct unsure, link), p->heard));
 	}
@@ -221,12 +254,16 @@ uint64_t unsure_due(struct sl_replay *p)
 
 void unsure_look(struct sl_replay *p)
 {
-	if (sl_list_empty(&p->unsure) && sl_list_empty(&p->strays) && !p->unsure_links)
+	pthread_mutex_lock(&p->lock);
+	uint64_t due_at = unsure_due(p);
+	pthread_mutex_unlock(&p->lock);
+	if (!due_at || due_at > sl_now())
 		return;
+	bool told = unsure_told(p);
 	uint64_t now = sl_now();
 	pthread_mutex_lock(&p->lock);
 	/* What waits to be done was not heard of so far. */
-	uint64_t heard = p->nqueue ? now : p->heard;
+	uint64_t heard = told ? p->heard : now;
 	pthread_mutex_unlock(&p->lock);
 	sl_list_for_each_safe (l, &p->strays) {
 		struct stray *s = sl_list_entry(l, struct stray, link);
@@ -237,11 +274,11 @@ void unsure_look(struct sl_replay *p)
 		struct unsure *u = sl_list_entry(l, struct unsure, link);
 		if (due(u, heard) > now)
 			continue;
-		if (compare_add(p, u->dir, u->tries) < 0)
+		if (compare_add(p, u->dir, u->tries, u->since) < 0)
 			return;
 		drop(p, u);
 	}
-	if (p->unsure_links && p->links_after <= now && heard + QUIET_NS <= now)
+	if (p->unsure_links && links_due(p, heard) <= now)
 		look_at_links(p);
 }
 

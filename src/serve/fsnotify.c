@@ -50,6 +50,14 @@ static int ack(struct sl_conn *c, uint64_t seq, struct fuse_fsnotify_out *out)
 	return sl_session_ack(c->session, seq);
 }
 
+/* Waits for the thread that tells of changes: what that has to do is bounded by the kernel's queue. */
+static int told(struct sl_conn *c, struct fuse_fsnotify_out *out)
+{
+	sl_events_settle(c->e->events);
+	*out = (struct fuse_fsnotify_out){.seq = sl_session_seq(c->session)};
+	return 0;
+}
+
 void sl_op_fsnotify(struct sl_conn *c, struct sl_req *rq)
 {
 	const struct fuse_fsnotify_in *in = &rq->m.in.fsnotify;
@@ -59,6 +67,8 @@ void sl_op_fsnotify(struct sl_conn *c, struct sl_req *rq)
 		r = -ENOSYS;
 	else if (in->flags & SL_FSNOTIFY_ACK)
 		r = rq->m.h.nodeid || in->flags != SL_FSNOTIFY_ACK ? -EINVAL : ack(c, in->mask, &out);
+	else if (in->flags & SL_FSNOTIFY_TOLD)
+		r = rq->m.h.nodeid || in->mask || in->flags != SL_FSNOTIFY_TOLD ? -EINVAL : told(c, &out);
 	else
 		r = in->flags || in->reserved ? -EINVAL : mark(c, rq->m.h.nodeid, in->mask, &out);
 	if (r < 0)

@@ -632,8 +632,10 @@ struct fuse_fsnotify_in {
 };
 
 /* Flags of struct fuse_fsnotify_in. */
-#define SL_FSNOTIFY_ACK (1u << 0) /* nodeid is 0, mask the number of the notification that is expected next  \
-				   */
+/* nodeid is 0, mask the number of the notification that is expected next */
+#define SL_FSNOTIFY_ACK (1u << 0)
+/* nodeid and mask are 0: answered when what had happened before is told */
+#define SL_FSNOTIFY_TOLD (1u << 1)
 
 struct fuse_fsnotify_out {
 	uint64_t seq;  /* of events with this number and later none is missing */

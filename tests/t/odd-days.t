@@ -2,19 +2,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Origins and clients on which odd things happen: if this fails, a clone shows what is not so, or its watchers are not told.
 
-Directories that are renamed while they are listed, inode numbers that are used again, a client that stands still for longer than it is
-remembered, clocks that are wrong, filesystems that are mounted in the tree, uses that are told when somebody asks, and what a watcher
+Directories that are renamed while they are listed, inode numbers that are used again, an exporter that is not given a processor, a client that
+stands still for longer than it is remembered, clocks that are wrong, filesystems that are mounted in the tree, uses that are told when somebody asks, and what a watcher
 hears on a directory that nobody has listed. With exporters that listen with fanotify, and with inotify.
 
 ONLY=a,b runs some of them, BACKENDS=inotify chooses."""
 # long: yes
 
+import array
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -22,7 +25,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import slt  # noqa: E402
 from slt import NATIVE, ROOT, SLUICE, T, exchange, is_, note, ok, point, read, skip, status, wait_for, write  # noqa: E402
-from watch import Watcher, kinds  # noqa: E402
+from watch import Watcher, kinds, libc  # noqa: E402
 
 BUILD = os.environ.get("SLUICE_BUILD", "build")
 BACKENDS = os.environ.get("BACKENDS", "fanotify inotify" if ROOT else "inotify").split()
@@ -373,6 +376,59 @@ def read_before_told(backend):
         w.close()
 
 
+# ---- an exporter that has no processor for a while ----
+
+def unread(pid):
+    """Bytes that were sent to a process and that it has not read."""
+    n, p = 0, os.pidfd_open(pid)
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
+            k = libc.syscall(438, p, int(fd), 0)  # pidfd_getfd
+            if k >= 0:
+                size = array.array("i", [0])
+                with contextlib.suppress(OSError):  # it listens
+                    fcntl.ioctl(k, termios.FIONREAD, size)
+                n += size[0]
+                os.close(k)
+    os.close(p)
+    return n
+
+
+def not_told_yet(backend):
+    """A directory is in doubt and is compared, while the exporter has not told yet what has come to it: that must not be overtaken."""
+    files = 400
+    with Days("told", backend) as d:
+        for n in "de":
+            os.mkdir(f"{d.o}/{n}")
+        for i in range(files):
+            write(f"{d.o}/d/{i}", str(i))
+        d.serve().clone()
+        for n in "de":
+            os.listdir(f"{d.c}/{n}")
+        d.quiet()
+        w = Watcher({n: f"{d.c}/{n}" for n in "de"})
+        d.p.send_signal(signal.SIGSTOP)
+        with open(f"{d.o}/d/x", "w", encoding="utf-8"):  # its number is not used again
+            os.unlink(f"{d.o}/d/x")
+            write(f"{d.o}/d/x", "another")
+            write(f"{d.o}/d/seen", "")
+            d.p.send_signal(signal.SIGCONT)
+            w.wait(("d", "CREATE", "seen"))
+            d.p.send_signal(signal.SIGSTOP)
+        for i in range(files):
+            os.rename(f"{d.o}/d/{i}", f"{d.o}/e/{i}")
+        end = time.monotonic() + 5
+        while not unread(d.p.pid) and time.monotonic() < end:  # it may have been compared before it stood still
+            time.sleep(0.01)
+        note(f"asked meanwhile: {unread(d.p.pid)} bytes")
+        d.p.send_signal(signal.SIGCONT)
+        got = w.wait(("e", "MOVED_TO", str(files - 1)))
+        odd = [e for e in got if e[1] in ("CREATE", "DELETE") and e[2].isdigit()]
+        is_((len(kinds(got, *map(str, range(files)))), odd), (2 * files, []), f"{d.what}what was renamed is told as that")
+        w.close()
+        d.same("when it has gone on")
+
+
 # ---- a client that stands still ----
 
 def suspended(backend):
@@ -663,7 +719,7 @@ def not_listed(backend):
         t.join(60)
 
 
-TESTS = (renamed_while_populated, cloned_while_renamed, inode_reused, read_before_told, suspended, clocks, clock_set_back, mounts, not_listed)
+TESTS = (renamed_while_populated, cloned_while_renamed, inode_reused, read_before_told, not_told_yet, suspended, clocks, clock_set_back, mounts, not_listed)
 
 
 def test():

@@ -369,7 +369,7 @@ def after_an_outage(what, down, up):
 
 
 def second_name():
-    """Of a file that the service has not had in memory since its start."""
+    """Of a file that the service has not had in memory since its start, while something changes all the time."""
     for d in ("l1", "l2"):
         os.mkdir(f"{O}/{d}")
     write(f"{O}/l1/first", "content")
@@ -379,6 +379,16 @@ def second_name():
     slt.sluice("stop", C)
     slt.sluice("start", C)
     quiet()
+    stop = threading.Event()
+
+    def busy():
+        while not stop.is_set():
+            os.mkdir(f"{O}/busy")
+            time.sleep(0.01)
+            os.rmdir(f"{O}/busy")
+            time.sleep(0.01)
+    t = threading.Thread(target=busy)
+    t.start()
     with point("a file and its second name are one object"):
         os.link(f"{O}/l1/first", f"{O}/l2/second")
         wait_for(60, "the second name", lambda: os.path.exists(f"{C}/l2/second"))
@@ -391,6 +401,8 @@ def second_name():
             except OSError:
                 return ""  # it was changed in between
         wait_for(60, "the change", lambda: now() == "changed by the other name")
+    stop.set()
+    t.join()
     run("rm", "-r", f"{O}/l1", f"{O}/l2")
     quiet()
 
@@ -422,7 +434,7 @@ def killed_in_a_storm():
                 pass
             i += 1
             if i % 20 == 0:
-                time.sleep(0.001)
+                time.sleep(0.01)
     t = threading.Thread(target=storm)
     t.start()
     for _ in range(4):

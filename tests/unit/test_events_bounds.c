@@ -188,6 +188,28 @@ static uint64_t raw_last_mask(struct raw *w)
 	return mask;
 }
 
+/* Who asks whether all is told has the answer after it is. */
+static void test_told(void **state)
+{
+	enum { N = 1000 };
+	struct fx *x = *state;
+	struct raw w;
+	struct fuse_fsnotify_out out;
+	raw_connect(x, &w, EVENTS);
+	assert_int_equal(raw_mark(&w, ROOT, MASK, 0, NULL), 0);
+	for (unsigned i = 1; i <= 3; i++) {
+		for (unsigned k = 0; k < N; k++) {
+			char name[32];
+			snprintf(name, sizeof(name), "%u-%u", i, k);
+			assert_int_equal(mkdirat(x->dir, name, 0755), 0);
+		}
+		assert_int_equal(raw_mark(&w, 0, 0, SL_FSNOTIFY_TOLD, &out), 0);
+		assert_true(out.seq > i * N);
+		raw_wait(&w, i * N);
+	}
+	sl_client_free(w.c);
+}
+
 /* What may be asked for, and what not. */
 static void test_requests(void **state)
 {
@@ -210,7 +232,11 @@ static void test_requests(void **state)
 	assert_int_equal(raw_mark(&w, 0, MASK, 0, NULL), -ESTALE);
 	assert_int_equal(raw_mark(&w, d, FAN_ONDIR, 0, NULL), -EINVAL); /* of nothing */
 	assert_int_equal(raw_mark(&w, d, 1ull << 63, 0, NULL), -EINVAL);
-	assert_int_equal(raw_mark(&w, d, MASK, 2, NULL), -EINVAL);
+	assert_int_equal(raw_mark(&w, d, MASK, 4, NULL), -EINVAL);
+	assert_int_equal(raw_mark(&w, d, 0, SL_FSNOTIFY_TOLD, NULL), -EINVAL);
+	assert_int_equal(raw_mark(&w, 0, 1, SL_FSNOTIFY_TOLD, NULL), -EINVAL);
+	assert_int_equal(raw_mark(&w, 0, 0, SL_FSNOTIFY_TOLD, &out), 0); /* nothing was marked */
+	assert_int_equal(out.seq, 1);
 	assert_int_equal(raw_mark(&w, d, 1, SL_FSNOTIFY_ACK, NULL), -EINVAL);
 	assert_int_equal(raw_mark(&w, 0, 1000, SL_FSNOTIFY_ACK, NULL), -EINVAL); /* never was sent */
 	assert_int_equal(raw_mark(&w, 0, 1, SL_FSNOTIFY_ACK, &out), 0);
@@ -548,6 +574,7 @@ int main(void)
 	if (only)
 		cmocka_set_test_filter(only);
 	const struct CMUnitTest tests[] = {BOTH(no_gap),
+					   BOTH(told),
 					   BOTH(requests),
 					   BOTH(marks),
 					   BOTH(slow),

@@ -94,6 +94,16 @@ int utimensat(int fd, const char *path, const struct timespec ts[2], int flags)
 	return r;
 }
 
+/* Called when it is about to give a file its mode. */
+static void (*mode_hook)(void);
+
+int chmod(const char *path, mode_t mode)
+{
+	if (mode_hook && !strncmp(path, "/proc/", 6))
+		mode_hook();
+	return (int)syscall(SYS_fchmodat, AT_FDCWD, path, mode);
+}
+
 static bool no_leases;
 
 int fcntl(int fd, int cmd, ...)
@@ -825,6 +835,38 @@ static void test_update(void **state)
 	down(x);
 }
 
+/* A reader finds a later version than the one of which the attributes are just followed: that must not be
+ * taken for the earlier one, nor for a change by a user. */
+static struct fx *met_by;
+
+static void reader_meets_later(void)
+{
+	mode_hook = NULL;
+	put(at_origin(met_by, "f"), "a later content");
+	assert_string_equal(content(at_clone(met_by, "f")), "a later content");
+}
+
+static void test_met_later(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	put(at_origin(x, "f"), "content");
+	up(x);
+	chmod(at_origin(x, "f"), 0600);
+	met_by = x;
+	mode_hook = reader_meets_later;
+	assert_int_equal(update(x, "f", FAN_ATTRIB, SL_UPDATE_KEEP), 0);
+	assert_null(mode_hook);
+	expect_ok(sl_fan_settle(x->g), NULL);
+	assert_int_equal(update(x, "f", FAN_MODIFY, 0), 0);
+	put(at_origin(x, "f"), "the last");
+	assert_int_equal(update(x, "f", FAN_MODIFY, 0), 0);
+	same_stat(x, "f");
+	assert_string_equal(content(at_clone(x, "f")), "the last");
+	assert_false(flags_of(x, "f") & (SL_MODIFIED | SL_WRITTEN | SL_CONFLICT));
+	down(x);
+}
+
 /* A directory of many: one note instead of a record for each. */
 static bool populated(struct fx *x, const char *place)
 {
@@ -1544,6 +1586,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_vanish, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_rename, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_update, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_met_later, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_lazy, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_no_record, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_late_record, setup, teardown),

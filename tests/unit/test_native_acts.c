@@ -1098,6 +1098,11 @@ static void test_many(void **state)
 
 #define PAIRS 6
 
+static int exchange_at_origin(struct fx *x, const char *a, const char *b)
+{
+	return renameat2(AT_FDCWD, at_origin(x, a), AT_FDCWD, at_origin(x, b), RENAME_EXCHANGE);
+}
+
 /* Names that are moved about, each by a random act, until somebody kills us. */
 static void storm(struct fx *x, unsigned seed)
 {
@@ -1124,9 +1129,7 @@ static void storm(struct fx *x, unsigned seed)
 				 (i + 2) % PAIRS);
 			if (!is_here(x, o))
 				break;
-			if (renameat2(AT_FDCWD, at_origin(x, from), AT_FDCWD, at_origin(x, o),
-				      RENAME_EXCHANGE) < 0 ||
-			    rename_to(x, from, o, true) < 0)
+			if (exchange_at_origin(x, from, o) < 0 || rename_to(x, from, o, true) < 0)
 				_exit(2);
 			break;
 		}
@@ -1154,6 +1157,24 @@ static void storm(struct fx *x, unsigned seed)
 			}
 		}
 	}
+}
+
+/* How many of the pairs, with their paths, do not have the content that they have at the origin. */
+static unsigned differing(struct fx *x, char ret[PAIRS][64])
+{
+	unsigned n = 0;
+	for (unsigned i = 0; i < PAIRS; i++) {
+		char at[64], p[80];
+		snprintf(at, sizeof(at), "%s%u", i % 2 ? "d" : "f", i);
+		if (access(at_origin(x, at), F_OK) < 0)
+			snprintf(at, sizeof(at), "sub/%s%u", i % 2 ? "d" : "f", i);
+		snprintf(p, sizeof(p), "%s%s", at, i % 2 ? "/in" : "");
+		char *there = strdup(content(at_origin(x, p)));
+		if (strcmp(there, content(at_clone(x, p))) != 0)
+			strcpy(ret[n++], at);
+		free(there);
+	}
+	return n;
 }
 
 /*
@@ -1220,17 +1241,14 @@ static void test_killed(void **state)
 			seen++;
 		}
 		assert_int_equal(seen, PAIRS);
-		unsigned differ = 0;
-		for (unsigned i = 0; i < PAIRS; i++) {
-			snprintf(p, sizeof(p), i % 2 ? "%sd%u/in" : "%sf%u", "", i);
-			if (access(at_origin(x, p), F_OK) < 0)
-				snprintf(p, sizeof(p), i % 2 ? "%sd%u/in" : "%sf%u", "sub/", i);
-			char *there = strdup(content(at_origin(x, p)));
-			differ += strcmp(there, content(at_clone(x, p))) != 0;
-			free(there);
-		}
-		/* Of an exchange that was made at the origin only. */
-		assert_true(differ == 0 || differ == 2);
+		char differ[PAIRS][64];
+		unsigned n = differing(x, differ);
+		/* Of an exchange that was made at the origin only. It is undone there, for no event tells of
+		 * it. */
+		assert_true(n == 0 || n == 2);
+		if (n)
+			assert_int_equal(exchange_at_origin(x, differ[0], differ[1]), 0);
+		assert_int_equal(differing(x, differ), 0);
 		down(x);
 	}
 }

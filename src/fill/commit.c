@@ -5,8 +5,10 @@
  * written into record and map.
  *
  * Native: that moves the file's time of change, by which programs that read it tell whether it is changed
- * under their hands (tar). So it waits until nobody has the file open. For HELD_NS at most: what is not
- * committed is fetched again after a crash.
+ * under their hands (tar). So a file that is still arriving waits while anybody has it open, for HELD_NS at
+ * most: what is not committed is fetched again after a crash. What is complete does not wait: nobody is asked
+ * any more before it is written to, and a service that follows one that was killed must know that all of it
+ * was here.
  */
 #include <fcntl.h>
 
@@ -130,14 +132,15 @@ static void forget(struct sl_fill *f, struct snapshot *s)
 	sl_fill_kick(f, o);
 }
 
-/* Somebody has it open, and not for too long. */
+/* It is still arriving, and somebody has it open, and not for too long. */
 static bool is_held(struct sl_object *o, uint64_t now)
 {
-	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY);
-	if (fd < 0 || sl_only_opener(fd) != -EBUSY) {
-		o->held = 0;
+	pthread_mutex_lock(&o->lock);
+	bool arriving = !sl_chunkmap_full(&o->map) && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN));
+	pthread_mutex_unlock(&o->lock);
+	_cleanup_close_ int fd = arriving ? sl_object_open(o, O_RDONLY) : -EBADF;
+	if (fd < 0 || sl_only_opener(fd) != -EBUSY)
 		return false;
-	}
 	if (!o->held)
 		o->held = now;
 	return now - o->held < HELD_NS;
@@ -168,6 +171,7 @@ static int commit(struct sl_fill *f, bool all)
 			sl_list_add_tail(&held, &o->dirty_link);
 			nheld++;
 		} else if (v) {
+			o->held = 0;
 			snap(o, &v[k++]);
 		} else { /* without memory nothing is claimed, and what is here now is fetched again after a
 			    restart */

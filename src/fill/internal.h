@@ -37,7 +37,7 @@ struct sl_fill {
 
 	struct sl_list dirty; /* of objects by dirty_link: the map in memory says more than the one on disk */
 	size_t ndirty;
-	struct sl_list held; /* the same, but they wait until nobody has them open */
+	struct sl_list held; /* the same, but they are still arriving, and wait until nobody has them open */
 	size_t nheld;
 	bool stop;
 	uint64_t names_came, names_turn; /* who wants sl_fill_lock_names(), by number, and who has it */

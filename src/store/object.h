@@ -74,7 +74,7 @@ struct sl_object {
 	struct sl_flight *flight;
 	uint64_t strange;	   /* sl_now() since when another object is at its place; 0: none is */
 	struct sl_list dirty_link; /* the committer's, and so is */
-	uint64_t held;		   /* sl_now() since when it is not committed because it is in use; or 0 */
+	uint64_t held;		   /* sl_now() since when it is not committed because it is being read; or 0 */
 
 	/* the gate's, for open files */
 	void *orphan; /* what holds it across a restart: it has no name any more, and the kernel knows it */

@@ -79,6 +79,8 @@ struct xreq {
 	uint64_t fh;
 	bool opened;
 	bool mark_done; /* the mark is there, or cannot be */
+	/* TOLD: the number that answers it, of that session; and how long that is waited for */
+	uint64_t told_seq, told_session, told_until;
 
 	/* READ and LIST: several calls at once; under e->lock */
 	unsigned pending;

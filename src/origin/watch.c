@@ -13,6 +13,7 @@
 #define ACK_EVERY 512
 #define HELD_MAX  100
 #define SOON	  (10 * SL_NS_PER_MS) /* until what is on its way should be here */
+#define TOLD_NS	  (2 * SL_NS_PER_SEC) /* the replay stands still meanwhile */
 
 /* With the lock held: places cannot be told from events any more, and all is compared. */
 static void lose(struct export *e, const char *why, const char *name, size_t len)
@@ -108,29 +109,43 @@ void sl_ex_mark(struct xreq *x)
 
 /* ---- have we been told of all? ---- */
 
-static void told_done(struct sl_call *call, struct sl_result *res)
+/* What the answer names is sent by another thread than the answer is. */
+static void wait_for_told(struct xreq *x)
 {
-	struct xreq *x = sl_container_of(call, struct xreq, call);
 	struct export *e = x->e;
-	if (res->err && !res->from_server) {
-		sl_ex_failed(x, res->err, false);
-		return;
-	}
 	pthread_mutex_lock(&e->lock);
-	bool all = res->err /* a server that does not know it */ || e->session != x->session ||
-		   e->next_seq >= res->out->fsnotify.seq;
+	bool all = e->session != x->told_session || e->next_seq >= x->told_seq;
 	pthread_mutex_unlock(&e->lock);
-	/* It is sent by another thread than the answer is. */
-	if (all)
+	if (all || sl_now() >= x->told_until)
 		sl_ex_finish(x, 0);
 	else
 		sl_ex_again(x, sl_now() + SOON);
+}
+
+static void told_done(struct sl_call *call, struct sl_result *res)
+{
+	struct xreq *x = sl_container_of(call, struct xreq, call);
+	if (res->err && res->from_server) { /* it does not know that */
+		sl_ex_finish(x, 0);
+	} else if (res->err) {
+		sl_ex_failed(x, res->err, false);
+	} else {
+		x->told_seq = res->out->fsnotify.seq;
+		x->told_session = x->session;
+		x->told_until = sl_now() + TOLD_NS;
+		wait_for_told(x);
+	}
 }
 
 void sl_ex_told(struct xreq *x)
 {
 	if (!x->e->event || !(x->flags & FUSE_FSNOTIFY_SUPPORT)) {
 		sl_ex_finish(x, 0);
+		return;
+	}
+	/* Once: where changes come faster than they are sent the number would grow with each question. */
+	if (x->told_until) {
+		wait_for_told(x);
 		return;
 	}
 	x->call.in.fsnotify = (struct fuse_fsnotify_in){.flags = SL_FSNOTIFY_TOLD};

@@ -613,8 +613,11 @@ void sl_events_leave(struct sl_events *ev, struct sl_session *s)
 
 void sl_events_settle(struct sl_events *ev)
 {
-	if (ev->b)
-		(void)sl_backend_settle(ev->b);
+	pthread_mutex_lock(&ev->open_lock);
+	struct sl_backend *b = ev->b;
+	pthread_mutex_unlock(&ev->open_lock);
+	if (b)
+		(void)sl_backend_settle(b);
 }
 
 int sl_events_new(struct sl_tree *tree, enum sl_backend_kind kind, struct sl_events **ret)

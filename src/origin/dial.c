@@ -7,8 +7,10 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
-#include <sys/socket.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <termios.h>
 
@@ -136,7 +138,8 @@ int sl_dial_parse(const char *spec, bool insecure_plain, struct sl_dial **ret, c
 		free(d);
 		return -ENOMEM;
 	}
-	if (!strncmp(spec, "unix:", 5) || !strncmp(spec, "dev:", 4)) {
+	/* A host may be called "dev". */
+	if (!strncmp(spec, "unix:", 5) || !strncmp(spec, "dev:/dev/", 9)) {
 		d->kind = *spec == 'u' ? KIND_UNIX : KIND_DEVICE;
 		d->path = strdup(strchr(spec, ':') + 1);
 		r = !d->path	      ? -ENOMEM
@@ -225,7 +228,11 @@ static int open_device(struct sl_dial *d, char **why)
 	}
 	if (fstat(fd, &st) < 0 || !S_ISCHR(st.st_mode))
 		return sl_fail(why, -ENOTTY, "%s: not a character device", d->spec);
+	/* Two of us would share what comes between them. Who does not ask is kept out of a terminal line. */
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+		return sl_fail(why, -EBUSY, "%s: somebody has it open already", d->spec);
 	if (tcgetattr(fd, &tio) == 0) {
+		(void)ioctl(fd, TIOCEXCL);
 		cfmakeraw(&tio);
 		tio.c_cflag |= CLOCAL;
 		if (tcsetattr(fd, TCSAFLUSH, &tio) < 0) {

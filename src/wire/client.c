@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "base/fd.h"
 #include "base/log.h"
@@ -419,6 +420,11 @@ int sl_client_new(struct sl_transport *t, const struct sl_client_config *cfg, st
 	c->t = t;
 	c->cfg = *cfg;
 	c->next_unique = 2;
+	/* What is left of an earlier conversation can be the content of a file: whoever wrote that must not
+	 * know our numbers. */
+	if (sl_transport_outlives(t) &&
+	    getrandom(&c->next_unique, sizeof(c->next_unique), 0) == sizeof(c->next_unique))
+		c->next_unique = (c->next_unique >> 2 & ~1ull) + 2;
 	sl_list_init(&c->out);
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_mutex_init(&c->out_lock, NULL);

@@ -28,6 +28,7 @@ struct sl_transport {
 	/* With rlock held: what was read of a stream and not taken yet. */
 	char *in;
 	size_t in_at, in_len;
+	bool outlives;
 
 	/* With rlock held: the message that recv_alloc() has only a part of. */
 	uint32_t part_len;
@@ -55,8 +56,10 @@ int sl_transport_new(enum sl_transport_kind kind, int rfd, int wfd, struct sl_tr
 	/* Nothing ends a write that waits in the kernel for room in a pipe: wait in poll() instead, where a
 	 * shutdown is seen. */
 	struct stat st;
-	if (kind == SL_TRANSPORT_STREAM && fstat(wfd, &st) == 0 && !S_ISSOCK(st.st_mode))
+	if (kind == SL_TRANSPORT_STREAM && fstat(wfd, &st) == 0 && !S_ISSOCK(st.st_mode)) {
 		(void)fcntl(wfd, F_SETFL, fcntl(wfd, F_GETFL) | O_NONBLOCK);
+		t->outlives = S_ISCHR(st.st_mode);
+	}
 	pthread_mutex_init(&t->rlock, NULL);
 	pthread_mutex_init(&t->wlock, NULL);
 	*ret = t;
@@ -81,6 +84,11 @@ void sl_transport_free(struct sl_transport *t)
 int sl_transport_fd(const struct sl_transport *t)
 {
 	return t->rfd;
+}
+
+bool sl_transport_outlives(const struct sl_transport *t)
+{
+	return t->outlives;
 }
 
 bool sl_transport_is_dev(const struct sl_transport *t)

@@ -19,6 +19,8 @@ int sl_transport_new(enum sl_transport_kind kind, int rfd, int wfd, struct sl_tr
 void sl_transport_free(struct sl_transport *t);
 int sl_transport_fd(const struct sl_transport *t);
 bool sl_transport_is_dev(const struct sl_transport *t);
+/** A character device carries the stream: it may have kept something of an earlier one. */
+bool sl_transport_outlives(const struct sl_transport *t);
 
 /**
  * Receive one message into @buf of @cap bytes. Returns its length; -ENODATA at the end of the stream or after

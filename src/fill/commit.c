@@ -42,12 +42,14 @@ void sl_commit_mark(struct sl_fill *f, struct sl_object *o)
 	pthread_mutex_unlock(&f->lock);
 }
 
-static void snap(struct sl_object *o, struct snapshot *s)
+/* @listed: it was on the list. */
+static void snap(struct sl_object *o, struct snapshot *s, bool listed)
 {
 	uint8_t buf[SL_MAP_MAX_BYTES];
 	*s = (struct snapshot){.o = o};
 	pthread_mutex_lock(&o->lock);
-	o->dirty = false;
+	if (listed)
+		o->dirty = false;
 	s->epoch = o->epoch;
 	s->full = sl_chunkmap_full(&o->map);
 	if (!s->full) {
@@ -70,9 +72,10 @@ static int sync_one(struct sl_object *o)
 	return fd < 0 ? fd : fdatasync(fd) < 0 ? -errno : 0;
 }
 
-static int write_down(struct snapshot *s)
+static int write_down(struct sl_fill *f, struct snapshot *s)
 {
 	struct sl_object *o = s->o;
+	bool full = false;
 	int r = 0;
 	pthread_mutex_lock(&o->lock);
 	/* What was reset, evicted or changed by the user meanwhile is not ours to describe any more. */
@@ -94,8 +97,13 @@ static int write_down(struct snapshot *s)
 			(void)sl_object_save_map(o, true);
 		if (r == 0 && !sl_store_native(o->store))
 			(void)sl_object_restore_mtime(o, NULL);
+		full = r == 0 && s->full && was != SL_FULL;
 	}
+	/* The gate may have waited for the record: see fan_sure(). */
+	full = full && (o->rec.flags & SL_MIXED || !sl_store_sealed(o->store));
 	pthread_mutex_unlock(&o->lock);
+	if (full && f->cfg.complete)
+		f->cfg.complete(f->cfg.arg, o);
 	return r;
 }
 
@@ -172,7 +180,7 @@ static int commit(struct sl_fill *f, bool all)
 			nheld++;
 		} else if (v) {
 			o->held = 0;
-			snap(o, &v[k++]);
+			snap(o, &v[k++], true);
 		} else { /* without memory nothing is claimed, and what is here now is fetched again after a
 			    restart */
 			pthread_mutex_lock(&o->lock);
@@ -185,7 +193,7 @@ static int commit(struct sl_fill *f, bool all)
 	for (size_t i = 0; i < k; i++) {
 		int r = k > FEW ? synced : sync_one(v[i].o);
 		if (r == 0)
-			r = write_down(&v[i]);
+			r = write_down(f, &v[i]);
 		else
 			forget(f, &v[i]);
 		if (r < 0 && r != -ENOENT && r != -ESTALE) { /* those are gone */
@@ -202,6 +210,19 @@ static int commit(struct sl_fill *f, bool all)
 	pthread_mutex_unlock(&f->lock);
 	pthread_mutex_unlock(&f->commit_lock);
 	return ret;
+}
+
+int sl_fill_commit_one(struct sl_fill *f, struct sl_object *o)
+{
+	struct snapshot s;
+	pthread_mutex_lock(&f->commit_lock);
+	snap(o, &s, false);
+	int r = sync_one(o);
+	if (r == 0)
+		r = write_down(f, &s);
+	free(s.map);
+	pthread_mutex_unlock(&f->commit_lock);
+	return r;
 }
 
 int sl_fill_commit(struct sl_fill *f)

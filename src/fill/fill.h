@@ -100,6 +100,8 @@ void sl_fill_note_read(struct sl_fill *f, struct sl_object *o, uint64_t off, uin
 
 /** Make all that arrived until now durable, and say so in the records. */
 int sl_fill_commit(struct sl_fill *f);
+/** The same for what has arrived of @o. */
+int sl_fill_commit_one(struct sl_fill *f, struct sl_object *o);
 /**
  * Content of @o, which is completely here or about to be truncated to nothing (@truncate), is about to be
  * changed by the user. When this returns 0, the record says so durably. Blocks for the disk. @o->io must not

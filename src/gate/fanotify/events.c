@@ -162,7 +162,7 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 		return r;
 	}
 	bool cut = fan_cut(o, &st), evicting = o->evicting, full = fan_full(o, &st);
-	bool uncertain = sl_object_uncertain(o);
+	bool uncertain = sl_object_uncertain(o), sure = fan_sure(o) || !sl_chunkmap_full(&o->map);
 	if (s->mask & FAN_OPEN_PERM && !st.st_nlink && o->rec.flags & SL_EVICTED) {
 		/* He had come to it before its name went; what he would write to it nobody would see. */
 		pthread_mutex_unlock(&o->lock);
@@ -220,6 +220,12 @@ static int look(struct sl_fan *g, int fd, const struct slot *s, bool may_wait, s
 		if (need == FAN_MAPPED) {
 			*off = SL_ALIGN_DOWN(s->off, SL_ZONE_MAP_UNIT);
 			*len = SL_ALIGN_UP(s->off + s->len, SL_ZONE_MAP_UNIT) - *off;
+		}
+		/* Before it is written to the record must say that it is here. */
+		if (need != FAN_RANGE && !sure) {
+			r = may_wait ? sl_fill_commit_one(g->fill, o) : 0;
+			if (r != -ENOENT && r != -ESTALE) /* it has no name any more */
+				return r < 0 ? r : FAN_LATER;
 		}
 	}
 	return look_range(g, fd, o, *off, *len, may_wait);

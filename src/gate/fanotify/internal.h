@@ -164,9 +164,18 @@ static inline bool fan_cut(const struct sl_object *o, const struct stat *st)
 {
 	return !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) && (uint64_t)st->st_size < o->map.size;
 }
-/* Completely here, for as long as the lock is held. */
+/*
+ * If the service is killed, the next one knows that the file is here (its record says so), or can tell what a
+ * user has written to it from what has not come. Lock held.
+ */
+static inline bool fan_sure(const struct sl_object *o)
+{
+	return o->rec.state == SL_FULL || !o->map.size || o->rec.flags & (SL_MODIFIED | SL_LOCAL) ||
+	       (sl_store_sealed(o->store) && !(o->rec.flags & SL_MIXED));
+}
+/* Completely here, for as long as the lock is held, and nobody need be asked about it any more. */
 static inline bool fan_full(struct sl_object *o, const struct stat *st)
 {
-	return sl_chunkmap_full(&o->map) && !o->evicting && !fan_cut(o, st);
+	return sl_chunkmap_full(&o->map) && !o->evicting && !fan_cut(o, st) && fan_sure(o);
 }
 void *fan_changes(void *arg);

@@ -79,7 +79,9 @@ static void test_states(void **state)
 	struct ear *ear = &x->ear;
 	start(x, ear);
 	pause_here(x, ear);
+	pthread_mutex_lock(&ear->lock);
 	ear->states = true;
+	pthread_mutex_unlock(&ear->lock);
 	assert_int_equal(mkdirat(x->dir, "d/new", 0755), 0);
 	wait_for(ear, "create/ d/new=d\n");
 	assert_int_equal(symlinkat("to", x->dir, "e/l"), 0);

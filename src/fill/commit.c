@@ -42,14 +42,11 @@ void sl_commit_mark(struct sl_fill *f, struct sl_object *o)
 	pthread_mutex_unlock(&f->lock);
 }
 
-/* @listed: it was on the list. */
-static void snap(struct sl_object *o, struct snapshot *s, bool listed)
+static void snap(struct sl_object *o, struct snapshot *s)
 {
 	uint8_t buf[SL_MAP_MAX_BYTES];
 	*s = (struct snapshot){.o = o};
 	pthread_mutex_lock(&o->lock);
-	if (listed)
-		o->dirty = false;
 	s->epoch = o->epoch;
 	s->full = sl_chunkmap_full(&o->map);
 	if (!s->full) {
@@ -100,7 +97,7 @@ static int write_down(struct sl_fill *f, struct snapshot *s)
 		full = r == 0 && s->full && was != SL_FULL;
 	}
 	/* The gate may have waited for the record: see fan_sure(). */
-	full = full && (o->rec.flags & SL_MIXED || !sl_store_sealed(o->store));
+	full = full && !sl_object_tells_apart(o);
 	pthread_mutex_unlock(&o->lock);
 	if (full && f->cfg.complete)
 		f->cfg.complete(f->cfg.arg, o);
@@ -178,16 +175,18 @@ static int commit(struct sl_fill *f, bool all)
 		if (v && !all && is_held(o, now)) {
 			sl_list_add_tail(&held, &o->dirty_link);
 			nheld++;
-		} else if (v) {
-			o->held = 0;
-			snap(o, &v[k++], true);
-		} else { /* without memory nothing is claimed, and what is here now is fetched again after a
-			    restart */
-			pthread_mutex_lock(&o->lock);
-			o->dirty = false;
-			pthread_mutex_unlock(&o->lock);
-			sl_object_put(o);
+			continue;
 		}
+		o->held = 0;
+		pthread_mutex_lock(&o->lock);
+		o->dirty = false; /* what comes from now on is marked again */
+		pthread_mutex_unlock(&o->lock);
+		/* Without memory nothing is claimed, and what is here now is fetched again after a restart.
+		 */
+		if (v)
+			snap(o, &v[k++]);
+		else
+			sl_object_put(o);
 	}
 	int synced = k > FEW ? sl_store_sync(f->store) : 0;
 	for (size_t i = 0; i < k; i++) {
@@ -216,7 +215,7 @@ int sl_fill_commit_one(struct sl_fill *f, struct sl_object *o)
 {
 	struct snapshot s;
 	pthread_mutex_lock(&f->commit_lock);
-	snap(o, &s, false);
+	snap(o, &s);
 	int r = sync_one(o);
 	if (r == 0)
 		r = write_down(f, &s);

@@ -229,8 +229,7 @@ static int fetch_write(struct fetch *x, bool sparse, bool keep_times)
 	/* A service that died while it took content away has left a file of another length, or old bytes. */
 	if (!native && (uint64_t)st.st_size != x->o->map.size && ftruncate(fd, (off_t)x->o->map.size) < 0)
 		return -errno;
-	bool around =
-	    sl_store_sealed(x->f->store) && !(x->o->rec.flags & SL_MIXED) && sl_looks_changed(x->o, &st);
+	bool around = sl_object_tells_apart(x->o) && sl_looks_changed(x->o, &st);
 	int r = around ? write_around(x, fd, sparse) : write_piece(x, fd, sparse, x->off, x->len);
 	if (keep_times) {
 		struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, st.st_mtim};

@@ -7,12 +7,6 @@
 #include "store/internal.h"
 #include "store/xattr.h"
 
-/* Nothing but the time of its last change differs: that came from a name or an attribute. */
-static bool same_content(const struct sl_version *a, const struct sl_version *b)
-{
-	return sl_version_same_object(a, b) && a->size == b->size && sl_time_eq(a->mtime, b->mtime);
-}
-
 /* Attributes that follow the origin until they are changed here (lock held). */
 static int follow(struct sl_object *o, const struct sl_attr *a, bool has_xattrs)
 {
@@ -95,7 +89,7 @@ int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 	/* A listing of a directory tells its times, and not its mode. */
 	bool same = sl_version_eq(&o->rec.origin, &v) && !(how & SL_UPDATE_CONTENT) &&
 		    (reg || o->rec.mode == a->mode || o->rec.flags & SL_META);
-	bool keep = same_content(&o->rec.origin, &v) && how & SL_UPDATE_KEEP;
+	bool keep = sl_version_same_content(&o->rec.origin, &v) && how & SL_UPDATE_KEEP;
 	int r = 0;
 	if (o->damaged || o->rec.flags & SL_LOCAL) {
 		r = -EEXIST;

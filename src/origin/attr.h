@@ -60,10 +60,15 @@ static inline bool sl_version_same_object(const struct sl_version *a, const stru
 	return a->ino == b->ino && a->generation == b->generation;
 }
 
+/* Nothing but the time of its last change differs: that came from a name or an attribute. */
+static inline bool sl_version_same_content(const struct sl_version *a, const struct sl_version *b)
+{
+	return sl_version_same_object(a, b) && a->size == b->size && sl_time_eq(a->mtime, b->mtime);
+}
+
 static inline bool sl_version_eq(const struct sl_version *a, const struct sl_version *b)
 {
-	return sl_version_same_object(a, b) && a->size == b->size && sl_time_eq(a->mtime, b->mtime) &&
-	       sl_time_eq(a->ctime, b->ctime);
+	return sl_version_same_content(a, b) && sl_time_eq(a->ctime, b->ctime);
 }
 
 /** From a wire attribute. Returns 0, or -EPROTO for what no filesystem says (an unknown type, times out of

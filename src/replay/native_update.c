@@ -9,11 +9,6 @@
 #include "replay/native_internal.h"
 #include "store/xattr.h"
 
-static bool same_content(const struct sl_version *a, const struct sl_version *b)
-{
-	return sl_version_same_object(a, b) && a->size == b->size && sl_time_eq(a->mtime, b->mtime);
-}
-
 static int follow_xattrs(struct sl_native_acts *a, struct sl_object *o, const struct sl_attr *at)
 {
 	if (!(sl_object_is_reg(o) || sl_object_is_dir(o)) ||
@@ -100,7 +95,7 @@ static int update_file(struct sl_native_acts *a, struct sl_object *o, int fd, co
 	bool local = !o->has_record || o->rec.flags & SL_LOCAL, linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
 	bool same = sl_version_eq(&had, &v) && !(how & SL_UPDATE_CONTENT);
-	bool stays = same_content(&had, &v) && how & SL_UPDATE_KEEP;
+	bool stays = sl_version_same_content(&had, &v) && how & SL_UPDATE_KEEP;
 	if (local)
 		return -EEXIST;
 	if (a->cfg.lazy && (linked || at->nlink > 1) && sl_version_same_object(&had, &v))

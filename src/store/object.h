@@ -74,7 +74,7 @@ struct sl_object {
 	struct sl_flight *flight;
 	uint64_t strange;	   /* sl_now() since when another object is at its place; 0: none is */
 	struct sl_list dirty_link; /* the committer's, and so is */
-	uint64_t held;		   /* sl_now() since when it is not committed because it is being read; or 0 */
+	uint64_t held; /* sl_now() since when it is not committed because it is being read; or 0 */
 
 	/* the gate's, for open files */
 	void *orphan; /* what holds it across a restart: it has no name any more, and the kernel knows it */
@@ -165,6 +165,12 @@ static inline bool sl_object_uncertain(const struct sl_object *o)
 	return sl_object_is_reg(o) && o->has_record && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
 	       o->rec.origin.ctime.tv_sec == 0 && o->rec.origin.ctime.tv_nsec == 0 &&
 	       !sl_chunkmap_test(&o->map, 0, 1);
+}
+
+/** Native: what a user has written to a file that is partly here can be told from what has not come. */
+static inline bool sl_object_tells_apart(const struct sl_object *o)
+{
+	return sl_store_sealed(o->store) && !(o->rec.flags & SL_MIXED);
 }
 
 /** A new reference to the directory that holds the name we know of it; NULL for the root and what has no name

@@ -171,7 +171,7 @@ static inline bool fan_cut(const struct sl_object *o, const struct stat *st)
 static inline bool fan_sure(const struct sl_object *o)
 {
 	return o->rec.state == SL_FULL || !o->map.size || o->rec.flags & (SL_MODIFIED | SL_LOCAL) ||
-	       (sl_store_sealed(o->store) && !(o->rec.flags & SL_MIXED));
+	       sl_object_tells_apart(o);
 }
 /* Completely here, for as long as the lock is held, and nobody need be asked about it any more. */
 static inline bool fan_full(struct sl_object *o, const struct stat *st)

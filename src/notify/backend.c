@@ -9,7 +9,9 @@
  * queue overflows, which the kernel says in its place among the events.
  *
  * Settling needs no event of our own: the kernel says how much is in its queue (FIONREAD), which it gives out
- * in order.
+ * in order. Of fanotify's events older kernels count the headers, newer ones (7.3 does) all of them. So it is
+ * headers that we count, what the kernel says is that much or more, and as it may be more it is asked again
+ * as long as somebody waits.
  */
 #include "notify/backend.h"
 
@@ -458,19 +460,21 @@ int sl_backend_use(struct sl_backend *b, uint64_t mask)
 
 int sl_backend_settle(struct sl_backend *b)
 {
-	int waiting = 0;
-	pthread_mutex_lock(&b->read_lock); /* what was taken out of the queue has been counted */
-	int r = ioctl(b->src->fd, FIONREAD, &waiting) < 0 ? -errno : 0;
-	uint64_t target = b->units_read + (unsigned)waiting;
-	pthread_mutex_unlock(&b->read_lock);
-	if (r < 0)
-		return r;
-	pthread_mutex_lock(&b->lock);
-	while (b->units_done < target && !b->stop)
-		pthread_cond_wait(&b->settle_cond, &b->lock);
-	r = b->units_done < target ? -ESHUTDOWN : 0;
-	pthread_mutex_unlock(&b->lock);
-	return r;
+	uint64_t target = UINT64_MAX; /* it is no later than that */
+	for (;;) {
+		int waiting = 0;
+		pthread_mutex_lock(&b->read_lock); /* what was taken out of the queue has been counted */
+		int r = ioctl(b->src->fd, FIONREAD, &waiting) < 0 ? -errno : 0;
+		target = SL_MIN(target, b->units_read + (unsigned)waiting);
+		pthread_mutex_lock(&b->lock); /* what waits is done after that, and says so */
+		pthread_mutex_unlock(&b->read_lock);
+		bool done = b->units_done >= target, stop = b->stop;
+		if (r == 0 && !done && !stop)
+			pthread_cond_wait(&b->settle_cond, &b->lock);
+		pthread_mutex_unlock(&b->lock);
+		if (r < 0 || done || stop)
+			return r < 0 ? r : done ? 0 : -ESHUTDOWN;
+	}
 }
 
 void sl_backend_get_stats(struct sl_backend *b, struct sl_backend_stats *st)

@@ -187,7 +187,7 @@ static void parse(struct sl_source *s, char *buf, size_t n, uint64_t when, struc
 	sl_fanotify_parse(&s->root, buf, n, when, out);
 }
 
-/* FIONREAD counts events, each as its header alone. */
+/* Older kernels' FIONREAD counts of each event its header alone. */
 static uint64_t units(const char *buf, size_t n)
 {
 	uint64_t k = 0;

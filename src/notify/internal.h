@@ -33,7 +33,7 @@ struct sl_source_ops {
 	/** Returns 0 and a source whose first members are those of struct sl_source; -errno, and why. */
 	int (*open)(const struct sl_backend_config *cfg, struct sl_source **ret, char **why);
 	void (*close)(struct sl_source *s);
-	/** What FIONREAD said of these @n bytes while they were in the kernel's queue. */
+	/** What FIONREAD said at least of these @n bytes while they were in the kernel's queue. */
 	uint64_t (*units)(const char *buf, size_t n);
 	/** The last of these events wants to be seen together with another one that will come soon, if it
 	 * comes. */

@@ -70,6 +70,19 @@ static void handle(struct sl_fan *g, size_t n)
 	}
 }
 
+/* The headers of the events in @n bytes. */
+static uint64_t headers(const char *p, size_t n)
+{
+	uint64_t k = 0;
+	for (uint32_t len; n >= FAN_EVENT_METADATA_LEN; p += len, n -= len) {
+		memcpy(&len, p, sizeof(len)); /* the first member */
+		if (len < FAN_EVENT_METADATA_LEN || len > n)
+			break;
+		k += FAN_EVENT_METADATA_LEN;
+	}
+	return k;
+}
+
 void *fan_changes(void *arg)
 {
 	struct sl_fan *g = arg;
@@ -81,7 +94,7 @@ void *fan_changes(void *arg)
 		ssize_t n = read(g->notify, g->area->changes, READ_BYTES);
 		int e = errno;
 		if (n > 0)
-			g->told += (uint64_t)n;
+			g->told += headers(g->area->changes, (size_t)n);
 		pthread_mutex_unlock(&g->lock);
 		if (n > 0) {
 			handle(g, (size_t)n);
@@ -99,15 +112,20 @@ void *fan_changes(void *arg)
 	}
 }
 
+/* The kernel says that much of what is queued, or more, and is asked again: see notify/backend.c. */
 int sl_fan_settle(struct sl_fan *g)
 {
+	uint64_t until = UINT64_MAX;
 	int left = 0, r = 0;
 	pthread_mutex_lock(&g->lock);
-	if (ioctl(g->notify, FIONREAD, &left) < 0)
-		r = -errno;
-	uint64_t until = g->told + (uint64_t)left;
-	while (r == 0 && g->handled < until && g->started)
+	for (;;) {
+		if (ioctl(g->notify, FIONREAD, &left) < 0)
+			r = -errno;
+		until = SL_MIN(until, g->told + (uint64_t)left);
+		if (r < 0 || g->handled >= until || !g->started)
+			break;
 		pthread_cond_wait(&g->cond, &g->lock);
+	}
 	pthread_mutex_unlock(&g->lock);
 	return r;
 }

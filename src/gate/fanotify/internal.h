@@ -109,7 +109,7 @@ struct sl_fan {
 	struct sl_list ready; /* of struct waiter: what they want is here */
 	struct sl_work answers;
 	bool answering;		/* that work is queued, or at work */
-	uint64_t told, handled; /* bytes of change events that were read, and dealt with */
+	uint64_t told, handled; /* change events that were read, and dealt with: bytes of their headers */
 };
 
 /* How looking at an access ends. */

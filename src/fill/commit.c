@@ -63,9 +63,16 @@ static void snap(struct sl_object *o, struct snapshot *s)
 	pthread_mutex_unlock(&o->lock);
 }
 
-static int sync_one(struct sl_object *o)
+/* With the commit lock held. Watchers of a file that nobody opens must not hear that somebody has. */
+static int open_unheard(struct sl_fill *f, struct sl_object *o)
 {
-	_cleanup_close_ int fd = sl_object_open(o, O_RDONLY);
+	int fd = f->cfg.open_unheard ? f->cfg.open_unheard(f->cfg.arg, o) : -EOPNOTSUPP;
+	return fd < 0 ? sl_object_open(o, O_RDONLY) : fd;
+}
+
+static int sync_one(struct sl_fill *f, struct sl_object *o)
+{
+	_cleanup_close_ int fd = open_unheard(f, o);
 	return fd < 0 ? fd : fdatasync(fd) < 0 ? -errno : 0;
 }
 
@@ -138,12 +145,12 @@ static void forget(struct sl_fill *f, struct snapshot *s)
 }
 
 /* It is still arriving, and somebody has it open, and not for too long. */
-static bool is_held(struct sl_object *o, uint64_t now)
+static bool is_held(struct sl_fill *f, struct sl_object *o, uint64_t now)
 {
 	pthread_mutex_lock(&o->lock);
 	bool arriving = !sl_chunkmap_full(&o->map) && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL | SL_WRITTEN));
 	pthread_mutex_unlock(&o->lock);
-	_cleanup_close_ int fd = arriving ? sl_object_open(o, O_RDONLY) : -EBADF;
+	_cleanup_close_ int fd = arriving ? open_unheard(f, o) : -EBADF;
 	if (fd < 0 || sl_only_opener(fd) != -EBUSY)
 		return false;
 	if (!o->held)
@@ -172,7 +179,7 @@ static int commit(struct sl_fill *f, bool all)
 	while (!sl_list_empty(&list)) {
 		struct sl_object *o = sl_list_entry(list.next, struct sl_object, dirty_link);
 		sl_list_del(&o->dirty_link);
-		if (v && !all && is_held(o, now)) {
+		if (v && !all && is_held(f, o, now)) {
 			sl_list_add_tail(&held, &o->dirty_link);
 			nheld++;
 			continue;
@@ -190,7 +197,7 @@ static int commit(struct sl_fill *f, bool all)
 	}
 	int synced = k > FEW ? sl_store_sync(f->store) : 0;
 	for (size_t i = 0; i < k; i++) {
-		int r = k > FEW ? synced : sync_one(v[i].o);
+		int r = k > FEW ? synced : sync_one(f, v[i].o);
 		if (r == 0)
 			r = write_down(f, &v[i]);
 		else
@@ -216,7 +223,7 @@ int sl_fill_commit_one(struct sl_fill *f, struct sl_object *o)
 	struct snapshot s;
 	pthread_mutex_lock(&f->commit_lock);
 	snap(o, &s);
-	int r = sync_one(o);
+	int r = sync_one(f, o);
 	if (r == 0)
 		r = write_down(f, &s);
 	free(s.map);

@@ -27,11 +27,13 @@ struct sl_fill_config {
 	 * Of the native gate; NULL without. guard(): opens of @o, which is about to be evicted, must be asked
 	 * about again. settle(): returns 0 when every change made to a file before the call was told by
 	 * sl_fill_written(). complete(): the last missing bytes of @o, or its
-	 * names, have arrived; no lock is held.
+	 * names, have arrived; no lock is held. open_unheard(): @o for reading, of which no watcher hears, or
+	 * -errno; on one thread at a time.
 	 */
 	void (*guard)(void *arg, struct sl_object *o);
 	void (*complete)(void *arg, struct sl_object *o);
 	int (*settle)(void *arg);
+	int (*open_unheard)(void *arg, struct sl_object *o);
 	/** The same is about to happen to a file of @old_size; changed() follows. Its locks are held. May be
 	 * NULL. */
 	void (*changing)(void *arg, struct sl_object *o, uint64_t old_size);

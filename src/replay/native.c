@@ -185,7 +185,7 @@ int sl_native_acts_new(const struct sl_native_acts_config *cfg, struct sl_native
 		sl_native_acts_free(a);
 		return r;
 	}
-	int q = sl_silent_new(cfg->fan, cfg->store, &a->silent);
+	int q = sl_silent_new(cfg->fan, cfg->store, O_RDWR, &a->silent);
 	if (q < 0)
 		sl_info("files that change at the origin are opened for it, which their watchers hear of: %s",
 			strerror(-q));

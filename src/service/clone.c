@@ -65,6 +65,13 @@ static int on_settle(void *arg)
 	return c->fan ? sl_fan_settle(c->fan) : 0;
 }
 
+static int on_open_unheard(void *arg, struct sl_object *o)
+{
+	struct sl_clone *c = arg;
+	struct sl_silent *s = c->silent;
+	return s ? sl_silent_open(s, o) : -EOPNOTSUPP;
+}
+
 static void on_other(void *arg, struct sl_object *o)
 {
 	struct sl_clone *c = arg;
@@ -353,6 +360,7 @@ static int open_parts(struct sl_clone *c, const char *path, bool need_origin, ch
 		fc.guard = on_guard;
 		fc.complete = on_complete;
 		fc.settle = on_settle;
+		fc.open_unheard = on_open_unheard;
 	}
 	return sl_fill_new(&fc, &c->fill);
 }
@@ -445,6 +453,7 @@ static void close_parts(struct sl_clone *c, bool clean)
 		sl_origin_stop(c->origin);
 	clean = clean && sl_fill_commit(c->fill) == 0;
 	sl_fill_free(c->fill);
+	sl_silent_free(c->silent);
 	sl_echo_acts_free(c->echo);
 	sl_native_acts_free(c->acts);
 	sl_gate_free(c->gate);

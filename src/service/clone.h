@@ -4,6 +4,7 @@
 
 #include "fill/fill.h"
 #include "gate/fanotify/gate.h"
+#include "gate/fanotify/silent.h"
 #include "gate/fuse/gate.h"
 #include "keeper/keeper.h"
 #include "replay/echo.h"
@@ -22,6 +23,7 @@ struct sl_clone {
 	struct sl_helper *helper; /* the replay's, behind the fuse gate */
 	struct sl_echo_acts *echo;
 	struct sl_native_acts *_Atomic acts; /* behind the fanotify gate */
+	struct sl_silent *_Atomic silent;    /* for the fill, behind that gate; or NULL */
 	bool listed;			     /* all names that are here were listed by this service */
 	struct sl_replay *_Atomic replay;    /* or NULL: none yet, and none any more */
 	_Atomic bool missed;		     /* events came while there was none */

@@ -307,6 +307,11 @@ int sl_native_open(struct sl_clone *c, bool (*progress)(void *arg, const struct 
 	sl_keeper_numbers_known(c->keeper);
 	sl_kept_put(c->keeper, SL_KEPT_GROUP, sl_fan_group(c->fan));
 	sl_kept_put(c->keeper, SL_KEPT_NOTIFY, sl_fan_notify(c->fan));
+	struct sl_silent *silent = NULL;
+	int q = sl_silent_new(c->fan, c->store, O_RDONLY, &silent);
+	if (q < 0)
+		sl_info("watchers hear of files that are opened to be written down: %s", strerror(-q));
+	c->silent = silent;
 	struct sl_pending p;
 	sl_unlist_undo(c->store);
 	if (sl_fan_lazy(c->fan)) {

@@ -118,6 +118,8 @@ def on_a_clone(backend):
     write(f"{o}/d/end", "")
     wait_for(60, "the end", lambda: ("d", "CREATE", "end") in w.events)
     wait_for(60, "the end", lambda: ("d", "CREATE", "end") in x.events)
+    if NATIVE:  # some seconds after it came it is written down (SL_FULL), which nobody is to hear of
+        wait_for(60, "a record that says that it is here", lambda: os.getxattr(f"{c}/d/warm", "trusted.sluice")[1] == 2)
     for n in ("cold", "warm"):
         h = heard(w, "d", n)
         ok(h["OPEN"] == h["CLOSE_NOWRITE"] >= 1 and h["ACCESS"] >= 1 and len(h) == 3, f"{backend}: a watcher of a clone hears of {n}, and of nothing else", h)

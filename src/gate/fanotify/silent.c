@@ -68,7 +68,7 @@ int sl_silent_open(struct sl_silent *x, struct sl_object *o)
 	return fd < 0 ? -EOPNOTSUPP : fd;
 }
 
-int sl_silent_new(struct sl_fan *g, struct sl_store *s, struct sl_silent **ret)
+int sl_silent_new(struct sl_fan *g, struct sl_store *s, int mode, struct sl_silent **ret)
 {
 	struct sl_silent *x = calloc(1, sizeof(*x));
 	if (!x)
@@ -84,7 +84,7 @@ int sl_silent_new(struct sl_fan *g, struct sl_store *s, struct sl_silent **ret)
 		x->stop = eventfd(0, EFD_CLOEXEC);
 		x->group = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK |
 					     FAN_UNLIMITED_QUEUE | FAN_REPORT_FD_ERROR,
-					 O_RDWR | O_LARGEFILE | O_CLOEXEC | O_NOATIME);
+					 (unsigned)mode | O_LARGEFILE | O_CLOEXEC | O_NOATIME);
 		if (x->stop < 0 || x->group < 0)
 			r = -errno;
 	}

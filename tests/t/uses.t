@@ -109,10 +109,19 @@ def on_a_clone(backend):
     deaf = clone(origin, f"{T}/cd-{backend}")
     os.listdir(f"{c}/d")
     os.listdir(f"{deaf}/d")
+    origins = Watch(origin, "--mask", f"create,{USES}")
     read(f"{c}/d/warm")
+
+    def of_others():
+        """With inotify what others do to a file counts as the exporter's own until it is done with reading it."""
+        use(f"{o}/d/warm")
+        return "open" in kinds(origins.lines(), "d/warm")
+    wait_for(60, "a use by somebody else", of_others)
+    write(f"{o}/d/begin", "")
+    for y in (c, deaf):
+        wait_for(60, "what was done until now", lambda y=y: os.path.exists(f"{y}/d/begin"))
     mask = CHANGES | OPEN | ACCESS | CLOSE_NOWRITE
     w, x = Watcher({"d": f"{c}/d"}, mask), Watcher({"d": f"{deaf}/d"}, mask)
-    origins = Watch(origin, "--mask", f"create,{USES}")
     for n in ("cold", "warm"):
         use(f"{o}/d/{n}")
     write(f"{o}/d/end", "")

@@ -150,11 +150,12 @@ static int fill(struct sl_backend *b, struct chunk *c, bool *drained)
 	size_t max = SL_NOTIFY_CHUNK;
 	c->len = 0;
 	c->units = 0;
+	c->when = sl_now(); /* before: what happens until then is in it */
 	ssize_t n = read_some(b, c, max);
 	*drained = n == -EAGAIN || (n > 0 && max - c->len >= ops->room);
 	if (n == -EAGAIN)
 		return -EAGAIN;
-	uint64_t now = c->when = sl_now(), end = now + MORE_NS;
+	uint64_t now = sl_now(), end = now + MORE_NS;
 	if (n < 0) {
 		sl_err("reading changes of the tree failed: %s", strerror((int)-n));
 		pause_for(b, AFTER_ERROR_MS);

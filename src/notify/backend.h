@@ -64,7 +64,7 @@ struct sl_change {
 	const char *newname;
 	struct sl_evid child;
 	uint32_t tid;  /* of the thread that did it; 0: not known */
-	uint64_t when; /* sl_now() when it was read from the kernel */
+	uint64_t when; /* sl_now() just before it was read from the kernel */
 };
 
 enum sl_backend_kind { SL_BACKEND_AUTO, SL_BACKEND_FANOTIFY, SL_BACKEND_INOTIFY };

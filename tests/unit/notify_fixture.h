@@ -49,6 +49,7 @@ struct rec {
 	struct sl_evid dir, newdir, child;
 	char *name, *newname;
 	uint32_t tid;
+	uint64_t when;
 };
 
 struct fix {
@@ -99,6 +100,7 @@ static inline void on_changes(void *arg, const struct sl_change *v, unsigned n, 
 					    .newdir = v[i].newdir,
 					    .child = v[i].child,
 					    .tid = v[i].tid,
+					    .when = v[i].when,
 					    .name = dup_or_null(v[i].name),
 					    .newname = dup_or_null(v[i].newname)};
 	}

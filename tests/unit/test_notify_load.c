@@ -27,6 +27,18 @@ int ioctl(int fd, unsigned long request, ...)
 	return r;
 }
 
+/* Called once, when something was read from a queue. */
+static void (*_Atomic read_hook)(void);
+
+ssize_t read(int fd, void *buf, size_t n)
+{
+	ssize_t r = syscall(SYS_read, fd, buf, n);
+	void (*hook)(void) = r > 0 ? atomic_exchange(&read_hook, NULL) : NULL;
+	if (hook)
+		hook();
+	return r;
+}
+
 /* In the order in which they were made, and all of them, also when they come faster than they are taken. */
 static void test_order(void **state)
 {
@@ -384,6 +396,39 @@ static void test_settle_counts(void **state)
 	queue_times = 1;
 }
 
+static int late_root;
+static uint64_t late_at;
+
+static void make_late(void)
+{
+	if (mkdirat(late_root, "d/late", 0755) < 0)
+		abort();
+	late_at = sl_now();
+}
+
+/* What is told is of what had happened at the time that it says, also if more happens before anybody looks.
+ */
+static void test_when(void **state)
+{
+	BEGIN(f, state);
+	unsigned d = make_dir(f, "d"), n = 0;
+	settle(f);
+	clear(f);
+	late_root = f->root;
+	read_hook = make_late;
+	ok(mkdirat(f->root, "d/early", 0755));
+	settle(f);
+	settle(f); /* of that which came meanwhile */
+	for (size_t i = 0; i < f->n; i++) {
+		if (!same(&f->v[i].dir, &f->ids[d]))
+			continue;
+		bool late = !strcmp(f->v[i].name, "late");
+		assert_true(late == (f->v[i].when >= late_at));
+		n++;
+	}
+	assert_int_equal(n, 2);
+}
+
 static void test_actors(void **state)
 {
 	BEGIN(f, state);
@@ -459,17 +504,9 @@ static void test_close(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    BOTH(order),
-	    BOTH(overflow),
-	    BOTH(mark_race),
-	    BOTH(settle),
-	    BOTH(settle_counts),
-	    BOTH(actors),
-	    BOTH(idle),
-	    BOTH(close),
-	    BOTH(relief),
-	    BOTH(renames),
-	    cmocka_unit_test(test_halves),
+	    BOTH(order),	 BOTH(overflow), BOTH(mark_race), BOTH(settle),
+	    BOTH(settle_counts), BOTH(when),	 BOTH(actors),	  BOTH(idle),
+	    BOTH(close),	 BOTH(relief),	 BOTH(renames),	  cmocka_unit_test(test_halves),
 	};
 	return run_notify_tests(tests);
 }

@@ -20,7 +20,8 @@
 
 struct sl_acts {
 	/**
-	 * @name appears in @dir, as FAN_CREATE or (with @moved) FAN_MOVED_TO: @s says what. A directory that
+	 * @name appears in @dir, as FAN_CREATE or (with @moved) FAN_MOVED_TO: @s says what. Moved over what
+	 * is there, whatever that is, it takes its place at once: nobody finds nothing. A directory that
 	 * appears is unpopulated where directories are lazy; where they are not, and @moved, it appears with
 	 * all that is in it. Where the clone has another name of that very object (hard links), it is a link.
 	 * 1: a directory, where they are not lazy, that was shown empty and has to be listed.
@@ -30,7 +31,8 @@ struct sl_acts {
 	/** @name goes from @dir, as FAN_DELETE or (with @moved) FAN_MOVED_FROM. A directory goes with all
 	 * that is below it, unless something was changed there. */
 	int (*vanish)(void *arg, struct sl_object *dir, const char *name, bool moved);
-	/** Renamed, over what @newname denotes if that is there; with @exchange, both. */
+	/** Renamed, over what @newname denotes if that is there, a directory only over a directory; with
+	 * @exchange, both. */
 	int (*rename)(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
 		      const char *newname, bool exchange);
 	/**

@@ -95,6 +95,15 @@ static int remove_name(struct sl_echo_acts *a, struct sl_object *dir, const char
 		    &e);
 }
 
+/* @o has left the tree whole, to @tmp of the staging directory: it goes from there. */
+static int discard(struct sl_echo_acts *a, const char *tmp, struct sl_object *o)
+{
+	int r = sl_object_is_dir(o) ? sl_remote_clear(o, forgotten, a) : 0;
+	if (r < 0)
+		sl_warn("what left the origin cannot be removed from the store: %s", strerror(-r));
+	return remove_name(a, a->staging, NULL, tmp, sl_object_is_dir(o));
+}
+
 /* It leaves the tree whole: it goes where nobody sees it, and from there. */
 static int move_out(struct sl_echo_acts *a, struct sl_object *dir, const char *path, const char *name,
 		    struct sl_object *o)
@@ -105,12 +114,7 @@ static int move_out(struct sl_echo_acts *a, struct sl_object *dir, const char *p
 	    .op = SL_ECHO_RENAME, .dir = dir, .name = name, .newdir = a->staging, .newname = tmp};
 	int r = echo(
 	    a, &(struct sl_helper_call){.op = SL_HELPER_RENAME, .dir = path, .name = name, .name2 = tmp}, &e);
-	if (r < 0)
-		return r;
-	if (sl_object_is_dir(o) && (r = sl_remote_clear(o, forgotten, a)) < 0)
-		sl_warn("what left the origin with '%s' cannot be removed from the store: %s", name,
-			strerror(-r));
-	return remove_name(a, a->staging, NULL, tmp, sl_object_is_dir(o));
+	return r < 0 ? r : discard(a, tmp, o);
 }
 
 static int vanish(struct sl_echo_acts *a, struct sl_object *dir, const char *name, bool moved);
@@ -147,10 +151,12 @@ static int vanish(struct sl_echo_acts *a, struct sl_object *dir, const char *nam
 }
 
 /*
- * What is in the way of a rename to @name here is not so at the origin: a directory that is to be replaced is
- * emptied. -EEXIST where something of it was changed here.
+ * What is in the way of a rename to @name here is not so at the origin: a directory that is to be replaced by
+ * one is emptied. 1: @*ret is, or is to be, a directory, and the other is none: they have to change places.
+ * -EEXIST where something of it was changed here.
  */
-static int make_way(struct sl_echo_acts *a, struct sl_object *dir, const char *name, bool for_dir)
+static int make_way(struct sl_echo_acts *a, struct sl_object *dir, const char *name, bool for_dir,
+		    struct sl_object **ret)
 {
 	_cleanup_object_ struct sl_object *o = NULL;
 	int r = sl_object_lookup(dir, name, &o);
@@ -158,8 +164,10 @@ static int make_way(struct sl_echo_acts *a, struct sl_object *dir, const char *n
 		return r == -ENOENT ? 0 : r;
 	if (sl_remote_kept(o))
 		return -EEXIST;
-	if (sl_object_is_dir(o) != for_dir)
-		return vanish(a, dir, name, false);
+	if (sl_object_is_dir(o) != for_dir) {
+		*ret = sl_steal_ptr(&o);
+		return 1;
+	}
 	r = for_dir ? empty(a, o) : 0;
 	if (r < 0)
 		o->leaving = false;
@@ -175,24 +183,32 @@ static int echo_appear(void *arg, struct sl_object *dir, const char *name, const
 	if (!path)
 		return -ENOMEM;
 	if (moved) {
-		_cleanup_object_ struct sl_object *o = NULL;
+		_cleanup_object_ struct sl_object *o = NULL, *was = NULL;
 		char tmp[32];
-		int r = make_way(a, dir, name, S_ISDIR(type));
-		if (r < 0)
-			return r;
+		int way = make_way(a, dir, name, S_ISDIR(type), &was);
+		if (way < 0)
+			return way;
 		snprintf(tmp, sizeof(tmp), "%llu", (unsigned long long)a->next++);
-		r = sl_remote_make(a->staging, tmp, &s->attr, s->target, &o);
+		int r = sl_remote_make(a->staging, tmp, &s->attr, s->target, &o);
 		if (r < 0)
 			return r;
-		struct sl_echo e = {
-		    .op = SL_ECHO_RENAME, .dir = a->staging, .name = tmp, .newdir = dir, .newname = name};
-		r = echo(a,
-			 &(struct sl_helper_call){
-			     .op = SL_HELPER_RENAME, .name = tmp, .dir2 = path, .name2 = name},
-			 &e);
+		/* This way round, so that what goes is told before what comes. */
+		struct sl_echo e = {.op = SL_ECHO_RENAME,
+				    .dir = way ? dir : a->staging,
+				    .name = way ? name : tmp,
+				    .newdir = way ? a->staging : dir,
+				    .newname = way ? tmp : name,
+				    .exchange = way};
+		struct sl_helper_call c = {.op = SL_HELPER_RENAME,
+					   .dir = way ? path : NULL,
+					   .name = e.name,
+					   .dir2 = way ? NULL : path,
+					   .name2 = e.newname,
+					   .flags = way ? RENAME_EXCHANGE : 0};
+		r = echo(a, &c, &e);
 		if (r < 0)
 			(void)sl_remote_unlink(a->staging, tmp, sl_object_is_dir(o));
-		return r;
+		return r < 0 || !way ? r : discard(a, tmp, was);
 	}
 	struct sl_echo e = {.op = SL_ECHO_APPEAR, .dir = dir, .name = name, .state = s};
 	struct sl_helper_call c = {.op = type == S_IFDIR   ? SL_HELPER_MKDIR
@@ -226,9 +242,10 @@ static int echo_rename(void *arg, struct sl_object *dir, const char *name, struc
 	int r = sl_object_lookup(dir, name, &o);
 	if (r < 0 || !path || !newpath)
 		return r < 0 ? r : -ENOMEM;
-	r = exchange ? 0 : make_way(a, newdir, newname, sl_object_is_dir(o));
-	if (r < 0)
-		return r;
+	_cleanup_object_ struct sl_object *was = NULL;
+	r = exchange ? 0 : make_way(a, newdir, newname, sl_object_is_dir(o), &was);
+	if (r != 0)
+		return r < 0 ? r : -EISDIR;
 	struct sl_echo e = {.op = SL_ECHO_RENAME,
 			    .dir = dir,
 			    .name = name,

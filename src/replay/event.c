@@ -218,10 +218,12 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	}
 	if (there && sl_object_is_dir(o)) /* the listing of that directory was later than that of this one */
 		return replay_vanish(p, dir, name, true);
-	bool exchange = target && !replay_foreign(newdir, newname, target) && is_exchange(p, e, target);
+	bool ours = target && !replay_foreign(newdir, newname, target);
+	bool told = ours && is_exchange(p, e, target);
+	bool exchange = told || (ours && sl_object_is_dir(target) != sl_object_is_dir(o));
 	if (!target && sl_object_whiteout(newdir, newname))
 		return replay_vanish(p, dir, name, true);
-	if (target && replay_foreign(newdir, newname, target)) {
+	if (target && !ours) {
 		replay_conflict(p, newdir, newname);
 		return replay_vanish(p, dir, name, true);
 	}
@@ -242,7 +244,7 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	if (exchange && s->known && s->present && replay_is_state(target, s))
 		(void)replay_update(p, newdir, newname, target, s, 0);
 	int r = replay_rename(p, dir, name, newdir, newname, exchange);
-	if (exchange && r > 0) {
+	if (told && r > 0) {
 		p->swapped[0] = strdup(e->place);
 		p->swapped[1] = strdup(e->newplace);
 	}

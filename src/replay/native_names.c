@@ -128,16 +128,31 @@ static int clear(struct sl_native_acts *a, struct sl_object *o)
 	return r < 0 ? r : left;
 }
 
-/* It leaves as it is, and is taken apart where nobody hears of it. */
+/*
+ * It leaves as it is, and is taken apart where nobody hears of it. @by (or NULL), of the stage, has its name
+ * from the same moment on; where that fails it is still there.
+ */
 static int move_out(struct sl_native_acts *a, struct sl_object *dir, int dirfd, const char *name,
-		    struct sl_object *o)
+		    struct sl_object *o, const char *by)
 {
 	char tmp[32];
-	if (renameat2(dirfd, name, a->stage, stage_name(a, "out", tmp), RENAME_NOREPLACE) < 0)
+	unsigned how = by ? RENAME_EXCHANGE : RENAME_NOREPLACE;
+	/* As "out" a service that follows on a crash looks at it before it goes. */
+	(void)stage_name(a, "out", tmp);
+	if (by && renameat2(a->stage, by, a->stage, tmp, RENAME_NOREPLACE) < 0)
 		return -errno;
-	/* Somebody may have changed something in it at the last moment. */
-	if (native_kept(a, o) < 0)
-		return renameat2(a->stage, tmp, dirfd, name, RENAME_NOREPLACE) < 0 ? -errno : -EEXIST;
+	int r = renameat2(dirfd, name, a->stage, tmp, how) < 0 ? -errno : 0;
+	/* Somebody may have changed something in it at the last moment, or put his own there. */
+	if (r == 0 && (!native_is_at(a->stage, tmp, &o->handle) || native_kept(a, o) < 0)) {
+		if (renameat2(a->stage, tmp, dirfd, name, how) < 0)
+			return -errno; /* it is kept */
+		r = -EEXIST;
+	}
+	if (r < 0) {
+		if (by)
+			(void)renameat2(a->stage, tmp, a->stage, by, RENAME_NOREPLACE);
+		return r;
+	}
 	stage_discard(a, tmp);
 	if (sl_object_is_reg(o))
 		lose_place(o, dir, name);
@@ -218,8 +233,20 @@ static void end_removal(struct sl_native_acts *a, struct sl_object *o)
 		sl_fill_unlock_names(a->cfg.fill);
 }
 
+/* @by, of the stage, takes the place of @o: at every moment something has that name. */
+static int put_over(struct sl_native_acts *a, struct sl_object *dir, int dirfd, const char *name,
+		    struct sl_object *o, const char *by)
+{
+	if (renameat2(a->stage, by, dirfd, name, 0) == 0)
+		return 0;
+	/* The kernel puts a directory over an empty one, and nothing else over or below one. */
+	if (errno != ENOTEMPTY && errno != EEXIST && errno != ENOTDIR && errno != EISDIR)
+		return -errno;
+	return move_out(a, dir, dirfd, name, o, by);
+}
+
 static int remove_it(struct sl_native_acts *a, struct sl_object *dir, const char *name, struct sl_object *o,
-		     bool moved)
+		     bool moved, const char *by)
 {
 	settle_listing(a, o);
 	int r = native_kept(a, o);
@@ -229,16 +256,18 @@ static int remove_it(struct sl_native_acts *a, struct sl_object *dir, const char
 	struct leave x = {.a = a};
 	r = leave(&x, o);
 	if (r == 0)
-		r = moved ? move_out(a, dir, fd, name, o) : drop_all(a, o, dir, fd, name);
+		r = by	    ? put_over(a, dir, fd, name, o, by)
+		    : moved ? move_out(a, dir, fd, name, o, NULL)
+			    : drop_all(a, o, dir, fd, name);
 	left(&x, r < 0);
 	return r == -ENOTEMPTY ? -EEXIST : r;
 }
 
 static int remove_object(struct sl_native_acts *a, struct sl_object *dir, const char *name,
-			 struct sl_object *o, bool moved)
+			 struct sl_object *o, bool moved, const char *by)
 {
 	begin_removal(a, o);
-	int r = remove_it(a, dir, name, o, moved);
+	int r = remove_it(a, dir, name, o, moved, by);
 	end_removal(a, o);
 	return r;
 }
@@ -252,23 +281,10 @@ int native_vanish(void *arg, struct sl_object *dir, const char *name, bool moved
 	int r = native_look(a, dir, name, &o, &st);
 	if (r < 0)
 		return r;
-	return st == OURS ? remove_object(a, dir, name, o, moved) : -EEXIST;
+	return st == OURS ? remove_object(a, dir, name, o, moved, NULL) : -EEXIST;
 }
 
 /* ---- appear ---- */
-
-static int link_here(struct sl_native_acts *a, struct sl_object *o, int dirfd, const char *name, bool moved)
-{
-	char tmp[32];
-	if (!moved)
-		return stage_link(o, dirfd, name);
-	int r = stage_link(o, a->stage, stage_name(a, "in", tmp));
-	if (r == 0 && renameat2(a->stage, tmp, dirfd, name, 0) < 0)
-		r = -errno;
-	/* Where that was a name of the same file already, nothing has happened. */
-	(void)unlinkat(a->stage, tmp, 0);
-	return r;
-}
 
 int native_adopt_dir(struct sl_native_acts *a, struct sl_object *dir, int dirfd, const char *name,
 		     const struct sl_attr *at)
@@ -348,14 +364,32 @@ static int show_empty(struct sl_native_acts *a, const char *tmp)
 	return r;
 }
 
-static int show(struct sl_native_acts *a, const char *tmp, int dirfd, const char *name, bool moved)
+/* @tmp, of the stage, gets its name: made there, or moved there, over @over if that is not NULL. */
+static int show(struct sl_native_acts *a, const char *tmp, struct sl_object *dir, int dirfd, const char *name,
+		bool moved, struct sl_object *over)
 {
+	if (over)
+		return remove_object(a, dir, name, over, false, tmp);
 	if (moved)
 		return renameat2(a->stage, tmp, dirfd, name, 0) < 0 ? -errno : 0;
 	if (linkat(a->stage, tmp, dirfd, name, 0) < 0)
 		return -errno;
 	(void)unlinkat(a->stage, tmp, 0);
 	return 0;
+}
+
+static int link_here(struct sl_native_acts *a, struct sl_object *o, struct sl_object *dir, int dirfd,
+		     const char *name, bool moved, struct sl_object *over)
+{
+	char tmp[32];
+	if (!moved)
+		return stage_link(o, dirfd, name);
+	int r = stage_link(o, a->stage, stage_name(a, "in", tmp));
+	if (r == 0)
+		r = show(a, tmp, dir, dirfd, name, true, over);
+	/* Where that was a name of the same file already, nothing has happened. */
+	(void)unlinkat(a->stage, tmp, 0);
+	return r;
 }
 
 /* Its other names may be in directories that nobody has looked into. */
@@ -367,8 +401,10 @@ static void note_links(struct sl_native_acts *a, struct sl_object *dir, const ch
 		(void)sl_links_note(o, at->nlink, 0);
 }
 
+/* @over: a directory, or what a directory comes over; else NULL, and @moved over a file it takes its place.
+ */
 static int make(struct sl_native_acts *a, struct sl_object *dir, const char *name, const struct sl_ostate *s,
-		bool moved)
+		bool moved, struct sl_object *over)
 {
 	const struct sl_attr *at = &s->attr;
 	struct sl_version v = sl_attr_version(at);
@@ -379,7 +415,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	_cleanup_object_ struct sl_object *other =
 	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v) : NULL;
 	if (other) {
-		int q = link_here(a, other, dirfd, name, moved);
+		int q = link_here(a, other, dir, dirfd, name, moved, over);
 		if (q == 0 && a->cfg.lazy)
 			(void)sl_links_note(other, at->nlink, 1);
 		return q;
@@ -404,7 +440,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 		empty = 1;
 	}
 	if (r == 0)
-		r = show(a, tmp, dirfd, name, moved);
+		r = show(a, tmp, dir, dirfd, name, moved, over);
 	if (r < 0)
 		(void)sl_remove_tree(a->stage, tmp);
 	else
@@ -434,6 +470,7 @@ int native_appear(void *arg, struct sl_object *dir, const char *name, const stru
 	struct sl_version v = sl_attr_version(&s->attr);
 	_cleanup_object_ struct sl_object *o = NULL;
 	enum standing st;
+	bool dirs = false;
 	native_on_thread(a);
 	int r = native_look(a, dir, name, &o, &st);
 	if (r < 0 && r != -ENOENT)
@@ -446,13 +483,12 @@ int native_appear(void *arg, struct sl_object *dir, const char *name, const stru
 			return -EEXIST;
 		if (same && (st == CHANGED || !native_twin(a, o, &s->attr)))
 			return 0; /* it is here already */
-		/* Moved over a file it takes its place at once. */
-		if (!moved || sl_object_is_dir(o) || S_ISDIR(s->attr.mode))
-			r = remove_object(a, dir, name, o, false);
+		dirs = sl_object_is_dir(o) || S_ISDIR(s->attr.mode);
+		r = !moved ? remove_object(a, dir, name, o, false, NULL) : dirs ? native_kept(a, o) : 0;
 		if (r < 0)
 			return r;
 	}
-	r = make(a, dir, name, s, moved);
+	r = make(a, dir, name, s, moved, moved && dirs ? o : NULL);
 	if (r >= 0 && o && sl_object_is_reg(o))
 		lose_place(o, dir, name);
 	return r < 0 ? r : S_ISDIR(s->attr.mode) && !a->cfg.lazy && (r || !moved);
@@ -539,14 +575,7 @@ int native_rename(void *arg, struct sl_object *dir, const char *name, struct sl_
 		return 0; /* two names of one object: nothing happens */
 	if (t && (exchange ? tst == FOREIGN : tst != OURS || native_kept(a, t) < 0))
 		return -EEXIST;
-	if (t && !exchange && sl_object_is_dir(t) != sl_object_is_dir(o)) {
-		r = remove_object(a, newdir, newname, t, false);
-		sl_object_put(t);
-		t = NULL;
-	} else if (t && !exchange && sl_object_is_dir(t)) {
+	if (t && !exchange && sl_object_is_dir(t))
 		return rename_over(a, dir, name, o, newdir, newname, t);
-	} else {
-		r = 0;
-	}
-	return r < 0 ? r : rename_objects(a, dir, name, o, newdir, newname, t, exchange);
+	return rename_objects(a, dir, name, o, newdir, newname, t, exchange);
 }

@@ -59,10 +59,7 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		if (may_be_users(dir, name, o))
 			return 0;
 		/* At every moment something has that name. */
-		if (!sl_object_is_dir(o) && !S_ISDIR(s->attr.mode))
-			return replay_appear(p, dir, name, s, true);
-		r = replay_vanish(p, dir, name, false);
-		return r <= 0 ? r : replay_appear(p, dir, name, s, false);
+		return replay_appear(p, dir, name, s, true);
 	}
 	if (doubted && o->has_record && replay_is_later(o, s))
 		return 0;

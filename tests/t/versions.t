@@ -102,14 +102,75 @@ for t in threads:
 print(f"{versions} versions, {sum(answers)} answers, mixed or short: {bad[:3]}, errors: {[errno.errorcode[e] for e in errors]}, starved: {starved}")
 sys.exit(bool(bad) or starved or not errors <= {errno.EIO, errno.ESTALE})
 EOP
+cat >"$T/names.py" <<'EOP'
+import os, shutil, sys, threading, time
+import slt, watch
+o, c, N = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def file(p):
+    slt.write(p, os.urandom(8), "wb")
+def link(p):
+    file(p + "2")
+    os.rename(p + "2", p + "1")
+    os.link(p + "1", p)
+def symlink(p):
+    os.symlink(os.urandom(8).hex(), p)
+def directory(p):
+    os.mkdir(p)
+def full(p):
+    os.mkdir(p)
+    file(p + "/file")
+    os.mkdir(p + "/below")
+    symlink(p + "/below/symlink")
+def remove(p):
+    (shutil.rmtree if os.path.isdir(p) and not os.path.islink(p) else os.unlink)(p)
+def exchange(a, b):
+    slt.exchange(a, b)
+    remove(a)
+cases = [(os.rename, [x]) for x in (file, link, symlink, directory)]
+cases += [(exchange, [x]) for x in (file, symlink, full)]
+cases += [(exchange, [file, full, symlink])]
+bad = []
+for how, what in cases:
+    label = f"{how.__name__} of " + ", ".join(x.__name__ for x in what)
+    there, here = f"{o}/{label}", f"{c}/{label}"
+    def wait_for(name):
+        end = time.monotonic() + 100
+        while not os.path.lexists(f"{here}/{name}"):
+            assert time.monotonic() < end, f"{here}/{name} does not come"
+            time.sleep(0.01)
+    os.mkdir(there)
+    what[0](f"{there}/it")
+    wait_for("it")
+    gone, over = 0, False
+    def look():
+        global gone
+        while not over:
+            gone += not os.path.lexists(f"{here}/it")
+    w, reader = watch.Watcher({"": here}), threading.Thread(target=look, daemon=True)
+    reader.start()
+    for i in range(1, N + 1):
+        what[i % len(what)](f"{there}/new")
+        how(f"{there}/new", f"{there}/it")
+    file(f"{there}/end")
+    wait_for("end")
+    over = True
+    reader.join()
+    # At the origin it was replaced, and never deleted.
+    deleted = sum(e == ("", "DELETE", "it") for e in w.take())
+    w.close()
+    if gone or deleted:
+        bad.append(f"{label}: not there for {gone} looks, deleted {deleted} times")
+print("\n".join(bad))
+sys.exit(bool(bad))
+EOP
 # By a fill, or by events that were faster than all fills.
 noticed() { [ "$(field restarts "$1")" -gt 0 ] || [ "$(field applied "$1")" -gt 0 ]; }
 # The way is the same with a sanitizer, only longer.
-files=150 replaced=20
-sanitized && files=40 replaced=8
+files=150 replaced=20 rounds=40
+sanitized && files=40 replaced=8 rounds=15
 for kind in local unix; do
 	u=$T/u w=$T/w
-	rm -f "$u"/* "$w"/*
+	rm -rf "$u"/* "$w"/*
 	if [ $kind = unix ]; then
 		serve u.sock "$u"
 		serve w.sock "$w"
@@ -125,6 +186,8 @@ for kind in local unix; do
 	diag "$(head -n 1 "$T/.out")"
 	diag "$(field restarts "$T/c") restarts"
 	ok "$kind: it was replaced while it was read" noticed "$T/c"
+	ok "$kind: what takes the place of something does so at once, whatever they are" \
+		env PYTHONPATH="$TOOLS" PYTHONDONTWRITEBYTECODE=1 timeout --foreground 300 python3 "$T/names.py" "$T/w" "$T/c" $rounds
 	wait_for 60 "$SLUICE" remove "$T/c" || bail "it is not removed: $(cat "$T/.out")"
 done
 

@@ -591,6 +591,61 @@ static void test_appear(void **state)
 	down(x);
 }
 
+/* A directory comes over something, or something over one: nobody hears that the name was deleted. */
+static void test_over(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	mkdir(at_origin(x, "d"), 0755);
+	mkdir(at_origin(x, "d/n"), 0755);
+	put(at_origin(x, "d/linked"), "of two names");
+	up(x);
+	watch(x, "d");
+	/* Empty, over an empty one. */
+	rename(at_origin(x, "d/n"), at_origin(x, "was1"));
+	mkdir(at_origin(x, "d/n"), 0755);
+	assert_int_equal(appear(x, "d/n", true), 0);
+	hears(x, "TO d/n");
+	/* Full ones. */
+	for (int i = 0; i < 2; i++) {
+		rename(at_origin(x, "d/n"), at_origin(x, i ? "was3" : "was2"));
+		mkdir(at_origin(x, "d/n"), 0750);
+		put(at_origin(x, "d/n/f"), i ? "second" : "first");
+		assert_int_equal(appear(x, "d/n", true), 0);
+		hears(x, i ? "FROM d/n, TO d/n" : "TO d/n");
+		same_stat(x, "d/n");
+		assert_string_equal(content(at_clone(x, "d/n/f")), i ? "second" : "first");
+	}
+	/* A file, a directory again, another name of a file. */
+	rename(at_origin(x, "d/n"), at_origin(x, "was4"));
+	put(at_origin(x, "d/n"), "file");
+	assert_int_equal(appear(x, "d/n", true), 0);
+	hears(x, "FROM d/n, TO d/n");
+	assert_string_equal(content(at_clone(x, "d/n")), "file");
+	heard(x);
+	unlink(at_origin(x, "d/n"));
+	mkdir(at_origin(x, "d/n"), 0755);
+	put(at_origin(x, "d/n/f"), "third");
+	assert_int_equal(appear(x, "d/n", true), 0);
+	hears(x, "FROM d/n, TO d/n");
+	assert_string_equal(content(at_clone(x, "d/n/f")), "third");
+	/* Something below it is a user's. */
+	put_here(x, "d/n/mine", "mine");
+	rename(at_origin(x, "d/n"), at_origin(x, "was5"));
+	link(at_origin(x, "d/linked"), at_origin(x, "d/n"));
+	heard(x);
+	assert_int_equal(appear(x, "d/n", true), -EEXIST);
+	hears(x, "");
+	assert_string_equal(content(at_clone(x, "d/n/mine")), "mine");
+	unlink(at_clone(x, "d/n/mine"));
+	heard(x);
+	assert_int_equal(appear(x, "d/n", true), 0);
+	hears(x, "FROM d/n, TO d/n");
+	same_stat(x, "d/n");
+	assert_string_equal(content(at_clone(x, "d/n")), "of two names");
+	down(x);
+}
+
 /* A name of which nobody could say what it is, and that turns out to be a second one of a file that is here.
  */
 static void test_twin(void **state)
@@ -1689,6 +1744,7 @@ int main(void)
 		cmocka_set_test_filter(only);
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_setup_teardown(test_appear, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_over, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_twin, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_links, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_vanish, setup, teardown),

@@ -62,9 +62,9 @@ static int acted(struct sl_replay *p, int r, struct sl_object *dir, const char *
 }
 
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
-		  bool moved)
+		  enum sl_appear how)
 {
-	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, moved);
+	int r = p->cfg.acts.appear(p->cfg.acts.arg, dir, name, s, how);
 	replay_touch(p, dir);
 	if (r >= 0)
 		replay_came(dir, name, &s->attr);

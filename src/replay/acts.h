@@ -18,16 +18,22 @@
 #include "origin/origin.h"
 #include "store/object.h"
 
+enum sl_appear {
+	SL_APPEAR_MADE,	  /* as FAN_CREATE */
+	SL_APPEAR_MOVED,  /* as FAN_MOVED_TO */
+	SL_APPEAR_SWAPPED /* as FAN_MOVED_FROM of what is there, and FAN_MOVED_TO */
+};
+
 struct sl_acts {
 	/**
-	 * @name appears in @dir, as FAN_CREATE or (with @moved) FAN_MOVED_TO: @s says what. Moved over what
-	 * is there, whatever that is, it takes its place at once: nobody finds nothing. A directory that
-	 * appears is unpopulated where directories are lazy; where they are not, and @moved, it appears with
-	 * all that is in it. Where the clone has another name of that very object (hard links), it is a link.
-	 * 1: a directory, where they are not lazy, that was shown empty and has to be listed.
+	 * @name appears in @dir: @s says what. Moved or swapped over what is there, whatever that is, it
+	 * takes its place at once: nobody finds nothing. A directory that appears is unpopulated where
+	 * directories are lazy; where they are not, and it was not made, it appears with all that is in it.
+	 * Where the clone has another name of that very object (hard links), it is a link. 1: a directory,
+	 * where they are not lazy, that was shown empty and has to be listed.
 	 */
 	int (*appear)(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
-		      bool moved);
+		      enum sl_appear how);
 	/** @name goes from @dir, as FAN_DELETE or (with @moved) FAN_MOVED_FROM. A directory goes with all
 	 * that is below it, unless something was changed there. */
 	int (*vanish)(void *arg, struct sl_object *dir, const char *name, bool moved);

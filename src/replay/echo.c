@@ -152,10 +152,10 @@ static int vanish(struct sl_echo_acts *a, struct sl_object *dir, const char *nam
 
 /*
  * What is in the way of a rename to @name here is not so at the origin: a directory that is to be replaced by
- * one is emptied. 1: @*ret is, or is to be, a directory, and the other is none: they have to change places.
- * -EEXIST where something of it was changed here.
+ * one is emptied. 1: with @swap, or where one is a directory and the other is none: @*ret has to change
+ * places with it. -EEXIST where something of it was changed here.
  */
-static int make_way(struct sl_echo_acts *a, struct sl_object *dir, const char *name, bool for_dir,
+static int make_way(struct sl_echo_acts *a, struct sl_object *dir, const char *name, bool for_dir, bool swap,
 		    struct sl_object **ret)
 {
 	_cleanup_object_ struct sl_object *o = NULL;
@@ -164,7 +164,7 @@ static int make_way(struct sl_echo_acts *a, struct sl_object *dir, const char *n
 		return r == -ENOENT ? 0 : r;
 	if (sl_remote_kept(o))
 		return -EEXIST;
-	if (sl_object_is_dir(o) != for_dir) {
+	if (swap || sl_object_is_dir(o) != for_dir) {
 		*ret = sl_steal_ptr(&o);
 		return 1;
 	}
@@ -175,17 +175,17 @@ static int make_way(struct sl_echo_acts *a, struct sl_object *dir, const char *n
 }
 
 static int echo_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
-		       bool moved)
+		       enum sl_appear how)
 {
 	struct sl_echo_acts *a = arg;
 	_cleanup_free_ char *path = sl_object_path(dir);
 	uint32_t type = s->attr.mode & S_IFMT;
 	if (!path)
 		return -ENOMEM;
-	if (moved) {
+	if (how) {
 		_cleanup_object_ struct sl_object *o = NULL, *was = NULL;
 		char tmp[32];
-		int way = make_way(a, dir, name, S_ISDIR(type), &was);
+		int way = make_way(a, dir, name, S_ISDIR(type), how == SL_APPEAR_SWAPPED, &was);
 		if (way < 0)
 			return way;
 		snprintf(tmp, sizeof(tmp), "%llu", (unsigned long long)a->next++);
@@ -243,7 +243,7 @@ static int echo_rename(void *arg, struct sl_object *dir, const char *name, struc
 	if (r < 0 || !path || !newpath)
 		return r < 0 ? r : -ENOMEM;
 	_cleanup_object_ struct sl_object *was = NULL;
-	r = exchange ? 0 : make_way(a, newdir, newname, sl_object_is_dir(o), &was);
+	r = exchange ? 0 : make_way(a, newdir, newname, sl_object_is_dir(o), false, &was);
 	if (r != 0)
 		return r < 0 ? r : -EISDIR;
 	struct sl_echo e = {.op = SL_ECHO_RENAME,

@@ -94,6 +94,7 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		return owed(o) ? replay_update(p, dir, name, o, s, FAN_MODIFY) : 0;
 	if (!o && sl_object_whiteout(dir, name))
 		return 0;
+	bool swapped = moved && p->left && !strcmp(p->left, e->newplace ? e->newplace : e->place);
 	if (o && (replay_foreign(dir, name, o) || !moved)) {
 		if (replay_foreign(dir, name, o)) {
 			replay_conflict(p, dir, name);
@@ -103,9 +104,48 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		if (r <= 0)
 			return r;
 	}
-	r = replay_appear(p, dir, name, s, moved);
+	r = replay_appear(p, dir, name, s,
+			  swapped ? SL_APPEAR_SWAPPED
+			  : moved ? SL_APPEAR_MOVED
+				  : SL_APPEAR_MADE);
 	p->as_said = r > 0 && s == &e->state && (!S_ISREG(s->attr.mode) || s->attr.nlink < 2);
 	return r;
+}
+
+/* With the lock held. 1: the next event brings something to @place; 0: another is next; -ENOENT: none. */
+static int find_taken(struct sl_replay *p, const char *place)
+{
+	sl_list_for_each (l, &p->queue) {
+		const struct sl_oevent *x = &sl_list_entry(l, struct item, link)->e;
+		const char *to = x->mask & FAN_RENAME	  ? x->newplace
+				 : x->mask & FAN_MOVED_TO ? x->place
+							  : NULL;
+		if (!sl_list_entry(l, struct item, link)->dir && x->mask)
+			return to && !strcmp(to, place);
+	}
+	return -ENOENT;
+}
+
+/*
+ * What was there is said to have left, to where nothing is told of it. If something is there all the same it
+ * was an exchange, and the other half of that is told next: until then it stays, for at every moment
+ * something has that name.
+ */
+static bool taken_next(struct sl_replay *p, const struct sl_oevent *e)
+{
+	if (!e->state.known || !e->state.present)
+		return false;
+	/* Something has brought it there, and is told. */
+	struct timespec ts = sl_ns_to_timespec(sl_now() + SWAP_SEEN_NS);
+	int r;
+	pthread_mutex_lock(&p->lock);
+	while ((r = find_taken(p, e->place)) == -ENOENT && !p->stop &&
+	       pthread_cond_timedwait(&p->cond, &p->lock, &ts) == 0)
+		;
+	pthread_mutex_unlock(&p->lock);
+	p->leaving = r == 1 ? strdup(e->place) : NULL;
+	p->as_said = p->leaving;
+	return p->leaving;
 }
 
 static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object *dir, const char *name,
@@ -120,8 +160,10 @@ static int gone(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 		return r == -ENOENT ? 0 : r;
 	if (replay_foreign(dir, name, o))
 		return 0;
-	/* What the clone has is what came after it. */
-	if (!is_child(o, e) && e->state.known && e->state.present && replay_is_state(o, &e->state))
+	/* What the clone has is what came after it; by an exchange, it may be, and then has been replaced. */
+	if (!is_child(o, e) && e->state.known && e->state.present && (moved || replay_is_state(o, &e->state)))
+		return 0;
+	if (moved && taken_next(p, e))
 		return 0;
 	r = replay_vanish(p, dir, name, moved);
 	p->as_said = r > 0 && e->state.known && !e->state.present;
@@ -206,7 +248,7 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	if (from == 0 && replay_foreign(dir, name, o))
 		from = -ENOENT;
 	if (to < 0)
-		return from < 0 ? 0 : replay_vanish(p, dir, name, true);
+		return from < 0 ? 0 : gone(p, e, dir, name, true);
 	int t = sl_object_lookup(newdir, newname, &target);
 	if (t < 0 && t != -ENOENT)
 		return t;
@@ -382,7 +424,10 @@ static void done(struct sl_replay *p, const struct sl_oevent *e, int r)
 void event_do(struct sl_replay *p, const struct sl_oevent *e)
 {
 	p->as_said = false;
+	_cleanup_free_ char *left = e->mask ? sl_steal_ptr(&p->leaving) : NULL;
+	p->left = left;
 	done(p, e, apply(p, e));
+	p->left = NULL;
 	if (!p->as_said && (!e->mask || e->mask & ~(uint64_t)(USES | FAN_ONDIR)))
 		check(p, e->place, &e->dir, &e->state);
 	if (e->newplace)

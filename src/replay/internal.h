@@ -43,7 +43,9 @@ struct sl_replay {
 	struct sl_list unlisted;    /* of struct unlisted: directories that were shown and not listed yet */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
-	char *swapped[2];      /* names that were exchanged, and of which the second half is told next */
+	char *leaving;	  /* a name that is said to have left, and to which the next event brings another */
+	const char *left; /* the same, said by the event before */
+	char *swapped[2]; /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
 	struct sl_list strays; /* of struct stray */
 	bool unsure_links;     /* see unsure_of_links() */
@@ -98,7 +100,7 @@ int replay_find(struct sl_replay *p, const char *place, const struct sl_odir *wh
 /* acts.c: the gate's acts, with what goes with each: directories touched, conflicts noted. Return 1; 0 if
  * there was nothing to do; -errno. These and all below are for the thread. */
 int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, const struct sl_ostate *s,
-		  bool moved);
+		  enum sl_appear how);
 int replay_vanish(struct sl_replay *p, struct sl_object *dir, const char *name, bool moved);
 int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *newdir,
 		  const char *newname, bool exchange);

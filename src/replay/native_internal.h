@@ -55,7 +55,8 @@ int stage_purge(struct sl_native_acts *a);
 /* native_names.c: see struct sl_acts */
 
 int native_vanish(void *arg, struct sl_object *dir, const char *name, bool moved);
-int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s, bool moved);
+int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
+		  enum sl_appear how);
 int native_rename(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
 		  const char *newname, bool exchange);
 bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at);

@@ -233,7 +233,8 @@ static void end_removal(struct sl_native_acts *a, struct sl_object *o)
 		sl_fill_unlock_names(a->cfg.fill);
 }
 
-/* @by, of the stage, takes the place of @o: at every moment something has that name. */
+/* @by, of the stage, takes the place of @o: at every moment something has that name. As at the origin, nobody
+ * hears that @o leaves if that need not be. */
 static int put_over(struct sl_native_acts *a, struct sl_object *dir, int dirfd, const char *name,
 		    struct sl_object *o, const char *by)
 {
@@ -256,9 +257,9 @@ static int remove_it(struct sl_native_acts *a, struct sl_object *dir, const char
 	struct leave x = {.a = a};
 	r = leave(&x, o);
 	if (r == 0)
-		r = by	    ? put_over(a, dir, fd, name, o, by)
-		    : moved ? move_out(a, dir, fd, name, o, NULL)
-			    : drop_all(a, o, dir, fd, name);
+		r = moved ? move_out(a, dir, fd, name, o, by)
+		    : by  ? put_over(a, dir, fd, name, o, by)
+			  : drop_all(a, o, dir, fd, name);
 	left(&x, r < 0);
 	return r == -ENOTEMPTY ? -EEXIST : r;
 }
@@ -364,13 +365,13 @@ static int show_empty(struct sl_native_acts *a, const char *tmp)
 	return r;
 }
 
-/* @tmp, of the stage, gets its name: made there, or moved there, over @over if that is not NULL. */
+/* @tmp, of the stage, gets its name, from @over if that is not NULL. */
 static int show(struct sl_native_acts *a, const char *tmp, struct sl_object *dir, int dirfd, const char *name,
-		bool moved, struct sl_object *over)
+		enum sl_appear how, struct sl_object *over)
 {
 	if (over)
-		return remove_object(a, dir, name, over, false, tmp);
-	if (moved)
+		return remove_object(a, dir, name, over, how == SL_APPEAR_SWAPPED, tmp);
+	if (how)
 		return renameat2(a->stage, tmp, dirfd, name, 0) < 0 ? -errno : 0;
 	if (linkat(a->stage, tmp, dirfd, name, 0) < 0)
 		return -errno;
@@ -379,14 +380,14 @@ static int show(struct sl_native_acts *a, const char *tmp, struct sl_object *dir
 }
 
 static int link_here(struct sl_native_acts *a, struct sl_object *o, struct sl_object *dir, int dirfd,
-		     const char *name, bool moved, struct sl_object *over)
+		     const char *name, enum sl_appear how, struct sl_object *over)
 {
 	char tmp[32];
-	if (!moved)
+	if (!how)
 		return stage_link(o, dirfd, name);
 	int r = stage_link(o, a->stage, stage_name(a, "in", tmp));
 	if (r == 0)
-		r = show(a, tmp, dir, dirfd, name, true, over);
+		r = show(a, tmp, dir, dirfd, name, how, over);
 	/* Where that was a name of the same file already, nothing has happened. */
 	(void)unlinkat(a->stage, tmp, 0);
 	return r;
@@ -404,8 +405,9 @@ static void note_links(struct sl_native_acts *a, struct sl_object *dir, const ch
 /* @over: a directory, or what a directory comes over; else NULL, and @moved over a file it takes its place.
  */
 static int make(struct sl_native_acts *a, struct sl_object *dir, const char *name, const struct sl_ostate *s,
-		bool moved, struct sl_object *over)
+		enum sl_appear how, struct sl_object *over)
 {
+	bool moved = how != SL_APPEAR_MADE;
 	const struct sl_attr *at = &s->attr;
 	struct sl_version v = sl_attr_version(at);
 	char tmp[32];
@@ -415,7 +417,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	_cleanup_object_ struct sl_object *other =
 	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v) : NULL;
 	if (other) {
-		int q = link_here(a, other, dir, dirfd, name, moved, over);
+		int q = link_here(a, other, dir, dirfd, name, how, over);
 		if (q == 0 && a->cfg.lazy)
 			(void)sl_links_note(other, at->nlink, 1);
 		return q;
@@ -440,7 +442,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 		empty = 1;
 	}
 	if (r == 0)
-		r = show(a, tmp, dir, dirfd, name, moved, over);
+		r = show(a, tmp, dir, dirfd, name, how, over);
 	if (r < 0)
 		(void)sl_remove_tree(a->stage, tmp);
 	else
@@ -464,13 +466,14 @@ bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at)
 	return other && other != o;
 }
 
-int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s, bool moved)
+int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
+		  enum sl_appear how)
 {
 	struct sl_native_acts *a = arg;
 	struct sl_version v = sl_attr_version(&s->attr);
 	_cleanup_object_ struct sl_object *o = NULL;
 	enum standing st;
-	bool dirs = false;
+	bool moved = how != SL_APPEAR_MADE, whole = false;
 	native_on_thread(a);
 	int r = native_look(a, dir, name, &o, &st);
 	if (r < 0 && r != -ENOENT)
@@ -483,12 +486,12 @@ int native_appear(void *arg, struct sl_object *dir, const char *name, const stru
 			return -EEXIST;
 		if (same && (st == CHANGED || !native_twin(a, o, &s->attr)))
 			return 0; /* it is here already */
-		dirs = sl_object_is_dir(o) || S_ISDIR(s->attr.mode);
-		r = !moved ? remove_object(a, dir, name, o, false, NULL) : dirs ? native_kept(a, o) : 0;
+		whole = how == SL_APPEAR_SWAPPED || sl_object_is_dir(o) || S_ISDIR(s->attr.mode);
+		r = !moved ? remove_object(a, dir, name, o, false, NULL) : whole ? native_kept(a, o) : 0;
 		if (r < 0)
 			return r;
 	}
-	r = make(a, dir, name, s, moved, moved && dirs ? o : NULL);
+	r = make(a, dir, name, s, how, moved && whole ? o : NULL);
 	if (r >= 0 && o && sl_object_is_reg(o))
 		lose_place(o, dir, name);
 	return r < 0 ? r : S_ISDIR(s->attr.mode) && !a->cfg.lazy && (r || !moved);

@@ -285,6 +285,7 @@ void sl_replay_stop(struct sl_replay *p)
 	unlisted_free(p);
 	for (unsigned i = 0; i < CARRIED_MAX; i++)
 		sl_object_put(p->carried[i]);
+	free(p->leaving);
 	free(p->swapped[0]);
 	free(p->swapped[1]);
 }

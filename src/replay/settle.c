@@ -51,7 +51,7 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 	if (!s->present)
 		return !o || replay_foreign(dir, name, o) ? 0 : replay_vanish(p, dir, name, false);
 	if (!o)
-		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, false);
+		return replay_deleted(dir, name, s) ? 0 : replay_appear(p, dir, name, s, SL_APPEAR_MADE);
 	if (replay_foreign(dir, name, o))
 		return 0;
 	if (!replay_is_state(o, s) || !replay_is_joined(p, o, s) ||
@@ -59,7 +59,7 @@ int replay_settle(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		if (may_be_users(dir, name, o))
 			return 0;
 		/* At every moment something has that name. */
-		return replay_appear(p, dir, name, s, true);
+		return replay_appear(p, dir, name, s, SL_APPEAR_MOVED);
 	}
 	if (doubted && o->has_record && replay_is_later(o, s))
 		return 0;

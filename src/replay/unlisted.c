@@ -40,7 +40,7 @@ static int list_dir(struct sl_replay *p, struct sl_object *dir)
 		_cleanup_object_ struct sl_object *o = NULL;
 		struct sl_ostate s = {.known = true, .present = true, .attr = e->attr, .target = e->target};
 		if ((sl_object_lookup(dir, e->name, &o) == -ENOENT
-			 ? replay_appear(p, dir, e->name, &s, false)
+			 ? replay_appear(p, dir, e->name, &s, SL_APPEAR_MADE)
 			 : replay_settle(p, dir, e->name, &s, false)) < 0)
 			all = false;
 	}

@@ -126,9 +126,14 @@ def remove(p):
 def exchange(a, b):
     slt.exchange(a, b)
     remove(a)
+def outside(a, b):
+    x = o + ".outside"
+    os.rename(a, x)
+    slt.exchange(b, x)
+    remove(x)
 cases = [(os.rename, [x]) for x in (file, link, symlink, directory)]
 cases += [(exchange, [x]) for x in (file, symlink, full)]
-cases += [(exchange, [file, full, symlink])]
+cases += [(exchange, [file, full, symlink]), (outside, [file]), (outside, [full])]
 bad = []
 for how, what in cases:
     label = f"{how.__name__} of " + ", ".join(x.__name__ for x in what)

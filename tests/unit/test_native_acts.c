@@ -445,12 +445,16 @@ static struct sl_object *split(struct fx *x, const char *place, const char **nam
 	return find(x, dir);
 }
 
-static int appear(struct fx *x, const char *place, bool moved)
+static int appear_as(struct fx *x, const char *place, enum sl_appear how)
 {
 	const char *name;
 	_cleanup_object_ struct sl_object *dir = split(x, place, &name);
 	struct sl_ostate s = state_of(x, place);
-	return dir ? x->a.appear(x->a.arg, dir, name, &s, moved) : -ENOTDIR;
+	return dir ? x->a.appear(x->a.arg, dir, name, &s, how) : -ENOTDIR;
+}
+static int appear(struct fx *x, const char *place, bool moved)
+{
+	return appear_as(x, place, moved ? SL_APPEAR_MOVED : SL_APPEAR_MADE);
 }
 static int vanish(struct fx *x, const char *place, bool moved)
 {
@@ -622,6 +626,16 @@ static void test_over(void **state)
 	assert_int_equal(appear(x, "d/n", true), 0);
 	hears(x, "FROM d/n, TO d/n");
 	assert_string_equal(content(at_clone(x, "d/n")), "file");
+	/* A file over a file leaves nothing to hear of that, unless it was an exchange. */
+	for (int i = 0; i < 2; i++) {
+		heard(x);
+		unlink(at_origin(x, "d/n"));
+		put(at_origin(x, i ? "d/n2" : "d/n1"), i ? "swapped" : "moved");
+		rename(at_origin(x, i ? "d/n2" : "d/n1"), at_origin(x, "d/n"));
+		assert_int_equal(appear_as(x, "d/n", i ? SL_APPEAR_SWAPPED : SL_APPEAR_MOVED), 0);
+		hears(x, i ? "FROM d/n, TO d/n" : "TO d/n");
+		assert_string_equal(content(at_clone(x, "d/n")), i ? "swapped" : "moved");
+	}
 	heard(x);
 	unlink(at_origin(x, "d/n"));
 	mkdir(at_origin(x, "d/n"), 0755);
@@ -660,7 +674,7 @@ static void test_twin(void **state)
 				 .present = true,
 				 .attr = {.mode = S_IFREG | 0644, .size = 1, .nlink = 1, .no_xattrs = true}};
 	struct sl_object *dir = split(x, "d/b", &name);
-	assert_int_equal(x->a.appear(x->a.arg, dir, name, &husk, false), 0);
+	assert_int_equal(x->a.appear(x->a.arg, dir, name, &husk, SL_APPEAR_MADE), 0);
 	sl_object_put(dir);
 	link(at_origin(x, "d/a"), at_origin(x, "d/b"));
 	struct sl_ostate s = state_of(x, "d/b");
@@ -1139,18 +1153,18 @@ static void test_no_record(void **state)
 	was = d->place;
 	d->place = place;
 	pthread_mutex_unlock(&x->s->places);
-	assert_int_equal(x->a.appear(x->a.arg, d, "new", &s, false), -ENAMETOOLONG);
+	assert_int_equal(x->a.appear(x->a.arg, d, "new", &s, SL_APPEAR_MADE), -ENAMETOOLONG);
 	assert_int_equal(access(at_clone(x, "d/new"), F_OK), -1);
 	/* But for one that somebody has put something into: that is in the way of the origin's. */
 	not_empty = true;
-	assert_int_equal(x->a.appear(x->a.arg, d, "new", &s, false), -EEXIST);
+	assert_int_equal(x->a.appear(x->a.arg, d, "new", &s, SL_APPEAR_MADE), -EEXIST);
 	not_empty = false;
 	assert_int_equal(rmdir(at_clone(x, "d/new")), 0);
 	pthread_mutex_lock(&x->s->places);
 	d->place = was;
 	pthread_mutex_unlock(&x->s->places);
 	free(place);
-	assert_int_equal(x->a.appear(x->a.arg, d, "new", &s, false), 1);
+	assert_int_equal(x->a.appear(x->a.arg, d, "new", &s, SL_APPEAR_MADE), 1);
 	assert_int_equal(access(at_clone(x, "d/new"), F_OK), 0);
 	sl_object_put(d);
 	down(x);

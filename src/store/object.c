@@ -269,27 +269,33 @@ static void attr_of(struct sl_object *o, const struct stat *st, struct sl_attr *
 	pthread_mutex_unlock(&o->lock);
 }
 
-int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret)
+static int of_fd(struct sl_store *s, int fd, struct stat *st, struct sl_object **ret)
 {
 	struct sl_at at = {.store = s, .fd = fd, .name = ""};
-	struct stat st;
-	if (fstat(fd, &st) < 0)
+	if (fstat(fd, st) < 0)
 		return -errno;
-	if (st.st_dev != s->dev)
-		return -EXDEV;
+	if (st->st_dev != s->dev)
+		return -EXDEV; /* somebody mounted something inside the store */
 	struct sl_handle h;
 	int r = sl_handle_get(fd, "", &h);
 	if (r < 0)
 		return r;
-	*ret = find_handle(s, st.st_ino, &h);
-	return *ret ? 0 : object_new(s, NULL, NULL, &at, &st, ret);
+	*ret = find_handle(s, st->st_ino, &h);
+	return *ret ? 0 : object_new(s, NULL, NULL, &at, st, ret);
+}
+
+int sl_object_of_fd(struct sl_store *s, int fd, struct sl_object **ret)
+{
+	struct stat st;
+	return of_fd(s, fd, &st, ret);
 }
 
 void sl_object_recorded(struct sl_store *s, int dirfd, const char *name)
 {
+	_cleanup_close_ int fd = openat(dirfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	struct sl_handle h;
 	struct stat st;
-	if (sl_handle_get(dirfd, name, &h) < 0 || fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+	if (fd < 0 || sl_handle_get(fd, "", &h) < 0 || fstat(fd, &st) < 0)
 		return;
 	struct sl_object *o = find_handle(s, st.st_ino, &h);
 	if (!o)
@@ -299,7 +305,7 @@ void sl_object_recorded(struct sl_store *s, int dirfd, const char *name)
 		struct sl_record rec;
 		_cleanup_free_ char *place = NULL;
 		uint32_t moves;
-		if (sl_record_load_at(s, dirfd, name, &rec, NULL, &place, &moves) == 0) {
+		if (sl_record_load_at(s, fd, "", &rec, NULL, &place, &moves) == 0) {
 			o->rec = rec;
 			o->has_record = true;
 			o->local = false;
@@ -379,21 +385,22 @@ int sl_object_lookup_attr(struct sl_object *dir, const char *name, struct sl_obj
 		return r;
 	struct stat st;
 	at.name = name;
-	if (fstatat(at.fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+	if (s->native) {
+		/* Once: another file may come to that name at any time, and one must not be known by the
+		 * number of this and the record of that. */
+		_cleanup_close_ int fd = openat(at.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+		r = fd < 0 ? -errno : of_fd(s, fd, &st, ret);
+	} else if (fstatat(at.fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
 		r = -errno;
 	} else if (st.st_dev != s->dev) {
-		r = -EXDEV; /* somebody mounted something inside the store */
+		r = -EXDEV;
 	} else {
-		struct sl_handle h;
-		if (s->native)
-			r = sl_handle_get(at.fd, name, &h);
-		if (r == 0)
-			*ret = s->native ? find_handle(s, st.st_ino, &h) : sl_object_find(s, st.st_ino);
-		if (r == 0 && !*ret)
+		*ret = sl_object_find(s, st.st_ino);
+		if (!*ret)
 			r = object_new(s, dir, name, &at, &st, ret);
-		if (r == 0)
-			(*ret)->names = (uint32_t)st.st_nlink;
 	}
+	if (r == 0)
+		(*ret)->names = (uint32_t)st.st_nlink;
 	sl_at_end(&at);
 	if (r == 0 && !s->native && lost_name(*ret))
 		find_name(dir, name, *ret);

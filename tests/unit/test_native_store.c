@@ -39,9 +39,10 @@ static struct {
 	const struct sl_handle *handle; /* to open this one fails ... */
 	int handle_err;
 	int getxattr_err; /* records cannot be read */
-	atomic_int hold;  /* 1: who reads a record by name waits; 2: somebody does */
-	int link_after;	  /* after so many links one has no room; 0: never */
-	ino_t synced;	  /* the last file that was */
+	atomic_int hold;  /* 1: who reads a record waits; 2: somebody does */
+	int swap_in;	/* "a" and "b" of this directory change places as soon as one was looked at; 0: no */
+	int link_after; /* after so many links one has no room; 0: never */
+	ino_t synced;	/* the last file that was */
 	bool replaced_unsynced;
 	unsigned replaced;
 	struct sl_object *noted; /* a directory of which something is noted ... */
@@ -66,16 +67,32 @@ ssize_t getxattr(const char *path, const char *name, void *buf, size_t n)
 {
 	if (lib.getxattr_err && !strcmp(name, "trusted.sluice"))
 		return fails(lib.getxattr_err);
-	return syscall(SYS_getxattr, path, name, buf, n);
-}
-
-ssize_t lgetxattr(const char *path, const char *name, void *buf, size_t n)
-{
 	while (lib.hold) {
 		lib.hold = 2;
 		usleep(1000);
 	}
-	return syscall(SYS_lgetxattr, path, name, buf, n);
+	return syscall(SYS_getxattr, path, name, buf, n);
+}
+
+static void swap(void)
+{
+	if (lib.swap_in)
+		assert_int_equal(renameat2(lib.swap_in, "a", lib.swap_in, "b", RENAME_EXCHANGE), 0);
+	lib.swap_in = 0;
+}
+
+int fstat(int fd, struct stat *st)
+{
+	int r = (int)syscall(SYS_newfstatat, fd, "", st, AT_EMPTY_PATH);
+	swap();
+	return r;
+}
+
+int fstatat(int fd, const char *name, struct stat *st, int flags)
+{
+	int r = (int)syscall(SYS_newfstatat, fd, name, st, flags);
+	swap();
+	return r;
 }
 
 int linkat(int fd, const char *name, int newfd, const char *newname, int flags)
@@ -438,6 +455,36 @@ static void test_peers(void **state)
 	assert_true(same && noted);
 }
 
+/* ---- a name to which another file comes while it is looked up ---- */
+
+static void test_swapped(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	struct sl_attr at[2] = {attr(x, S_IFREG | 0644, 5000, 1), attr(x, S_IFREG | 0644, 5000, 1)};
+	struct stat st[2];
+	expect_ok(make(x, "a", &at[0]), NULL);
+	expect_ok(make(x, "b", &at[1]), NULL);
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(fstatat(x->tree, i ? "b" : "a", &st[i], 0), 0);
+	struct sl_object *o, *b;
+	for (int i = 0; i < 2; i++) { /* nobody knows them; "b" is known */
+		b = NULL;
+		if (i)
+			expect_ok(sl_object_lookup(sl_object_root(x->s), "b", &b), NULL);
+		lib.swap_in = x->tree;
+		expect_ok(sl_object_lookup(sl_object_root(x->s), "a", &o), NULL);
+		lib.swap_in = 0;
+		int is = sl_object_ino(o) == st[1].st_ino;
+		bool right = is || sl_object_ino(o) == st[0].st_ino;
+		uint64_t handle = 0;
+		assert_true(sl_handle_ino(&o->handle, &handle));
+		assert_true(right && handle == sl_object_ino(o) && o->rec.origin.ino == at[is].ino);
+		sl_object_put(b);
+		sl_object_put(o);
+	}
+}
+
 /* ---- a name that goes between the listing and its extended attributes ---- */
 
 static struct {
@@ -529,6 +576,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_noted_first, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_no_room, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_peers, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_swapped, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_stray, setup, teardown),
 	};
 	return cmocka_run_group_tests_name("native store", tests, NULL, NULL);

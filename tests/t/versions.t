@@ -132,8 +132,10 @@ def outside(a, b):
     slt.exchange(b, x)
     remove(x)
 cases = [(os.rename, [x]) for x in (file, link, symlink, directory)]
-cases += [(exchange, [x]) for x in (file, symlink, full)]
-cases += [(exchange, [file, full, symlink]), (outside, [file]), (outside, [full])]
+# With inotify a busy machine makes a deletion and a creation of half an exchange: see limits.md.
+if slt.ROOT:
+    cases += [(exchange, [x]) for x in (file, symlink, full)]
+    cases += [(exchange, [file, full, symlink]), (outside, [file]), (outside, [full])]
 bad = []
 for how, what in cases:
     label = f"{how.__name__} of " + ", ".join(x.__name__ for x in what)

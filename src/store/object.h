@@ -80,9 +80,11 @@ struct sl_object {
 	void *orphan; /* what holds it across a restart: it has no name any more, and the kernel knows it */
 	bool telling; /* the kernel is given a size that may be out of date when it arrives */
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
-	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is not the
-				  present one */
-	unsigned tellings;     /* how often that was set: see sl_object_telling() */
+	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is more than
+				  the present one */
+	uint32_t asked;	       /* the thread that was sent to look it up since, so that the kernel learns the
+				  present size; 0: none */
+	bool asked_looked;     /* and it has */
 	bool follows;	       /* the origin changes it while it is in use: not to be read past us */
 	unsigned open_cached, open_passthrough;
 	int backing_id;
@@ -138,11 +140,12 @@ void sl_object_recorded(struct sl_store *s, int dirfd, const char *name);
 /** Load the root; used by sl_store_open(). */
 int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
 
-/** The kernel may go on believing in @size (lock held). Who opens it after it was told does not. */
+/** The kernel may go on believing in @size, whatever it was told before (lock held). */
 static inline void sl_object_telling(struct sl_object *o, uint64_t size)
 {
 	o->told_size = o->told_size > size ? o->told_size : size;
-	o->tellings++;
+	o->asked = 0;
+	o->asked_looked = false;
 }
 
 static inline uint64_t sl_object_ino(const struct sl_object *o)

@@ -161,6 +161,7 @@ enum fuse_notify_code {
 #define FOPEN_PASSTHROUGH (1u << 7)
 
 #define FUSE_GETATTR_FH		    (1u << 0)
+#define FUSE_READ_LOCKOWNER	    (1u << 1)
 #define FUSE_FSYNC_FDATASYNC	    (1u << 0)
 #define FUSE_RELEASE_FLOCK_UNLOCK   (1u << 1)
 #define FUSE_LK_FLOCK		    (1u << 0)
@@ -662,8 +663,8 @@ struct fuse_notify_fsnotify_out {
 };
 
 /* What a name denotes now, as far as the server knows when it sends: at the time of the event or later.
- * Counts as a lookup of entry.nodeid, unless that is 0: there is no such name. Where namelen is 0 entry is the
- * node itself, and no lookup. */
+ * Counts as a lookup of entry.nodeid, unless that is 0: there is no such name. Where namelen is 0 entry is
+ * the node itself, and no lookup. */
 struct sl_fsnotify_state {
 	struct fuse_entry_out entry;
 	uint32_t target_len; /* of a symlink: so many bytes of its target follow */

@@ -198,6 +198,50 @@ for kind in local unix; do
 	wait_for 60 "$SLUICE" remove "$T/c" || bail "it is not removed: $(cat "$T/.out")"
 done
 
+# A file grows at the origin, and a reader finds that out before the event comes. While he waits for what he reads, the kernel keeps the
+# page that ends with the old end, with zeros behind it: nobody may be told the new size then.
+cat >"$T/grow.py" <<'EOP'
+import os, sys, threading
+o, c, N, SIZE, MORE = sys.argv[1], sys.argv[2], int(sys.argv[3]), 1_000_100, 1700
+bad = []
+for i in range(N):
+    fd = os.open(f"{c}/{i}", os.O_RDONLY)
+    if os.pread(fd, 4096, SIZE - 100) != b"A" * 100:
+        bad.append(f"{i}: the end of it is not right")
+    def cold():
+        with open(f"{c}/{i}", "rb", buffering=0) as f:
+            if f.read(4096) != b"A" * 4096:
+                bad.append(f"{i}: the beginning of it is not right")
+    with open(f"{o}/{i}", "ab") as f:
+        f.write(b"A" * MORE)
+    reader = threading.Thread(target=cold)
+    reader.start()
+    got = b""
+    while len(got) < 100 + MORE and b"\0" not in got:
+        try:
+            os.stat(f"{c}/{i}")
+            got = os.pread(fd, 4096, SIZE - 100)
+        except OSError: # of the version before: not any more
+            pass
+    if got != b"A" * (100 + MORE):
+        bad.append(f"{i}: {len(got)} bytes of {sorted(set(got))} at the end")
+    reader.join()
+    os.close(fd)
+print("\n".join(bad))
+sys.exit(bool(bad))
+EOP
+if [ -z "$NATIVE" ]; then
+mkdir "$T/g"
+for i in 0 1 2; do head -c 1000100 /dev/zero | tr '\0' A >"$T/g/$i"; done
+serve g.sock "$T/g"
+background "$BUILD/tests/relay" --mbit 4 --listen "unix:$T/g.relay" --connect "unix:$T/g.sock"
+wait_for 30 test -e "$T/g.relay"
+clone "unix:$T/g.relay" "$T/c"
+ls -l "$T/c" >"$T/.out"
+ok "a file grows at the origin while a part of it comes: nobody sees zeros behind the old end" timeout --foreground 300 python3 "$T/grow.py" "$T/g" "$T/c" 3
+wait_for 60 "$SLUICE" remove --discard "$T/c" || bail "it is not removed: $(cat "$T/.out")"
+fi
+
 # What is being filled is replaced: its reader gets an error, or all of what took its place; nobody finds anything else there afterwards.
 # Each is in a directory of its own, so that none is fetched ahead with another.
 o=$T/r

@@ -9,21 +9,15 @@
 static void reply_attr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
 	struct fuse_attr_out out = {.attr_valid = VALID_SECONDS};
-	int r = gate_attr(g, o, &out.attr);
+	int r = gate_attr(g, rq, o, &out.attr);
 	if (r < 0)
 		sl_reply_err(rq, r);
-	else
+	else if (r == 0)
 		sl_reply(rq, &out, sizeof(out));
 }
 
 void gate_getattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
-	/* The kernel is about to learn the present size: from then on a short answer to a READ is understood.
-	 */
-	pthread_mutex_lock(&o->lock);
-	if (!o->invalidating && !o->telling)
-		o->told_size = 0;
-	pthread_mutex_unlock(&o->lock);
 	reply_attr(g, rq, o);
 }
 

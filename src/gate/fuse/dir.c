@@ -95,7 +95,10 @@ static int dir_add(struct sl_gate *g, struct handle *h, const struct linux_diren
 		/* A name whose object is damaged is shown; using it is what fails. */
 		if (r == 0)
 			d.type = o->type >> 12;
-		if (r == 0 && plus && gate_entry(g, o, &a, &d.entry) < 0)
+		r = r == 0 && plus ? gate_entry(g, NULL, o, &a, &d.entry) : 0;
+		if (r == -EAGAIN)
+			d.entry = (struct fuse_entry_out){0}; /* whoever wants to know more looks it up */
+		else if (r < 0)
 			return 0;
 	}
 	sl_dirent_add(out, cap, len, plus, &d);

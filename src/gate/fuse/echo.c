@@ -46,7 +46,7 @@ void sl_gate_echo_end(struct sl_gate *g)
 	if (e->o->map.size != e->size)
 		sl_object_telling(e->o, e->size); /* a fill was faster */
 	else if (!e->o->invalidating)
-		e->o->told_size = 0;
+		gate_told(g, e->o);
 out:
 	pthread_mutex_unlock(&e->o->lock);
 }
@@ -143,10 +143,10 @@ static int do_update(struct sl_gate *g, struct sl_echo *e)
 static void reply_new(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
 	struct fuse_entry_out out;
-	int r = gate_entry(g, o, NULL, &out);
+	int r = gate_entry(g, rq, o, NULL, &out);
 	if (r < 0)
 		sl_reply_err(rq, r);
-	else
+	else if (r == 0)
 		sl_reply(rq, &out, sizeof(out));
 }
 
@@ -170,7 +170,9 @@ static void echo_lookup(struct sl_gate *g, struct sl_req *rq, struct sl_object *
 	if (hidden)
 		o = sl_object_ref(staging);
 	if (r == 0)
-		r = gate_entry(g, o, NULL, &out);
+		r = gate_entry(g, rq, o, NULL, &out);
+	if (r > 0)
+		return;
 	if (r < 0) { /* not to be remembered: it is about to be there */
 		sl_reply_err(rq, r);
 		return;
@@ -188,7 +190,9 @@ static void echo_lookup(struct sl_gate *g, struct sl_req *rq, struct sl_object *
 static void echo_getattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
 	struct fuse_attr_out out = {.attr_valid = VALID_SECONDS};
-	int r = gate_attr(g, o, &out.attr);
+	int r = gate_attr(g, rq, o, &out.attr);
+	if (r > 0)
+		return;
 	if (r < 0) {
 		sl_reply_err(rq, r);
 		return;
@@ -212,15 +216,15 @@ static void echo_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object 
 	 * unlike with the answer to a GETATTR, does not notice that it was told so meanwhile.
 	 */
 	struct fuse_attr_out out = {0};
-	if (r == 0 && gate_hold(g, rq, o)) /* until the pages of the version before are gone */
-		return;
 	if (r == 0) {
 		pthread_mutex_lock(&o->lock);
 		o->telling = true; /* before the size is looked at */
 		pthread_mutex_unlock(&o->lock);
 		e->told = true;
-		r = gate_attr(g, o, &out.attr);
+		r = gate_attr(g, rq, o, &out.attr);
 	}
+	if (r > 0)
+		return;
 	e->size = out.attr.size;
 	if (r < 0)
 		sl_reply_err(rq, r);

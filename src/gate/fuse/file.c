@@ -62,7 +62,49 @@ static void open_reply(struct sl_gate *g, struct handle *h, struct fuse_open_out
 	if (h->passthrough) {
 		out->open_flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH;
 		out->backing_id = h->slot->backing_id;
+	} else if (h->direct) {
+		out->open_flags |= FOPEN_DIRECT_IO;
 	}
+}
+
+/*
+ * The file became shorter at the origin. Reading through the page cache, the kernel fills up a short answer
+ * with zeros as far as it believes the file to go; and that it took the answer to a GETATTR is not known,
+ * because it drops one that it asked for before it was told to invalidate. So until it knows, that much is
+ * not read through the page cache. @o->lock is held.
+ */
+static bool size_unknown(const struct sl_object *o)
+{
+	return o->told_size > o->map.size && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL));
+}
+
+/*
+ * The thread that opens such a file is sent to look it up again, which -ESTALE makes the kernel do once: when
+ * the thread comes back, the kernel has taken what it was told. Who cannot be sent (it opens by a handle; or
+ * another one is on the way) reads without the page cache. Returns whether it is to go; @o->lock is held.
+ */
+static bool send_to_look(struct sl_gate *g, const struct sl_req *rq, struct sl_object *o, struct handle *h)
+{
+	uint32_t tid = rq->m.h.pid; /* 0: of another pid namespace, one of many */
+	if (!size_unknown(o) || h->passthrough)
+		return false;
+	if (tid && !o->asked) {
+		o->asked = tid;
+		return true;
+	}
+	if (tid && o->asked == tid && o->asked_looked && !o->telling)
+		gate_told(g, o);
+	else
+		h->direct = true;
+	return false;
+}
+
+void gate_looked_up(struct sl_req *rq, struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	if (o->asked && o->asked == rq->m.h.pid)
+		o->asked_looked = true;
+	pthread_mutex_unlock(&o->lock);
 }
 
 int gate_open_handle(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, int flags, int *fd,
@@ -78,8 +120,8 @@ int gate_open_handle(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, 
 	(void)sl_steal_fd(fd);
 	h->flags = flags;
 	pthread_mutex_lock(&o->lock);
-	bool ours = o->rec.flags & (SL_MODIFIED | SL_LOCAL), busy = false;
-	h->tellings = o->tellings - (o->invalidating || o->telling);
+	bool ours = o->rec.flags & (SL_MODIFIED | SL_LOCAL);
+	int r = 0;
 	o->opens++;
 	/* A file opened for writing is modified from its opening on, as far as we can tell: only one that is
 	 * so already qualifies. */
@@ -88,16 +130,22 @@ int gate_open_handle(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, 
 	else if (o->open_passthrough && (flags & O_ACCMODE) == O_RDONLY)
 		h->passthrough = open_passthrough(g, o, h);
 	else if (o->open_passthrough)
-		busy = true; /* opened in passthrough mode since gate_open() looked: its writes would not be
+		r = -EAGAIN; /* opened in passthrough mode since gate_open() looked: its writes would not be
 				seen */
-	if (busy)
+	if (o->invalidating)
+		r = -EAGAIN;
+	else if (r == 0 && send_to_look(g, rq, o, h))
+		r = -ESTALE;
+	if (r < 0 && h->passthrough)
+		close_passthrough(g, o);
+	if (r < 0)
 		o->opens--;
 	else if (!h->passthrough)
 		o->open_cached++;
 	pthread_mutex_unlock(&o->lock);
-	if (busy) {
+	if (r < 0) {
 		gate_handle_free(g, h);
-		return -EBUSY;
+		return r;
 	}
 	gate_handle_open(g, h);
 	note_use(h->fd);
@@ -169,7 +217,7 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 	}
 	sl_fill_note_open(g->fill, o);
 	int r = gate_open_handle(g, rq, o, flags, &fd, &out);
-	if (r == -EBUSY)
+	if (r == -EAGAIN)
 		gate_open(g, rq, o);
 	else if (r < 0)
 		sl_reply_err(rq, r);
@@ -224,12 +272,9 @@ void gate_read(struct sl_gate *g, struct sl_req *rq)
 		pthread_mutex_lock(&o->lock);
 		bool here = sl_chunkmap_test(&o->map, in->offset, n);
 		full = sl_chunkmap_full(&o->map);
-		/*
-		 * The file became shorter at the origin, and the kernel does not know yet: it would fill up a
-		 * short answer with zeros. That much must not be read.
-		 */
-		bool cut = o->told_size > o->map.size && in->offset + n > o->map.size &&
-			   h->tellings != o->tellings && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL));
+		bool cached =
+		    !(in->read_flags & FUSE_READ_LOCKOWNER); /* who reads, the page cache does not say */
+		bool cut = cached && size_unknown(o) && in->offset + n > o->map.size;
 		pthread_mutex_unlock(&o->lock);
 		if (cut) {
 			pthread_rwlock_unlock(&o->io);

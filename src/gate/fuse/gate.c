@@ -188,7 +188,10 @@ void sl_gate_changing(struct sl_gate *g, struct sl_object *o, uint64_t old_size)
 	gate_note_change(g, o, old_size);
 }
 
-/* An open that came while the kernel still has old pages of the file, and must not be answered from them. */
+/*
+ * What came while the kernel still has pages of the version before: an open must not be answered from them,
+ * and attributes with a new size would show what is behind the old end in them, which is zeros.
+ */
 struct held {
 	struct sl_list link;
 	struct sl_req *rq;
@@ -246,10 +249,10 @@ static void invalidate(struct sl_gate *g, struct change *c)
 	if (r < 0 && r != -ENOENT && r != -ENODEV && r != -ENOTCONN)
 		sl_warn("cannot invalidate what the kernel has cached of inode %llu: %s",
 			(unsigned long long)n.ino, strerror(-r));
-	gate_note_changed(g, sl_object_ino(c->o));
 	pthread_mutex_lock(&g->lock);
 	pthread_mutex_lock(&c->o->lock);
-	c->o->invalidating--;
+	if (--c->o->invalidating == 0 && c->o->told_size <= c->o->map.size)
+		gate_told(g, c->o);
 	pthread_mutex_unlock(&c->o->lock);
 	sl_list_splice(&go, &g->held);
 	pthread_mutex_unlock(&g->lock);
@@ -310,26 +313,53 @@ struct sl_object *gate_object(struct sl_gate *g, struct sl_req *rq, uint64_t nod
 	return o;
 }
 
-int gate_attr(struct sl_gate *g, struct sl_object *o, struct fuse_attr *fa)
+void gate_told(struct sl_gate *g, struct sl_object *o)
 {
-	struct sl_attr a;
-	(void)g;
-	int r = sl_object_attr(o, &a);
-	if (r == 0)
-		sl_attr_to_fuse(&a, fa);
-	return r;
+	o->told_size = 0;
+	gate_note_changed(g, sl_object_ino(o));
 }
 
-int gate_entry(struct sl_gate *g, struct sl_object *o, const struct sl_attr *a, struct fuse_entry_out *e)
+/* Asked after the attributes were read: they are of the version that the kernel has pages of, or of one that
+ * it has dropped them for. */
+static bool has_old_pages(struct sl_object *o)
+{
+	if (!sl_object_is_reg(o))
+		return false;
+	pthread_mutex_lock(&o->lock);
+	bool yes = o->invalidating;
+	pthread_mutex_unlock(&o->lock);
+	return yes;
+}
+
+int gate_attr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, struct fuse_attr *fa)
+{
+	struct sl_attr a;
+	for (;;) {
+		int r = sl_object_attr(o, &a);
+		if (r < 0)
+			return r;
+		if (!has_old_pages(o))
+			break;
+		if (!rq)
+			return -EAGAIN;
+		if (gate_hold(g, rq, o))
+			return 1;
+	}
+	sl_attr_to_fuse(&a, fa);
+	return 0;
+}
+
+int gate_entry(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, const struct sl_attr *a,
+	       struct fuse_entry_out *e)
 {
 	*e = (struct fuse_entry_out){
 	    .nodeid = gate_node_id(g, o), .entry_valid = VALID_SECONDS, .attr_valid = VALID_SECONDS};
 	int r = 0;
-	if (a)
+	if (a && !has_old_pages(o))
 		sl_attr_to_fuse(a, &e->attr);
 	else
-		r = gate_attr(g, o, &e->attr);
-	if (r < 0)
+		r = gate_attr(g, rq, o, &e->attr);
+	if (r != 0)
 		return r;
 	pthread_mutex_lock(&o->lock);
 	if (o->nlookup++ == 0)
@@ -369,6 +399,8 @@ void gate_forget(struct sl_gate *g, uint64_t nodeid, uint64_t n)
 	if (o && o != sl_object_root(g->store)) {
 		pthread_mutex_lock(&o->lock);
 		bool last = n >= o->nlookup;
+		if (last && !g->index && o->told_size && !o->invalidating)
+			gate_told(g, o); /* it believes nothing */
 		pthread_mutex_unlock(&o->lock);
 		/* It counts what it had from the last service as well, perhaps of another object that had
 		 * this inode number. If it has had this one from us too, it may still have it: then it will
@@ -588,7 +620,8 @@ int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret)
 	    .threads = cfg->threads ? cfg->threads : SL_MAX(4u, (unsigned)get_nprocs() + 1),
 	    .want_flags = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS |
 			  FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS | FUSE_DONT_MASK | FUSE_POSIX_ACL |
-			  FUSE_ASYNC_DIO | FUSE_EXPLICIT_INVAL_DATA | FUSE_SETXATTR_EXT | FUSE_ABORT_ERROR |
+			  FUSE_ASYNC_DIO | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_EXPLICIT_INVAL_DATA |
+			  FUSE_SETXATTR_EXT | FUSE_ABORT_ERROR |
 			  (g->privileged && g->uid == 0 ? FUSE_PASSTHROUGH : 0),
 	    .max_data = SL_WIRE_MAX_DATA,
 	    .max_readahead = 1u << 20,

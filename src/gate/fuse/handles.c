@@ -221,7 +221,6 @@ void gate_note_changed(struct sl_gate *g, uint64_t ino)
 	struct gate_area *a = g->h.area;
 	for (unsigned i = 0; i < CHANGES; i++) {
 		uint64_t have = ino;
-		if (atomic_compare_exchange_strong(&a->changes[i].ino, &have, 0))
-			return;
+		(void)atomic_compare_exchange_strong(&a->changes[i].ino, &have, 0);
 	}
 }

@@ -58,7 +58,8 @@ struct gate_area {
 	struct {
 		_Atomic uint64_t ino; /* 0: none */
 		uint64_t size;	      /* the size the kernel believes in */
-	} changes[CHANGES];	      /* objects that the kernel has old content of, until it has been told */
+	} changes[CHANGES]; /* objects that the kernel has old content of, until it has been told; and
+			       may believe to be larger than they are, until it cannot any more */
 	/* The rename under way on each thread: what its source was, to see afterwards whether it was done. */
 	struct {
 		_Atomic uint64_t unique;
@@ -75,8 +76,7 @@ struct handle {
 	struct sl_object *o;
 	int fd;
 	int flags;
-	bool passthrough;
-	unsigned tellings; /* of the object, when it was opened and the kernel knew its size */
+	bool passthrough, direct;
 	/* directories */
 	pthread_mutex_t lock;
 	char *buf;
@@ -122,6 +122,7 @@ void gate_slot_spare(struct handles *t, struct slot *s);
 int gate_backing_open(struct sl_gate *g, struct handle *h);
 void gate_backing_close(struct sl_gate *g, int id);
 
-/** The kernel's cache of @o is about to be out of date / was told so. Without locks. */
+/** The kernel's cache of @o is about to be out of date / the kernel knows all of it. The object's lock held.
+ */
 void gate_note_change(struct sl_gate *g, struct sl_object *o, uint64_t old_size);
 void gate_note_changed(struct sl_gate *g, uint64_t ino);

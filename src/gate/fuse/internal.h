@@ -31,7 +31,7 @@ struct sl_gate {
 	struct sl_htab pending; /* kept requests by their number */
 	unsigned interrupted;	/* how many of them the kernel would like to see ended */
 	struct sl_list changed; /* objects to be invalidated */
-	struct sl_list held;	/* of struct held: opens that wait for an invalidation */
+	struct sl_list held;	/* of struct held: what waits for an invalidation */
 	struct sl_list handles; /* of struct handle: what is open */
 	struct handles h;
 	struct sl_index *index; /* in a successor: for nodes that the kernel knows from before; else NULL */
@@ -64,11 +64,19 @@ void gate_dispatch(struct sl_req *rq, void *arg);
  * more. */
 bool gate_hold(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 
-/** What the kernel learns of @o, and one more lookup of it. @a: its attributes, if they are known; NULL: they
- * are looked up. */
-int gate_entry(struct sl_gate *g, struct sl_object *o, const struct sl_attr *a, struct fuse_entry_out *e);
+/** The kernel knows the present size of @o, which has no pages of another version there (its lock held). */
+void gate_told(struct sl_gate *g, struct sl_object *o);
+
+/**
+ * What the kernel learns of @o, and one more lookup of it. @a: its attributes, if they are known; NULL: they
+ * are looked up. 0, -errno, or 1: it has pages of the version before, so @rq was held, as by gate_hold();
+ * -EAGAIN if that is NULL.
+ */
+int gate_entry(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, const struct sl_attr *a,
+	       struct fuse_entry_out *e);
 void gate_unentry(struct sl_object *o, uint64_t n);
-int gate_attr(struct sl_gate *g, struct sl_object *o, struct fuse_attr *a);
+/** As gate_entry(). */
+int gate_attr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, struct fuse_attr *a);
 
 uint64_t gate_node_id(struct sl_gate *g, struct sl_object *o);
 
@@ -98,13 +106,16 @@ void gate_xattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 void gate_statfs(struct sl_gate *g, struct sl_req *rq);
 
 void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *o); /* CREATE, TMPFILE */
-/** A handle for @o; takes *@fd if that is open already (read-write), else opens. */
+/** A handle for @o; takes *@fd if that is open already (read-write), else opens. -EAGAIN: gate_hold() it, and
+ * try again. */
 int gate_open_handle(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, int flags, int *fd,
 		     struct fuse_open_out *out);
 /** True, and what is to be answered, if @rq is sent again and had opened a file already. @ret: a reference to
  * it, or NULL. */
 bool gate_open_again(struct sl_gate *g, struct sl_req *rq, struct fuse_open_out *out, struct sl_object **ret);
 void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+/** The thread of @rq, a LOOKUP, is about to be told of @o. */
+void gate_looked_up(struct sl_req *rq, struct sl_object *o);
 void gate_release(struct sl_gate *g, struct sl_req *rq); /* and RELEASEDIR */
 void gate_read(struct sl_gate *g, struct sl_req *rq);
 void gate_write(struct sl_gate *g, struct sl_req *rq);

@@ -10,10 +10,10 @@
 static void reply_entry(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, const struct sl_attr *a)
 {
 	struct fuse_entry_out e;
-	int r = gate_entry(g, o, a, &e);
+	int r = gate_entry(g, rq, o, a, &e);
 	if (r < 0)
 		sl_reply_err(rq, r);
-	else
+	else if (r == 0)
 		sl_reply(rq, &e, sizeof(e));
 }
 
@@ -35,6 +35,7 @@ void gate_lookup(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 	struct sl_attr a;
 	int r = sl_object_lookup_attr(dir, rq->m.name, &o, &a);
 	if (r == 0) {
+		gate_looked_up(rq, o);
 		reply_entry(g, rq, o, &a);
 	} else if (r == -ENOENT && dir->leaving) {
 		sl_reply_err(rq, -ESTALE);
@@ -156,7 +157,7 @@ void gate_link(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 	if (!o)
 		return;
 	int r = sl_object_link(o, dir, rq->m.name);
-	if (r == -EEXIST && sl_req_resent(rq)) {
+	if (r == -EEXIST && (sl_req_resent(rq) || rq->kept)) { /* or its answer was held */
 		_cleanup_object_ struct sl_object *there = NULL;
 		if (sl_object_lookup(dir, rq->m.name, &there) == 0 && there == o)
 			r = 0; /* done before */
@@ -328,10 +329,10 @@ void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 	_cleanup_object_ struct sl_object *o = NULL;
 	struct fuse_create_out out = {0};
 	if (gate_open_again(g, rq, &out.open, &o)) {
-		int err = gate_entry(g, o, NULL, &out.entry);
+		int err = gate_entry(g, rq, o, NULL, &out.entry);
 		if (err < 0)
 			sl_reply_err(rq, err);
-		else
+		else if (err == 0)
 			sl_reply(rq, &out, sizeof(out));
 		return;
 	}
@@ -345,14 +346,18 @@ void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 			r = -EEXIST;
 	}
 	if (r == 0)
-		r = gate_entry(g, o, NULL, &out.entry);
+		r = gate_entry(g, rq, o, NULL, &out.entry);
+	if (r > 0)
+		return;
 	if (r == 0) {
 		r = gate_open_handle(g, rq, o, (int)rq->m.in.create.flags, &fd, &out.open);
 		if (r < 0)
 			gate_unentry(o, 1);
 	}
-	if (r < 0)
+	if (r == -EAGAIN && !gate_hold(g, rq, o))
+		gate_create(g, rq, dir);
+	else if (r < 0 && r != -EAGAIN)
 		sl_reply_err(rq, show_error(r));
-	else
+	else if (r == 0)
 		sl_reply(rq, &out, sizeof(out));
 }

@@ -165,6 +165,7 @@ static int invalidate_any(void *arg, const char *path, struct sl_object *o, int 
 	(void)err;
 	if (o && sl_object_is_reg(o)) {
 		pthread_mutex_lock(&o->lock);
+		sl_object_telling(o, UINT64_MAX);
 		o->invalidating++;
 		pthread_mutex_unlock(&o->lock);
 		sl_gate_changed(g, o);

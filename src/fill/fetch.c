@@ -252,7 +252,8 @@ static bool same_place(struct fetch *x)
 static int moved_on(struct fetch *x)
 {
 	struct sl_object *o = x->o;
-	struct sl_version v = sl_attr_version(&x->req.attr);
+	struct sl_oreq q;
+	struct sl_ending ending;
 	int r = 0;
 	bool changed = false, other = sl_fill_met_other(o, &x->req.attr), invisible;
 	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
@@ -261,11 +262,14 @@ static int moved_on(struct fetch *x)
 	/* Changes that were made here, and not noted yet, must be. */
 	if (x->f->cfg.settle && (r = x->f->cfg.settle(x->f->cfg.arg)) < 0)
 		return r;
+	struct sl_attr a = x->req.attr;
+	sl_fetch_ending(x->f, o, fd, &a, &q, &ending);
+	struct sl_version v = sl_attr_version(&a);
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
 	if (o->epoch == x->epoch && same_place(x) && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
 	    !sl_version_eq(&o->rec.origin, &v)) {
-		if (!S_ISREG(x->req.attr.mode)) {
+		if (!S_ISREG(a.mode)) {
 			r = -ESTALE;
 		} else if (o->rec.flags & SL_LINKED && !sl_version_same_object(&o->rec.origin, &v)) {
 			/* One of several names was replaced at the origin: the others here must not get that
@@ -281,7 +285,7 @@ static int moved_on(struct fetch *x)
 			 * version was not known what is not known of it has been told. */
 			if (x->f->cfg.mark && (o->rec.origin.ctime.tv_sec || o->rec.origin.ctime.tv_nsec))
 				o->rec.flags |= SL_UNTOLD;
-			changed = sl_renew(x->f, o, fd, &x->req.attr, NULL, &r);
+			changed = sl_renew(x->f, o, fd, &a, NULL, &ending, &r);
 		}
 	}
 	struct sl_list lost;
@@ -294,6 +298,7 @@ static int moved_on(struct fetch *x)
 		}
 	pthread_mutex_unlock(&o->lock);
 	pthread_rwlock_unlock(&o->io);
+	sl_oreq_fini(&q);
 	sl_fill_add_stat(x->f, &x->f->stats.restarts, 1);
 	if (!sl_list_empty(&lost)) {
 		_cleanup_free_ char *path = sl_object_path(o);

@@ -112,9 +112,16 @@ int sl_xattrs_start(struct sl_fill *f, struct sl_object *o);
 /** Take @w out of its flight, and to the end of @done (lock held); sl_fill_cancel() no longer finds it. */
 void sl_want_take(struct sl_want *w, struct sl_list *done);
 
+/**
+ * Before sl_renew(), without a lock: fetch what sl_object_ending() asks for. *@a becomes what the origin has
+ * by then. Without an answer, or if that changes too fast, there is no ending. The caller ends @q, which that
+ * is in.
+ */
+void sl_fetch_ending(struct sl_fill *f, struct sl_object *o, int fd, struct sl_attr *a, struct sl_oreq *q,
+		     struct sl_ending *ending);
 /** Forget what is here for the version @a. Locks held. True if changed() must be called afterwards. */
 bool sl_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
-	      const struct timespec *atime, int *r);
+	      const struct timespec *atime, const struct sl_ending *ending, int *r);
 
 /* written.c */
 /** The file does not have the time that its version has. */

@@ -7,6 +7,8 @@
 #include "store/internal.h"
 #include "store/xattr.h"
 
+#define ENDING_TRIES 4
+
 /* Attributes that follow the origin until they are changed here (lock held). */
 static int follow(struct sl_object *o, const struct sl_attr *a, bool has_xattrs)
 {
@@ -67,7 +69,7 @@ static int take_up(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 			if (r == 0)
 				r = sl_object_drop(o, fd);
 		} else if (r == 0) {
-			r = sl_object_reset(o, fd, &v, NULL);
+			r = sl_object_reset(o, fd, &v, NULL, NULL);
 		}
 	}
 	if (r < 0)
@@ -124,7 +126,7 @@ int sl_fill_update(struct sl_fill *f, struct sl_object *o, const struct sl_attr 
 }
 
 bool sl_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
-	      const struct timespec *atime, int *r)
+	      const struct timespec *atime, const struct sl_ending *ending, int *r)
 {
 	struct sl_version v = sl_attr_version(a);
 	uint64_t old_size = o->map.size;
@@ -143,7 +145,7 @@ bool sl_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_at
 	if (f->cfg.changing)
 		f->cfg.changing(f->cfg.arg, o, old_size);
 	if (*r == 0)
-		*r = sl_object_reset(o, fd, &v, atime);
+		*r = sl_object_reset(o, fd, &v, atime, ending);
 	if (!a->no_xattrs && *r == 0)
 		o->rec.flags |= SL_XATTRS;
 	/* In the same moment: nobody may take the new size for what the kernel knows. */
@@ -153,13 +155,45 @@ bool sl_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_at
 	return f->cfg.changed;
 }
 
+void sl_fetch_ending(struct sl_fill *f, struct sl_object *o, int fd, struct sl_attr *a, struct sl_oreq *q,
+		     struct sl_ending *ending)
+{
+	*q = (struct sl_oreq){0};
+	*ending = (struct sl_ending){0};
+	for (int i = 0; i < ENDING_TRIES; i++) {
+		_cleanup_free_ char *place = NULL;
+		struct sl_version v = sl_attr_version(a), now;
+		sl_oreq_fini(q);
+		*q = (struct sl_oreq){.op = SL_OREQ_READ};
+		q->len = sl_object_ending(o, fd, a->size, &q->off);
+		if (!q->len || sl_object_place(o, &place) < 0)
+			return;
+		q->place = place;
+		int r = sl_origin_call(f->cfg.origin, q);
+		q->place = NULL;
+		now = sl_attr_version(&q->attr);
+		if (r < 0 || !S_ISREG(q->attr.mode) || !sl_version_same_object(&v, &now))
+			return;
+		sl_fill_add_stat(f, &f->stats.fetched_bytes, q->nread);
+		if (sl_version_eq(&v, &now)) {
+			*ending = (struct sl_ending){.off = q->off, .len = q->nread, .data = q->data};
+			return;
+		}
+		*a = q->attr; /* it has moved on: what was read may be of before that */
+	}
+}
+
 int sl_fill_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_attr *a,
 		  const struct timespec *atime)
 {
 	bool changed = false;
+	struct sl_attr now = *a;
+	struct sl_oreq q;
+	struct sl_ending ending;
 	int r = f->cfg.settle ? f->cfg.settle(f->cfg.arg) : 0;
 	if (r < 0)
 		return r;
+	sl_fetch_ending(f, o, fd, &now, &q, &ending);
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
 	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL) || sl_changed_here(o, fd))
@@ -167,9 +201,10 @@ int sl_fill_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct s
 	else if (o->evicting)
 		r = -EBUSY;
 	else
-		changed = sl_renew(f, o, fd, a, atime, &r);
+		changed = sl_renew(f, o, fd, &now, atime, &ending, &r);
 	pthread_mutex_unlock(&o->lock);
 	pthread_rwlock_unlock(&o->io);
+	sl_oreq_fini(&q);
 	if (changed)
 		f->cfg.changed(f->cfg.arg, o);
 	sl_fill_kick(f, o);

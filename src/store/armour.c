@@ -149,8 +149,7 @@ int sl_armour(struct sl_store *s, int fd, uint64_t from, uint64_t size)
 
 /* ---- giving way to the origin's bytes ---- */
 
-/* The io lock is held, so nobody is let through to open it; who was just now gets time to be done. */
-static bool nobody_has_it_open(const struct sl_object *o, int fd)
+bool sl_nobody_has_open(const struct sl_object *o, int fd)
 {
 	if (o->opened && sl_now() - o->opened < SL_OPENING_NS)
 		return false;
@@ -220,7 +219,7 @@ int sl_object_write_fill(struct sl_object *o, int fd, const void *buf, size_t n,
 	r = whole ? sl_pwrite_full(fd, buf, whole, (off_t)off) : 0;
 	if (r < 0)
 		return r;
-	if (!nobody_has_it_open(o, fd))
+	if (!sl_nobody_has_open(o, fd))
 		r = clone_tail(o->store, fd, rest, n - whole, off + whole);
 	else if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)tail, (off_t)block) < 0)
 		r = -errno;

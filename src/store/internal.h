@@ -174,3 +174,6 @@ int sl_armour(struct sl_store *s, int fd, uint64_t from, uint64_t size);
 /** Cut the file @fd, which is longer, off at @size, in a block of armour that cannot be read: there it has
  * zeros then, and no hole at any moment. Give it armour again. */
 int sl_disarm_last(struct sl_store *s, int fd, uint64_t size);
+/** Native: nobody but us has @o open or mapped. The io lock is held, so nobody is let through to open it; who
+ * was just now gets time to be done. */
+bool sl_nobody_has_open(const struct sl_object *o, int fd);

@@ -350,12 +350,27 @@ int sl_placeholder_root(struct sl_store *s, const struct sl_attr *a);
 
 /* Content. */
 
+/** What follows the old end of a file in a longer version, up to the end of its page at most. */
+struct sl_ending {
+	uint64_t off; /* the old end */
+	size_t len;
+	const char *data;
+};
+/**
+ * Native: others have @o open, which is here up to its old end. How many bytes of a version of @size bytes
+ * must be in its page before it gets that size, for they find what is in the page; 0: none. Lock not held.
+ * @fd: open for writing.
+ */
+size_t sl_object_ending(struct sl_object *o, int fd, uint64_t size, uint64_t *off);
 /**
  * Drop what is here of a file that was not modified here, and give it the version @v (lock and io held
  * exclusively). The record on disk says so before any byte goes. @fd: open for writing. Native: the bytes
  * stay where they are until they are overwritten, because others may have the file open; who watches the file
  * hears of a change of content (IN_MODIFY), or with @atime, which is set as well, of attributes (IN_ATTRIB).
+ * @ending: what sl_object_ending() asked for, of that version; without it (NULL) the old end is not readable
+ * for a while.
  */
-int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime);
+int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime,
+		    const struct sl_ending *ending);
 /** The second half of it alone, for who has already made a cold record durable. */
 int sl_object_drop(struct sl_object *o, int fd);

@@ -126,7 +126,7 @@ static void empty_map(struct sl_object *o)
  * Native: nothing is here of the new version, and others may have the file open. What it held stays until it
  * is overwritten: who was let through to it a moment ago reads that, and not what a placeholder is made of.
  */
-static int renew(struct sl_object *o, int fd, const struct timespec *atime)
+static int renew(struct sl_object *o, int fd, const struct timespec *atime, const struct sl_ending *ending)
 {
 	uint64_t size = o->rec.origin.size, block = o->store->block;
 	struct stat st;
@@ -134,16 +134,33 @@ static int renew(struct sl_object *o, int fd, const struct timespec *atime)
 		return -errno;
 	int r = 0;
 	uint64_t had = (uint64_t)st.st_size, from = SL_ALIGN_UP(had, block);
-	bool cold = had % block && !sl_chunkmap_test(&o->map, had - 1, 1);
+	bool within = size > had && had % block, full = sl_chunkmap_full(&o->map);
+	bool cold = within && !sl_chunkmap_test(&o->map, had - 1, 1);
+	bool alone = (full || within) && sl_nobody_has_open(o, fd);
 	empty_map(o);
 	o->rewritten = true;
-	o->quiet = o->allowed + LET_NS;
+	/* Of a file that is all here nobody is asked: its readers may have come to it just now. */
+	o->quiet = alone ? 0 : (full ? sl_now() : o->allowed) + LET_NS;
 	if (size < had && ftruncate(fd, (off_t)size) < 0) {
 		/* A file cannot be cut off inside a block that cannot be read: that block is given anew. */
 		r = errno == EIO ? sl_disarm_last(o->store, fd, size) : -errno;
 		from = SL_ALIGN_DOWN(size, block);
-	} else if (size > had && cold) {
+	} else if (cold) {
 		from = SL_ALIGN_DOWN(had, block); /* nor made longer, from inside one */
+	} else if (within && !alone) {
+		/*
+		 * Who was let through to the old end, or has it mapped, finds zeros behind it in its page as
+		 * soon as the file is longer: what is to be there comes with the size. Behind that page is
+		 * the zone; where there is none, who was let through gets time to be done.
+		 */
+		while (!o->store->sealed && sl_now() < o->quiet)
+			usleep(1000);
+		if (ending && ending->off == had && ending->len) {
+			r = sl_pwrite_full(fd, ending->data, ending->len, (off_t)had);
+			from = SL_ALIGN_UP(had + ending->len, block);
+		} else if (o->store->sealed) {
+			from = SL_ALIGN_DOWN(had, block);
+		}
 	}
 	if (r == 0 && size > from)
 		r = sl_armour(o->store, fd, from, size);
@@ -177,7 +194,22 @@ static int disarm(struct sl_object *o, int fd)
 	return r;
 }
 
-int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime)
+size_t sl_object_ending(struct sl_object *o, int fd, uint64_t size, uint64_t *off)
+{
+	struct stat st;
+	uint64_t page = SL_MAX(o->store->block, (uint64_t)sysconf(_SC_PAGESIZE));
+	if (!o->store->native || fstat(fd, &st) < 0)
+		return 0;
+	uint64_t had = *off = (uint64_t)st.st_size;
+	pthread_mutex_lock(&o->lock);
+	bool within = size > had && had % o->store->block && had == o->map.size &&
+		      sl_chunkmap_test(&o->map, had - 1, 1) && !sl_nobody_has_open(o, fd);
+	pthread_mutex_unlock(&o->lock);
+	return within ? (size_t)(SL_ALIGN_UP(had, page) - had) : 0;
+}
+
+int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime,
+		    const struct sl_ending *ending)
 {
 	struct sl_record old = o->rec;
 	bool native = o->store->native;
@@ -198,7 +230,7 @@ int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, con
 	if (!native)
 		return sl_object_drop(o, fd);
 	o->rec.origin = *v;
-	r = renew(o, fd, atime);
+	r = renew(o, fd, atime, ending);
 	if (r < 0) { /* nothing is here of either */
 		o->rec.origin = old.origin;
 		empty_map(o);
@@ -214,7 +246,7 @@ int sl_object_end_renewal(struct sl_object *o)
 	bool invisible;
 	struct sl_version v = o->rec.origin;
 	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
-	return fd < 0 ? fd : sl_object_reset(o, fd, &v, NULL);
+	return fd < 0 ? fd : sl_object_reset(o, fd, &v, NULL, NULL);
 }
 
 int sl_object_drop(struct sl_object *o, int fd)

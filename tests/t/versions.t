@@ -230,7 +230,6 @@ for i in range(N):
 print("\n".join(bad))
 sys.exit(bool(bad))
 EOP
-if [ -z "$NATIVE" ]; then
 mkdir "$T/g"
 for i in 0 1 2; do head -c 1000100 /dev/zero | tr '\0' A >"$T/g/$i"; done
 serve g.sock "$T/g"
@@ -240,7 +239,6 @@ clone "unix:$T/g.relay" "$T/c"
 ls -l "$T/c" >"$T/.out"
 ok "a file grows at the origin while a part of it comes: nobody sees zeros behind the old end" timeout --foreground 300 python3 "$T/grow.py" "$T/g" "$T/c" 3
 wait_for 60 "$SLUICE" remove --discard "$T/c" || bail "it is not removed: $(cat "$T/.out")"
-fi
 
 # What is being filled is replaced: its reader gets an error, or all of what took its place; nobody finds anything else there afterwards.
 # Each is in a directory of its own, so that none is fetched ahead with another.

@@ -83,9 +83,9 @@ int replay_vanish(struct sl_replay *p, struct sl_object *dir, const char *name, 
 }
 
 int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *newdir,
-		  const char *newname, bool exchange)
+		  const char *newname, enum sl_rename how)
 {
-	int r = p->cfg.acts.rename(p->cfg.acts.arg, dir, name, newdir, newname, exchange);
+	int r = p->cfg.acts.rename(p->cfg.acts.arg, dir, name, newdir, newname, how);
 	if (r == 0) {
 		came_as_it_is(dir, name);
 		came_as_it_is(newdir, newname);

@@ -24,6 +24,13 @@ enum sl_appear {
 	SL_APPEAR_SWAPPED /* as FAN_MOVED_FROM of what is there, and FAN_MOVED_TO */
 };
 
+enum sl_rename {
+	SL_RENAME_OVER,	    /* what is there goes */
+	SL_RENAME_EXCHANGE, /* both at once */
+	SL_RENAME_SWAP	    /* the same, because what is there is of another type; it is to go, so it must not
+			       have been changed here */
+};
+
 struct sl_acts {
 	/**
 	 * @name appears in @dir: @s says what. Moved or swapped over what is there, whatever that is, it
@@ -37,10 +44,9 @@ struct sl_acts {
 	/** @name goes from @dir, as FAN_DELETE or (with @moved) FAN_MOVED_FROM. A directory goes with all
 	 * that is below it, unless something was changed there. */
 	int (*vanish)(void *arg, struct sl_object *dir, const char *name, bool moved);
-	/** Renamed, over what @newname denotes if that is there, a directory only over a directory; with
-	 * @exchange, both. */
+	/** Renamed, over what @newname denotes if that is there, a directory only over a directory. */
 	int (*rename)(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
-		      const char *newname, bool exchange);
+		      const char *newname, enum sl_rename how);
 	/**
 	 * @o, known here as @name in @dir (both NULL for the root), is as @s says: content of another version
 	 * is dropped, attributes are set. @mask: which of FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE,

@@ -187,9 +187,11 @@ static uint64_t do_renames(struct sl_replay *p, struct sl_object *dir, struct pa
 		struct pair *from = lo < k ? by_ino[lo] : NULL;
 		if (!from || from == to || from->done || !identical(from, &to->e->attr))
 			continue;
-		bool exchange = to->o && ((from->e && identical(to, &from->e->attr)) ||
-					  sl_object_is_dir(to->o) != sl_object_is_dir(from->o));
-		if (replay_rename(p, dir, from->name, dir, to->name, exchange) <= 0)
+		enum sl_rename how = to->o && from->e && identical(to, &from->e->attr) ? SL_RENAME_EXCHANGE
+				     : to->o && sl_object_is_dir(to->o) != sl_object_is_dir(from->o)
+					 ? SL_RENAME_SWAP
+					 : SL_RENAME_OVER;
+		if (replay_rename(p, dir, from->name, dir, to->name, how) <= 0)
 			continue;
 		done++;
 		from->done = true; /* and is found by its new name below */

@@ -206,6 +206,13 @@ static int echo_appear(void *arg, struct sl_object *dir, const char *name, const
 					   .name2 = e.newname,
 					   .flags = way ? RENAME_EXCHANGE : 0};
 		r = echo(a, &c, &e);
+		if (r == 0 && way && sl_remote_kept(was)) {
+			/* Somebody has changed it just now. */
+			r = echo(a, &c, &e);
+			if (r < 0)
+				return r;
+			r = -EEXIST;
+		}
 		if (r < 0)
 			(void)sl_remote_unlink(a->staging, tmp, sl_object_is_dir(o));
 		return r < 0 || !way ? r : discard(a, tmp, was);
@@ -234,17 +241,19 @@ static int echo_vanish(void *arg, struct sl_object *dir, const char *name, bool 
 }
 
 static int echo_rename(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
-		       const char *newname, bool exchange)
+		       const char *newname, enum sl_rename how)
 {
 	struct sl_echo_acts *a = arg;
+	bool exchange = how != SL_RENAME_OVER;
 	_cleanup_object_ struct sl_object *o = NULL;
 	_cleanup_free_ char *path = sl_object_path(dir), *newpath = sl_object_path(newdir);
 	int r = sl_object_lookup(dir, name, &o);
 	if (r < 0 || !path || !newpath)
 		return r < 0 ? r : -ENOMEM;
 	_cleanup_object_ struct sl_object *was = NULL;
-	r = exchange ? 0 : make_way(a, newdir, newname, sl_object_is_dir(o), false, &was);
-	if (r != 0)
+	if (how != SL_RENAME_EXCHANGE)
+		r = make_way(a, newdir, newname, sl_object_is_dir(o), exchange, &was);
+	if (r < 0 || (r > 0 && !exchange))
 		return r < 0 ? r : -EISDIR;
 	struct sl_echo e = {.op = SL_ECHO_RENAME,
 			    .dir = dir,

@@ -9,7 +9,8 @@
 
 #define SWAP_NS	     (20 * SL_NS_PER_MS)
 #define SWAP_SEEN_NS (1 * SL_NS_PER_SEC)
-#define SWAP_LOOK    4 /* renames */
+#define SWAP_LOOK    4	/* renames */
+#define TAKEN_LOOK   64 /* events */
 #define CHANGES	     (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE)
 #define USES	     (FAN_OPEN | FAN_ACCESS | FAN_CLOSE_NOWRITE)
 
@@ -112,18 +113,26 @@ static int made(struct sl_replay *p, const struct sl_oevent *e, struct sl_object
 	return r;
 }
 
-/* With the lock held. 1: the next event brings something to @place; 0: another is next; -ENOENT: none. */
-static int find_taken(struct sl_replay *p, const char *place)
+/* The next event about @place brings something to it. */
+static bool find_taken(struct sl_replay *p, const char *place)
 {
+	bool is = false;
+	unsigned n = 0;
+	pthread_mutex_lock(&p->lock);
 	sl_list_for_each (l, &p->queue) {
-		const struct sl_oevent *x = &sl_list_entry(l, struct item, link)->e;
+		const struct item *i = sl_list_entry(l, struct item, link);
+		const struct sl_oevent *x = &i->e;
 		const char *to = x->mask & FAN_RENAME	  ? x->newplace
 				 : x->mask & FAN_MOVED_TO ? x->place
 							  : NULL;
-		if (!sl_list_entry(l, struct item, link)->dir && x->mask)
-			return to && !strcmp(to, place);
+		if (i->dir || !x->mask)
+			continue;
+		is = to && !strcmp(to, place);
+		if (is || !strcmp(x->place, place) || ++n > TAKEN_LOOK)
+			break;
 	}
-	return -ENOENT;
+	pthread_mutex_unlock(&p->lock);
+	return is;
 }
 
 /*
@@ -136,14 +145,15 @@ static bool taken_next(struct sl_replay *p, const struct sl_oevent *e)
 	if (!e->state.known || !e->state.present)
 		return false;
 	/* Something has brought it there, and is told. */
-	struct timespec ts = sl_ns_to_timespec(sl_now() + SWAP_SEEN_NS);
-	int r;
-	pthread_mutex_lock(&p->lock);
-	while ((r = find_taken(p, e->place)) == -ENOENT && !p->stop &&
-	       pthread_cond_timedwait(&p->cond, &p->lock, &ts) == 0)
-		;
-	pthread_mutex_unlock(&p->lock);
-	p->leaving = r == 1 ? strdup(e->place) : NULL;
+	bool is = find_taken(p, e->place);
+	if (!is) {
+		(void)unsure_told(p);
+		is = find_taken(p, e->place);
+	}
+	if (!is)
+		return false;
+	free(p->leaving);
+	p->leaving = strdup(e->place);
 	p->as_said = p->leaving;
 	return p->leaving;
 }
@@ -262,7 +272,9 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 		return replay_vanish(p, dir, name, true);
 	bool ours = target && !replay_foreign(newdir, newname, target);
 	bool told = ours && is_exchange(p, e, target);
-	bool exchange = told || (ours && sl_object_is_dir(target) != sl_object_is_dir(o));
+	enum sl_rename how = told						       ? SL_RENAME_EXCHANGE
+			     : ours && sl_object_is_dir(target) != sl_object_is_dir(o) ? SL_RENAME_SWAP
+										       : SL_RENAME_OVER;
 	if (!target && sl_object_whiteout(newdir, newname))
 		return replay_vanish(p, dir, name, true);
 	if (target && !ours) {
@@ -279,13 +291,12 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
 	if (n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
-	    (replay_is_state(o, n) || (!exchange && sl_object_is_reg(o) && !linked)) &&
-	    !replay_is_twin(p, o, n))
+	    (replay_is_state(o, n) || (!how && sl_object_is_reg(o) && !linked)) && !replay_is_twin(p, o, n))
 		(void)replay_update(p, dir, name, o, n, 0);
 	const struct sl_ostate *s = &e->state;
-	if (exchange && s->known && s->present && replay_is_state(target, s))
+	if (how && s->known && s->present && replay_is_state(target, s))
 		(void)replay_update(p, newdir, newname, target, s, 0);
-	int r = replay_rename(p, dir, name, newdir, newname, exchange);
+	int r = replay_rename(p, dir, name, newdir, newname, how);
 	if (told && r > 0) {
 		p->swapped[0] = strdup(e->place);
 		p->swapped[1] = strdup(e->newplace);
@@ -424,7 +435,9 @@ static void done(struct sl_replay *p, const struct sl_oevent *e, int r)
 void event_do(struct sl_replay *p, const struct sl_oevent *e)
 {
 	p->as_said = false;
-	_cleanup_free_ char *left = e->mask ? sl_steal_ptr(&p->leaving) : NULL;
+	bool it = e->mask && p->leaving &&
+		  (!strcmp(e->place, p->leaving) || (e->newplace && !strcmp(e->newplace, p->leaving)));
+	_cleanup_free_ char *left = it ? sl_steal_ptr(&p->leaving) : NULL;
 	p->left = left;
 	done(p, e, apply(p, e));
 	p->left = NULL;

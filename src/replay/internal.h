@@ -43,8 +43,8 @@ struct sl_replay {
 	struct sl_list unlisted;    /* of struct unlisted: directories that were shown and not listed yet */
 	struct sl_list touched;	    /* of struct touch: directories whose times changed */
 	size_t ntouched;
-	char *leaving;	  /* a name that is said to have left, and to which the next event brings another */
-	const char *left; /* the same, said by the event before */
+	char *leaving;	  /* a name that is said to have left, and to which its next event brings another */
+	const char *left; /* the same, and this is that event */
 	char *swapped[2]; /* names that were exchanged, and of which the second half is told next */
 	struct sl_list unsure; /* of struct unsure */
 	struct sl_list strays; /* of struct stray */
@@ -103,7 +103,7 @@ int replay_appear(struct sl_replay *p, struct sl_object *dir, const char *name, 
 		  enum sl_appear how);
 int replay_vanish(struct sl_replay *p, struct sl_object *dir, const char *name, bool moved);
 int replay_rename(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *newdir,
-		  const char *newname, bool exchange);
+		  const char *newname, enum sl_rename how);
 int replay_update(struct sl_replay *p, struct sl_object *dir, const char *name, struct sl_object *o,
 		  const struct sl_ostate *s, uint64_t mask);
 /**

@@ -58,7 +58,7 @@ int native_vanish(void *arg, struct sl_object *dir, const char *name, bool moved
 int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		  enum sl_appear how);
 int native_rename(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
-		  const char *newname, bool exchange);
+		  const char *newname, enum sl_rename how);
 bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at);
 /** The places of what is renamed, on disk before the names are: @o from @from to @to, and @t where they
  * change places, or NULL. */

@@ -238,10 +238,13 @@ static void end_removal(struct sl_native_acts *a, struct sl_object *o)
 static int put_over(struct sl_native_acts *a, struct sl_object *dir, int dirfd, const char *name,
 		    struct sl_object *o, const char *by)
 {
-	if (renameat2(a->stage, by, dirfd, name, 0) == 0)
+	struct stat st;
+	if (fstatat(a->stage, by, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return -errno;
+	/* The kernel puts a directory over an empty one, and over nothing else, whoever has put it there. */
+	if (S_ISDIR(st.st_mode) && renameat2(a->stage, by, dirfd, name, 0) == 0)
 		return 0;
-	/* The kernel puts a directory over an empty one, and nothing else over or below one. */
-	if (errno != ENOTEMPTY && errno != EEXIST && errno != ENOTDIR && errno != EISDIR)
+	if (S_ISDIR(st.st_mode) && errno != ENOTEMPTY && errno != EEXIST && errno != ENOTDIR)
 		return -errno;
 	return move_out(a, dir, dirfd, name, o, by);
 }
@@ -562,9 +565,10 @@ static int rename_over(struct sl_native_acts *a, struct sl_object *dir, const ch
 }
 
 int native_rename(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
-		  const char *newname, bool exchange)
+		  const char *newname, enum sl_rename how)
 {
 	struct sl_native_acts *a = arg;
+	bool exchange = how != SL_RENAME_OVER;
 	_cleanup_object_ struct sl_object *o = NULL, *t = NULL;
 	enum standing st, tst;
 	native_on_thread(a);
@@ -576,7 +580,7 @@ int native_rename(void *arg, struct sl_object *dir, const char *name, struct sl_
 		return r;
 	if (o == t)
 		return 0; /* two names of one object: nothing happens */
-	if (t && (exchange ? tst == FOREIGN : tst != OURS || native_kept(a, t) < 0))
+	if (t && (how == SL_RENAME_EXCHANGE ? tst == FOREIGN : tst != OURS || native_kept(a, t) < 0))
 		return -EEXIST;
 	if (t && !exchange && sl_object_is_dir(t))
 		return rename_over(a, dir, name, o, newdir, newname, t);

@@ -280,13 +280,15 @@ def not_known(server):
 # ---- changed here ----
 
 def conflicts():
-    for n in ("mod", "gone", "away", "fine"):
+    for n in ("mod", "gone", "away", "fine", "over"):
         write(f"{O}/{n}", "origin")
     os.mkdir(f"{O}/keep")
+    os.mkdir(f"{O}/came")
     write(f"{O}/keep/f", "origin")
     quiet()
     os.listdir(f"{C}/keep")
     write(f"{C}/mod", "local")
+    write(f"{C}/over", "local")
     os.unlink(f"{C}/gone")
     os.rename(f"{C}/away", f"{C}/away2")
     write(f"{C}/keep/mine", "local")
@@ -297,8 +299,12 @@ def conflicts():
     write(f"{O}/made", "made at the origin")
     run("rm", "-r", f"{O}/keep")
     os.rename(f"{O}/fine", f"{O}/mod")
+    os.unlink(f"{O}/over")
+    quiet()
+    os.rename(f"{O}/came", f"{O}/over")
     quiet()
     is_(read(f"{C}/mod"), "local", "what was written here stays when the origin changes it, and when it is replaced there")
+    is_(os.path.isfile(f"{C}/over") and read(f"{C}/over"), "local", "and where a directory takes its place there")
     ok(not os.path.exists(f"{C}/gone"), "what was deleted here stays deleted")
     ok(not os.path.exists(f"{C}/away"), "what was renamed here does not come back under its old name")
     is_(read(f"{C}/keep/mine"), "local", "a directory in which something was made here stays when it is removed there")
@@ -307,7 +313,7 @@ def conflicts():
     ok(all("conflict" in f for f in flags.values()), "both are conflicts", flags)
     listed = slt.sluice("status", "--conflicts", C).decode().split("\n")
     ok(any(x.endswith("mod") for x in listed) and any(x.endswith("made") for x in listed), "status --conflicts lists them", listed)
-    for n in ("mod", "gone", "away", "away2", "made", "keep"):
+    for n in ("mod", "gone", "away", "away2", "made", "keep", "over", "came"):
         subprocess.run(["rm", "-rf", f"{O}/{n}", f"{C}/{n}"], check=True)
 
 

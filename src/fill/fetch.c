@@ -259,12 +259,14 @@ static int moved_on(struct fetch *x)
 	_cleanup_close_ int fd = sl_object_open_fill(o, &invisible);
 	if (fd < 0)
 		return fd;
-	/* Changes that were made here, and not noted yet, must be. */
-	if (x->f->cfg.settle && (r = x->f->cfg.settle(x->f->cfg.arg)) < 0)
-		return r;
 	struct sl_attr a = x->req.attr;
 	sl_fetch_ending(x->f, o, fd, &a, &q, &ending);
 	struct sl_version v = sl_attr_version(&a);
+	/* Changes that were made here, and not noted yet, must be. */
+	if (x->f->cfg.settle && (r = x->f->cfg.settle(x->f->cfg.arg)) < 0) {
+		sl_oreq_fini(&q);
+		return r;
+	}
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
 	if (o->epoch == x->epoch && same_place(x) && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL)) &&
@@ -276,16 +278,19 @@ static int moved_on(struct fetch *x)
 			 * content. */
 			r = -ESTALE;
 		} else if (sl_changed_here(o, fd)) {
-			/* What is missing of it here is nowhere any more. */
-			o->rec.flags |= SL_WRITTEN | SL_CONFLICT;
-			(void)sl_object_save(o);
-			r = -ESTALE;
+			r = -EEXIST;
 		} else {
 			/* The replay may come to that later, and find that it is so already. Where the
 			 * version was not known what is not known of it has been told. */
 			if (x->f->cfg.mark && (o->rec.origin.ctime.tv_sec || o->rec.origin.ctime.tv_nsec))
 				o->rec.flags |= SL_UNTOLD;
 			changed = sl_renew(x->f, o, fd, &a, NULL, &ending, &r);
+		}
+		if (r == -EEXIST) {
+			/* What is missing of it here is nowhere any more. */
+			o->rec.flags |= SL_WRITTEN | SL_CONFLICT;
+			(void)sl_object_save(o);
+			r = -ESTALE;
 		}
 	}
 	struct sl_list lost;

@@ -134,7 +134,8 @@ bool sl_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_at
 	 * takes. */
 	if (f->cfg.guard)
 		f->cfg.guard(f->cfg.arg, o);
-	sl_space_add(f, -(int64_t)sl_chunkmap_bytes(&o->map));
+	int64_t bytes = (int64_t)sl_chunkmap_bytes(&o->map);
+	sl_space_add(f, -bytes);
 	/* In a native store nobody tells whether the user has changed these. */
 	bool follow = !(o->rec.flags & SL_META) && !sl_store_native(o->store);
 	if (follow)
@@ -146,6 +147,8 @@ bool sl_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct sl_at
 		f->cfg.changing(f->cfg.arg, o, old_size);
 	if (*r == 0)
 		*r = sl_object_reset(o, fd, &v, atime, ending);
+	if (*r == -EEXIST)
+		sl_space_add(f, bytes);
 	if (!a->no_xattrs && *r == 0)
 		o->rec.flags |= SL_XATTRS;
 	/* In the same moment: nobody may take the new size for what the kernel knows. */
@@ -175,7 +178,7 @@ void sl_fetch_ending(struct sl_fill *f, struct sl_object *o, int fd, struct sl_a
 		if (r < 0 || !S_ISREG(q->attr.mode) || !sl_version_same_object(&v, &now))
 			return;
 		sl_fill_add_stat(f, &f->stats.fetched_bytes, q->nread);
-		if (sl_version_eq(&v, &now)) {
+		if (sl_version_eq(&v, &now) && q->nread == SL_MIN(q->len, a->size - q->off)) {
 			*ending = (struct sl_ending){.off = q->off, .len = q->nread, .data = q->data};
 			return;
 		}
@@ -190,10 +193,12 @@ int sl_fill_renew(struct sl_fill *f, struct sl_object *o, int fd, const struct s
 	struct sl_attr now = *a;
 	struct sl_oreq q;
 	struct sl_ending ending;
-	int r = f->cfg.settle ? f->cfg.settle(f->cfg.arg) : 0;
-	if (r < 0)
-		return r;
 	sl_fetch_ending(f, o, fd, &now, &q, &ending);
+	int r = f->cfg.settle ? f->cfg.settle(f->cfg.arg) : 0;
+	if (r < 0) {
+		sl_oreq_fini(&q);
+		return r;
+	}
 	pthread_rwlock_wrlock(&o->io);
 	pthread_mutex_lock(&o->lock);
 	if (o->rec.flags & (SL_MODIFIED | SL_LOCAL) || sl_changed_here(o, fd))

@@ -151,10 +151,8 @@ static int renew(struct sl_object *o, int fd, const struct timespec *atime, cons
 		/*
 		 * Who was let through to the old end, or has it mapped, finds zeros behind it in its page as
 		 * soon as the file is longer: what is to be there comes with the size. Behind that page is
-		 * the zone; where there is none, who was let through gets time to be done.
+		 * the zone, which cannot be read, if there is one.
 		 */
-		while (!o->store->sealed && sl_now() < o->quiet)
-			usleep(1000);
 		if (ending && ending->off == had && ending->len) {
 			r = sl_pwrite_full(fd, ending->data, ending->len, (off_t)had);
 			from = SL_ALIGN_UP(had + ending->len, block);
@@ -229,6 +227,13 @@ int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, con
 	}
 	if (!native)
 		return sl_object_drop(o, fd);
+	struct stat st;
+	/* That has taken its time, and nobody is asked before he writes to what is all here. */
+	if (old.state != SL_COLD && fstat(fd, &st) == 0 && (uint64_t)st.st_size != o->map.size) {
+		o->rec = old;
+		r = sl_object_save(o);
+		return r < 0 ? r : -EEXIST;
+	}
 	o->rec.origin = *v;
 	r = renew(o, fd, atime, ending);
 	if (r < 0) { /* nothing is here of either */

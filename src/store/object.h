@@ -80,11 +80,11 @@ struct sl_object {
 	void *orphan; /* what holds it across a restart: it has no name any more, and the kernel knows it */
 	bool telling; /* the kernel is given a size that may be out of date when it arrives */
 	unsigned invalidating; /* the kernel is being told that its cache is out of date */
-	uint64_t told_size;    /* the largest size that the kernel may still believe in, if that is more than
-				  the present one */
-	uint32_t asked;	       /* the thread that was sent to look it up since, so that the kernel learns the
-				  present size; 0: none */
-	bool asked_looked;     /* and it has */
+	uint64_t told_size;    /* the largest size that the kernel may still believe in; 0: it knows the
+				  present one, or believes in less */
+	uint32_t sent;	       /* the thread that opened it last and was sent to look it up again; 0: none */
+	uint64_t sent_at;      /* sl_now() */
+	bool looked;	       /* it has, since told_size was set last */
 	bool follows;	       /* the origin changes it while it is in use: not to be read past us */
 	unsigned open_cached, open_passthrough;
 	int backing_id;
@@ -144,8 +144,7 @@ int sl_object_load_root(struct sl_store *s, struct sl_object **ret);
 static inline void sl_object_telling(struct sl_object *o, uint64_t size)
 {
 	o->told_size = o->told_size > size ? o->told_size : size;
-	o->asked = 0;
-	o->asked_looked = false;
+	o->looked = false;
 }
 
 static inline uint64_t sl_object_ino(const struct sl_object *o)
@@ -357,9 +356,9 @@ struct sl_ending {
 	const char *data;
 };
 /**
- * Native: others have @o open, which is here up to its old end. How many bytes of a version of @size bytes
- * must be in its page before it gets that size, for they find what is in the page; 0: none. Lock not held.
- * @fd: open for writing.
+ * Native: others have @o open (or may have), which is here up to its old end. How many bytes of a version of
+ * @size bytes must be in its page before it gets that size, for they find what is in the page; 0: none. Lock
+ * not held. @fd: open for writing.
  */
 size_t sl_object_ending(struct sl_object *o, int fd, uint64_t size, uint64_t *off);
 /**
@@ -368,7 +367,7 @@ size_t sl_object_ending(struct sl_object *o, int fd, uint64_t size, uint64_t *of
  * stay where they are until they are overwritten, because others may have the file open; who watches the file
  * hears of a change of content (IN_MODIFY), or with @atime, which is set as well, of attributes (IN_ATTRIB).
  * @ending: what sl_object_ending() asked for, of that version; without it (NULL) the old end is not readable
- * for a while.
+ * for a while. -EEXIST: it has just been changed here, and stays.
  */
 int sl_object_reset(struct sl_object *o, int fd, const struct sl_version *v, const struct timespec *atime,
 		    const struct sl_ending *ending);

@@ -7,7 +7,7 @@
 
 mkdir "$T/u" "$T/w"
 cat >"$T/shrink.py" <<'EOP'
-import os, sys, threading, time
+import errno, os, sys, threading, time
 o, c, N = sys.argv[1], sys.argv[2], int(sys.argv[3])
 SIZE, NEW = 400_000, 1000
 for i in range(N):
@@ -20,7 +20,9 @@ def read(path, off):
     try:
         with open(path, "rb", buffering=0) as f:
             got = os.pread(f.fileno(), 60_000, off)
-    except OSError:
+    except OSError as e:
+        if e.errno != errno.EIO:  # of the version before
+            bad.append(f"{path} at {off}: {e}")
         return
     # The file is truncated before it is written: what is not A is B, or not there. Nothing ever was zero.
     if b"\0" in got:
@@ -239,6 +241,47 @@ clone "unix:$T/g.relay" "$T/c"
 ls -l "$T/c" >"$T/.out"
 ok "a file grows at the origin while a part of it comes: nobody sees zeros behind the old end" timeout --foreground 300 python3 "$T/grow.py" "$T/g" "$T/c" 3
 wait_for 60 "$SLUICE" remove --discard "$T/c" || bail "it is not removed: $(cat "$T/.out")"
+
+# Who waits for the size of such a file can be killed, however long it takes.
+cat >"$T/killed.py" <<'EOP'
+import os, signal, subprocess, sys, time
+sys.path.insert(0, os.environ["TOOLS"])
+from slt import status, wait_for
+o, c, relay, SIZE = sys.argv[1], sys.argv[2], int(sys.argv[3]), 1_000_100
+fd = os.open(f"{c}/0", os.O_RDONLY)
+assert os.pread(fd, 4096, SIZE - 100) == b"A" * 100
+def waits(p): # for an answer, or not any more
+    with open(f"/proc/{p.pid}/wchan") as f:
+        return f.read() == "request_wait_answer" or p.poll() is not None
+def link(): # stops, and goes on
+    os.kill(relay, signal.SIGUSR2)
+link()
+reader = subprocess.Popen(["head", "-c", "4096", f"{c}/0"], stdout=subprocess.DEVNULL)
+wait_for(60, "the reader waits", lambda: status(c)["waiting"] > 0)
+with open(f"{o}/0", "ab") as f:
+    f.write(b"A" * 1700)
+link()
+wait_for(60, "the event", lambda: status(c)["events"]["received"] > 0)
+link()
+asker = subprocess.Popen(["stat", f"{c}/0"], stdout=subprocess.DEVNULL)
+wait_for(60, "who asks waits", lambda: waits(asker))
+asker.kill()
+try:
+    asker.wait(30)
+finally:
+    link()
+sys.exit(reader.wait())
+EOP
+if [ -z "$NATIVE" ]; then
+	head -c 1000100 /dev/zero | tr '\0' A >"$T/g/0"
+	background "$BUILD/tests/relay" --mbit 1 --listen "unix:$T/h.relay" --connect "unix:$T/g.sock"
+	relay=$BG
+	wait_for 30 test -e "$T/h.relay"
+	clone "unix:$T/h.relay" "$T/c"
+	ls -l "$T/c" >"$T/.out"
+	ok "who waits for the size of a file that is coming can be killed" timeout --foreground 300 env TOOLS="$TOOLS" python3 "$T/killed.py" "$T/g" "$T/c" "$relay"
+	wait_for 60 "$SLUICE" remove --discard "$T/c" || bail "it is not removed: $(cat "$T/.out")"
+fi
 
 # What is being filled is replaced: its reader gets an error, or all of what took its place; nobody finds anything else there afterwards.
 # Each is in a directory of its own, so that none is fetched ahead with another.

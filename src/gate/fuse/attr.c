@@ -6,9 +6,9 @@
 #include "gate/fuse/internal.h"
 #include "store/xattr.h"
 
-static void reply_attr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
+static void reply_attr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, uint64_t valid)
 {
-	struct fuse_attr_out out = {.attr_valid = VALID_SECONDS};
+	struct fuse_attr_out out = {.attr_valid = valid};
 	int r = gate_attr(g, rq, o, &out.attr);
 	if (r < 0)
 		sl_reply_err(rq, r);
@@ -18,7 +18,7 @@ static void reply_attr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o
 
 void gate_getattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
-	reply_attr(g, rq, o);
+	reply_attr(g, rq, o, VALID_SECONDS);
 }
 
 static struct timespec time_of(uint32_t valid, uint32_t bit, uint32_t now_bit, uint64_t sec, uint32_t nsec)
@@ -30,12 +30,22 @@ static struct timespec time_of(uint32_t valid, uint32_t bit, uint32_t now_bit, u
 	return (struct timespec){.tv_nsec = UTIME_OMIT};
 }
 
+/* The origin gives it no other version any more. Until then the kernel, which takes the answer to a SETATTR
+ * whatever it was told meanwhile, has to ask again. */
+static bool ours(struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool is = o->rec.flags & (SL_MODIFIED | SL_LOCAL);
+	pthread_mutex_unlock(&o->lock);
+	return is;
+}
+
 void gate_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
 	const struct fuse_setattr_in *in = &rq->m.in.setattr;
 	uint32_t v = in->valid;
 	int r = 0;
-	if (v & FATTR_SIZE) {
+	if (v & FATTR_SIZE) { /* which the kernel takes, whatever it believed before */
 		if (!sl_object_is_reg(o)) {
 			sl_reply_err(rq, sl_object_is_dir(o) ? -EISDIR : -EINVAL);
 			return;
@@ -44,6 +54,10 @@ void gate_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 			return;
 		_cleanup_close_ int fd = sl_object_open(o, O_WRONLY);
 		r = fd < 0 ? fd : ftruncate(fd, (off_t)in->size) < 0 ? -errno : 0;
+		pthread_mutex_lock(&o->lock);
+		if (r == 0 && !o->invalidating)
+			gate_told(g, o);
+		pthread_mutex_unlock(&o->lock);
 	}
 	if (r == 0 && v & (FATTR_MODE | FATTR_UID | FATTR_GID))
 		r = sl_object_set_owner(o, v & FATTR_MODE ? (int)(in->mode & 07777) : -1,
@@ -57,7 +71,7 @@ void gate_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 	if (r < 0)
 		sl_reply_err(rq, r);
 	else
-		reply_attr(g, rq, o);
+		reply_attr(g, rq, o, sl_object_is_reg(o) && !ours(o) ? 0 : VALID_SECONDS);
 }
 
 void gate_readlink(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)

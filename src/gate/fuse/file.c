@@ -4,8 +4,10 @@
 #include <linux/falloc.h>
 
 #include "base/log.h"
+#include "base/time.h"
 #include "gate/fuse/internal.h"
 
+#define SENT_NS	 SL_NS_PER_SEC /* who was sent to look up comes back until then, or not at all */
 #define COPY_MAX (16ull << 20) /* of one COPY_FILE_RANGE: what is not here must come first */
 
 /* ---- open and release ---- */
@@ -68,42 +70,42 @@ static void open_reply(struct sl_gate *g, struct handle *h, struct fuse_open_out
 }
 
 /*
- * The file became shorter at the origin. Reading through the page cache, the kernel fills up a short answer
- * with zeros as far as it believes the file to go; and that it took the answer to a GETATTR is not known,
- * because it drops one that it asked for before it was told to invalidate. So until it knows, that much is
- * not read through the page cache. @o->lock is held.
+ * Reading through the page cache, the kernel fills up a short answer with zeros as far as it believes the
+ * file to go; and that it took the answer to a GETATTR is not known, because it drops one that it asked for
+ * before it was told to invalidate. So of a file that became shorter at the origin no short answer is given
+ * before the kernel knows the size.
+ *
+ * Who opens it is sent to look it up again, which -ESTALE makes the kernel do once: when the thread comes
+ * back, the kernel has taken what it was told. Who cannot be sent (it opens by a handle; or another one is on
+ * the way) reads without the page cache. @o->lock is held. True if it is to go.
  */
-static bool size_unknown(const struct sl_object *o)
+static bool send_to_look(struct sl_object *o, uint32_t tid)
 {
-	return o->told_size > o->map.size && !(o->rec.flags & (SL_MODIFIED | SL_LOCAL));
+	bool may = tid && o->sent != tid && (!o->sent || sl_now() - o->sent_at > SENT_NS);
+	if (may) {
+		o->sent = tid; /* 0: of another pid namespace, one of many */
+		o->sent_at = sl_now();
+		o->looked = false;
+	}
+	return may;
 }
 
-/*
- * The thread that opens such a file is sent to look it up again, which -ESTALE makes the kernel do once: when
- * the thread comes back, the kernel has taken what it was told. Who cannot be sent (it opens by a handle; or
- * another one is on the way) reads without the page cache. Returns whether it is to go; @o->lock is held.
- */
-static bool send_to_look(struct sl_gate *g, const struct sl_req *rq, struct sl_object *o, struct handle *h)
+/* Who opens it and was sent has come back; or who is not to go. @o->lock is held. */
+static void come_back(struct sl_gate *g, struct sl_object *o, uint32_t tid, struct handle *h)
 {
-	uint32_t tid = rq->m.h.pid; /* 0: of another pid namespace, one of many */
-	if (!size_unknown(o) || h->passthrough)
-		return false;
-	if (tid && !o->asked) {
-		o->asked = tid;
-		return true;
-	}
-	if (tid && o->asked == tid && o->asked_looked && !o->telling)
+	bool back = tid && o->sent == tid;
+	if (back && o->looked && !o->telling)
 		gate_told(g, o);
-	else
-		h->direct = true;
-	return false;
+	if (back)
+		o->sent = 0;
+	h->direct = o->told_size != 0;
 }
 
 void gate_looked_up(struct sl_req *rq, struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
-	if (o->asked && o->asked == rq->m.h.pid)
-		o->asked_looked = true;
+	if (o->sent && o->sent == rq->m.h.pid)
+		o->looked = true;
 	pthread_mutex_unlock(&o->lock);
 }
 
@@ -134,8 +136,10 @@ int gate_open_handle(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, 
 				seen */
 	if (o->invalidating)
 		r = -EAGAIN;
-	else if (r == 0 && send_to_look(g, rq, o, h))
+	else if (r == 0 && !h->passthrough && o->told_size && send_to_look(o, rq->m.h.pid))
 		r = -ESTALE;
+	else if (r == 0 && !h->passthrough)
+		come_back(g, o, rq->m.h.pid, h);
 	if (r < 0 && h->passthrough)
 		close_passthrough(g, o);
 	if (r < 0)
@@ -197,7 +201,12 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 		sl_reply(rq, &out, sizeof(out));
 		return;
 	}
-	if (needs_name(o)) {
+	bool strange = needs_name(o);
+	pthread_mutex_lock(&o->lock);
+	if (strange)
+		(void)send_to_look(o, rq->m.h.pid);
+	pthread_mutex_unlock(&o->lock);
+	if (strange) {
 		sl_reply_err(rq, -ESTALE); /* the kernel looks its name up again, and opens that */
 		return;
 	}
@@ -262,8 +271,9 @@ void gate_read(struct sl_gate *g, struct sl_req *rq)
 		return;
 	struct sl_object *o = h->o;
 	size_t n = SL_MIN(in->size, SL_WIRE_MAX_DATA);
-	uint64_t off = in->offset;
-	bool full;
+	uint64_t off = in->offset, believed;
+	bool full,
+	    cached = !(in->read_flags & FUSE_READ_LOCKOWNER); /* the page cache does not say who reads */
 	for (;;) {
 		if (!gate_need(g, rq, o, SL_WANT_RANGE, in->offset, n))
 			return;
@@ -272,15 +282,8 @@ void gate_read(struct sl_gate *g, struct sl_req *rq)
 		pthread_mutex_lock(&o->lock);
 		bool here = sl_chunkmap_test(&o->map, in->offset, n);
 		full = sl_chunkmap_full(&o->map);
-		bool cached =
-		    !(in->read_flags & FUSE_READ_LOCKOWNER); /* who reads, the page cache does not say */
-		bool cut = cached && size_unknown(o) && in->offset + n > o->map.size;
+		believed = o->told_size;
 		pthread_mutex_unlock(&o->lock);
-		if (cut) {
-			pthread_rwlock_unlock(&o->io);
-			sl_reply_err(rq, -EIO);
-			return;
-		}
 		if (here)
 			break;
 		pthread_rwlock_unlock(&o->io);
@@ -288,6 +291,8 @@ void gate_read(struct sl_gate *g, struct sl_req *rq)
 	_cleanup_free_ char *buf = malloc(n + 1);
 	ssize_t k = buf ? sl_pread_full(h->fd, buf, n, (off_t)in->offset) : -ENOMEM;
 	sl_object_ref(o); /* once it is answered, the file may be closed */
+	if (k >= 0 && cached && (size_t)k < n && believed > off + (size_t)k)
+		k = -EIO;
 	if (k < 0)
 		sl_reply_err(rq, (int)k);
 	else
@@ -305,6 +310,15 @@ void gate_write(struct sl_gate *g, struct sl_req *rq)
 		return;
 	if (!gate_need_writable(g, rq, h->o, false))
 		return;
+	pthread_mutex_lock(&h->o->lock);
+	uint64_t believed = h->o->told_size;
+	pthread_mutex_unlock(&h->o->lock);
+	struct stat st;
+	if (believed && rq->m.in.write.flags & O_APPEND &&
+	    (fstat(h->fd, &st) < 0 || believed > (uint64_t)st.st_size)) {
+		sl_reply_err(rq, -EIO); /* it would be written behind an end that there is not */
+		return;
+	}
 	int r = sl_pwrite_full(h->fd, rq->m.data, rq->m.data_len, (off_t)rq->m.in.write.offset);
 	if (r < 0) {
 		sl_reply_err(rq, r);

@@ -149,9 +149,34 @@ static bool end_if_killed(struct sl_gate *g, struct pending *p)
 	return true;
 }
 
+/* What came while the kernel still has pages of the version before: see gate_hold(). */
+struct held {
+	struct sl_list link;
+	struct sl_req *rq;
+};
+
+/* The same for what is held, which is not for long. Takes the lock. */
+static void end_held_if_killed(struct sl_gate *g, uint64_t unique)
+{
+	struct held *h = NULL;
+	pthread_mutex_lock(&g->lock);
+	sl_list_for_each (l, &g->held)
+		if (sl_list_entry(l, struct held, link)->rq->m.h.unique == unique)
+			h = sl_list_entry(l, struct held, link);
+	if (h && being_killed(h->rq->m.h.pid))
+		sl_list_del(&h->link);
+	else
+		h = NULL;
+	pthread_mutex_unlock(&g->lock);
+	if (h)
+		sl_reply_err(h->rq, -EINTR);
+	free(h);
+}
+
 static void gate_interrupt(void *arg, uint64_t unique)
 {
 	struct sl_gate *g = arg;
+	end_held_if_killed(g, unique);
 	pthread_mutex_lock(&g->lock);
 	struct sl_hnode *h = sl_htab_find(&g->pending, unique);
 	struct pending *p = h ? sl_container_of(h, struct pending, node) : NULL;
@@ -188,15 +213,6 @@ void sl_gate_changing(struct sl_gate *g, struct sl_object *o, uint64_t old_size)
 	gate_note_change(g, o, old_size);
 }
 
-/*
- * What came while the kernel still has pages of the version before: an open must not be answered from them,
- * and attributes with a new size would show what is behind the old end in them, which is zeros.
- */
-struct held {
-	struct sl_list link;
-	struct sl_req *rq;
-};
-
 uint64_t gate_node_id(struct sl_gate *g, struct sl_object *o)
 {
 	return o == sl_object_root(g->store) ? FUSE_ROOT_ID : sl_object_ino(o);
@@ -218,6 +234,8 @@ void sl_gate_changed(struct sl_gate *g, struct sl_object *o)
 	pthread_mutex_unlock(&g->lock);
 }
 
+/* An open must not be answered from pages of the version before, and attributes with a new size would show
+ * what is behind the old end in them, which is zeros. */
 bool gate_hold(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 {
 	pthread_mutex_lock(&g->lock); /* before the object's: the janitor cannot finish in between */
@@ -251,7 +269,9 @@ static void invalidate(struct sl_gate *g, struct change *c)
 			(unsigned long long)n.ino, strerror(-r));
 	pthread_mutex_lock(&g->lock);
 	pthread_mutex_lock(&c->o->lock);
-	if (--c->o->invalidating == 0 && c->o->told_size <= c->o->map.size)
+	/* Of what it does not know it believes nothing. */
+	bool unknown = r == -ENOENT && !c->o->nlookup;
+	if (--c->o->invalidating == 0 && (unknown || c->o->told_size <= c->o->map.size))
 		gate_told(g, c->o);
 	pthread_mutex_unlock(&c->o->lock);
 	sl_list_splice(&go, &g->held);
@@ -286,6 +306,27 @@ static void *janitor(void *arg)
 	}
 	pthread_mutex_unlock(&g->lock);
 	return NULL;
+}
+
+static int start_janitors(struct sl_gate *g)
+{
+	for (; g->njanitors < JANITORS; g->njanitors++) {
+		int r = pthread_create(&g->janitors[g->njanitors], NULL, janitor, g);
+		if (r)
+			return -r;
+		pthread_setname_np(g->janitors[g->njanitors], "janitor");
+	}
+	return 0;
+}
+
+static void end_janitors(struct sl_gate *g)
+{
+	pthread_mutex_lock(&g->lock);
+	g->stop = true;
+	pthread_cond_broadcast(&g->cond);
+	pthread_mutex_unlock(&g->lock);
+	while (g->njanitors)
+		pthread_join(g->janitors[--g->njanitors], NULL);
 }
 
 /* ---- nodes ---- */
@@ -355,17 +396,18 @@ int gate_entry(struct sl_gate *g, struct sl_req *rq, struct sl_object *o, const 
 	*e = (struct fuse_entry_out){
 	    .nodeid = gate_node_id(g, o), .entry_valid = VALID_SECONDS, .attr_valid = VALID_SECONDS};
 	int r = 0;
+	/* First of all: what changes from here on the kernel is told. */
+	pthread_mutex_lock(&o->lock);
+	if (o->nlookup++ == 0)
+		sl_object_ref(o);
+	pthread_mutex_unlock(&o->lock);
 	if (a && !has_old_pages(o))
 		sl_attr_to_fuse(a, &e->attr);
 	else
 		r = gate_attr(g, rq, o, &e->attr);
 	if (r != 0)
-		return r;
-	pthread_mutex_lock(&o->lock);
-	if (o->nlookup++ == 0)
-		sl_object_ref(o);
-	pthread_mutex_unlock(&o->lock);
-	return 0;
+		gate_unentry(o, 1);
+	return r;
 }
 
 void gate_unentry(struct sl_object *o, uint64_t n)
@@ -639,8 +681,9 @@ int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret)
 	if (r < 0 && cfg->takeover)
 		return r; /* the next one may manage it: nothing is closed */
 	if (r == 0)
-		r = -pthread_create(&g->janitor, NULL, janitor, g);
+		r = start_janitors(g);
 	if (r < 0) {
+		end_janitors(g);
 		sl_server_free(g->server);
 		sl_transport_free(g->transport);
 		gate_handles_fini(&g->h);
@@ -648,7 +691,6 @@ int sl_gate_new(const struct sl_gate_config *cfg, struct sl_gate **ret)
 		free(g);
 		return r;
 	}
-	pthread_setname_np(g->janitor, "janitor");
 	*ret = g;
 	return 0;
 }
@@ -677,11 +719,7 @@ void sl_gate_free(struct sl_gate *g)
 {
 	if (!g)
 		return;
-	pthread_mutex_lock(&g->lock);
-	g->stop = true;
-	pthread_cond_broadcast(&g->cond);
-	pthread_mutex_unlock(&g->lock);
-	pthread_join(g->janitor, NULL);
+	end_janitors(g);
 	/* The kernel does not wait for the answer to a RELEASE, and an unmount may be faster. */
 	while (!sl_list_empty(&g->handles))
 		gate_handle_free(g, sl_list_entry(g->handles.next, struct handle, link));

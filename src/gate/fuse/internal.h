@@ -15,6 +15,7 @@
 #define VALID_SECONDS (1ull << 40)
 /* The handle of a file that was opened only to be closed again: echo.h. */
 #define ECHO_HANDLE UINT64_MAX
+#define JANITORS    4
 
 struct sl_gate {
 	struct sl_gate_config cfg;
@@ -45,7 +46,9 @@ struct sl_gate {
 		int fd;
 	} old_echo[ECHO_PIDS];
 	bool stop;
-	pthread_t janitor; /* sends invalidations, and looks after the interrupted */
+	/* They send invalidations, each of which may wait for a reader, and look after the interrupted. */
+	pthread_t janitors[JANITORS];
+	unsigned njanitors;
 };
 
 /** The object of a node id, as a new reference; answers the request itself, and returns NULL, where there is

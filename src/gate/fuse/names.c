@@ -354,10 +354,15 @@ void gate_create(struct sl_gate *g, struct sl_req *rq, struct sl_object *dir)
 		if (r < 0)
 			gate_unentry(o, 1);
 	}
-	if (r == -EAGAIN && !gate_hold(g, rq, o))
-		gate_create(g, rq, dir);
-	else if (r < 0 && r != -EAGAIN)
+	if (r == -EAGAIN && o) {
+		/* Or others have it open in passthrough mode: see gate_open(). */
+		bool writes = (rq->m.in.create.flags & O_ACCMODE) != O_RDONLY;
+		if (!gate_hold(g, rq, o) && (!writes || gate_need_writable(g, rq, o, false)))
+			gate_create(g, rq, dir);
+		return;
+	}
+	if (r < 0)
 		sl_reply_err(rq, show_error(r));
-	else if (r == 0)
+	else
 		sl_reply(rq, &out, sizeof(out));
 }

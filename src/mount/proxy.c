@@ -444,6 +444,7 @@ int sl_proxy_serve(struct sl_proxy *p, struct sl_transport *dev)
 					     .want_flags = sl_client_flags(p->client) & BOTH_FLAGS,
 					     .max_data = sl_client_max_data(p->client),
 					     .max_background = 256,
+					     .changing_sizes = true,
 					     .handle = handle,
 					     .arg = p};
 	int r = sl_server_new(dev, &cfg, &s);

@@ -357,6 +357,7 @@ int sl_serve_mount(struct sl_export *e, struct sl_transport *t, const struct sl_
 	    .want_flags = e->cfg.no_events ? (flags) & ~(FUSE_FSNOTIFY_SUPPORT | SL_FUSE_EVENT_STATE) : flags,
 	    .max_data = e->cfg.max_data,
 	    .max_background = 64,
+	    .changing_sizes = hooks,
 	    .init = init,
 	    .resume = resume,
 	    .started = started,

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "base/macros.h"
+#include "wire/ends.h"
 
 /* A request may be the consequence of an answer: what was done before that answer was done before the
  * request. The kernel sees to it, which TSan cannot know. */
@@ -25,6 +26,7 @@ void __tsan_release(void *addr);
 struct sl_server {
 	struct sl_transport *t;
 	struct sl_server_config cfg;
+	struct sl_ends *ends; /* or NULL */
 	_Atomic uint64_t flags;
 	atomic_bool ready; /* INIT is done */
 	atomic_bool stop;  /* sl_server_stop() was called */
@@ -54,6 +56,11 @@ int sl_server_new(struct sl_transport *t, const struct sl_server_config *cfg, st
 		s->ready = true;
 	}
 	s->cfg.agreed = NULL; /* the caller's */
+	int r = cfg->changing_sizes ? sl_ends_new(t, &s->ends) : 0;
+	if (r < 0) {
+		free(s);
+		return r;
+	}
 	pthread_mutex_init(&s->init_lock, NULL);
 	pthread_mutex_init(&s->run_lock, NULL);
 	*ret = s;
@@ -64,6 +71,7 @@ void sl_server_free(struct sl_server *s)
 {
 	if (!s)
 		return;
+	sl_ends_free(s->ends);
 	pthread_mutex_destroy(&s->init_lock);
 	pthread_mutex_destroy(&s->run_lock);
 	free(s);
@@ -77,6 +85,13 @@ uint64_t sl_server_flags(const struct sl_server *s)
 static void send_reply(struct sl_req *rq, int err, const void *out, size_t len, const void *data,
 		       size_t data_len)
 {
+	if (rq->server->ends && sl_ends_answer(rq->server->ends, rq, &err, out, len, data, data_len)) {
+		rq->err = err;
+		sl_reply_none(rq);
+		return;
+	}
+	if (err)
+		len = data_len = 0;
 	struct fuse_out_header h = {.unique = rq->m.h.unique, .error = err};
 	struct iovec iov[3] = {{&h, sizeof(h)}};
 	int n = 1;
@@ -260,7 +275,10 @@ static int serve_one(struct sl_server *s, void *buf, size_t cap)
 		return 0;
 	}
 	bool bye = rq.m.h.opcode == FUSE_DESTROY && !sl_transport_is_dev(s->t);
-	s->cfg.handle(&rq, s->cfg.arg);
+	if (s->ends && (r = sl_ends_request(s->ends, &rq)) < 0)
+		sl_reply_err(&rq, r);
+	else
+		s->cfg.handle(&rq, s->cfg.arg);
 	/* What carries the stream may outlive the client, as the port of a virtual machine does: the next
 	 * client of it begins on a new connection. */
 	if (bye)

@@ -22,8 +22,9 @@ struct sl_server_agreed {
 struct sl_req {
 	struct sl_server *server;
 	struct sl_msg_in m;
-	void *kept; /* set by sl_req_keep(): its own copy of the message */
-	int err;    /* what it was answered with; of one that was not kept */
+	void *kept;		   /* set by sl_req_keep(): its own copy of the message */
+	int err;		   /* what it was answered with; of one that was not kept */
+	struct sl_ends_read *read; /* for wire/ends.h */
 };
 
 struct sl_server_config {
@@ -33,6 +34,7 @@ struct sl_server_config {
 	uint32_t max_readahead; /* bytes; what the kernel may read ahead */
 	uint16_t max_background;
 	uint32_t max_stack_depth; /* with FUSE_PASSTHROUGH */
+	bool changing_sizes;	  /* files grow without the kernel, and pages are cached: see wire/ends.h */
 
 	/** The connection is not new: INIT came to another server, which ended without answering everything.
 	 * Else NULL. */

@@ -117,8 +117,59 @@ def two_mounts():
     b.stop()
 
 
+def growing():
+    """A file grows at the export while a part of it is on its way: the kernel keeps the page that ends with the old end meanwhile, with
+    zeros behind that, and nobody may be told the new size then."""
+    size, more, tree, held = 1_000_100, 1700, T + "/growing", T + "/held"
+    os.makedirs(tree)
+    with open(tree + "/f", "wb") as f:
+        f.write(b"A" * size)
+    origin, _ = serve("s-growing", tree, "--rw")
+    m = standin.Mount("mount", f"exec:{sys.executable} {slt.TOOLS}/hold_read.py {origin[5:]} {held}", T + "/mnt-growing").start()
+    got, reads, over = set(), 0, False
+
+    def read_end():
+        nonlocal reads
+        fd = os.open(m.path + "/f", os.O_RDONLY)
+        while not over:
+            got.add(os.pread(fd, 4096, size - 100))
+            reads += 1
+        os.close(fd)
+
+    def stat():
+        while os.stat(m.path + "/f").st_size == size:
+            pass
+
+    def read_begin():
+        with open(m.path + "/f", "rb", buffering=0) as f:
+            got.add(f.read(100))
+    # The kernel lets the one wait that tells it of the new size; the others go on.
+    begin, ends = threading.Thread(target=read_begin), [threading.Thread(target=f) for f in (read_end, read_end, read_end, stat)]
+    for t in ends[:3]:
+        t.start()
+    slt.wait_for(60, "the end was read", lambda: got)
+    begin.start()
+    slt.wait_for(60, "the beginning was asked for", lambda: os.path.exists(held))
+    before = reads  # opening it had the kernel drop the end
+    slt.wait_for(60, "the end was read again", lambda: reads > before + 10)
+    with open(tree + "/f", "ab") as f:
+        f.write(b"A" * more)
+    with open(held + ".grown", "w", encoding="ascii"):
+        pass
+    ends[3].start()
+    begin.join(120)
+    ends[3].join(120)
+    slt.wait_for(60, "the new end is seen", lambda: b"A" * (100 + more) in got)
+    over = True
+    for t in ends[:3]:
+        t.join(120)
+    slt.is_({len(x): set(x) for x in got}, {100: {65}, 100 + more: {65}}, "a file grows while a part of it comes: nobody sees zeros behind the old end")
+    m.stop()
+
+
 def test():
     command_line()
+    growing()
     refused()
     broken()
     two_mounts()

@@ -220,15 +220,13 @@ static void echo_setattr(struct sl_gate *g, struct sl_req *rq, struct sl_object 
 		pthread_mutex_lock(&o->lock);
 		o->telling = true; /* before the size is looked at */
 		pthread_mutex_unlock(&o->lock);
-		e->told = true;
 		r = gate_attr(g, rq, o, &out.attr);
 	}
-	if (r > 0)
-		return;
+	e->told = r == 0;
 	e->size = out.attr.size;
 	if (r < 0)
 		sl_reply_err(rq, r);
-	else
+	else if (r == 0)
 		sl_reply(rq, &out, sizeof(out));
 }
 

@@ -136,17 +136,14 @@ static bool find_taken(struct sl_replay *p, const char *place)
 }
 
 /*
- * What was there is said to have left, to where nothing is told of it. If something is there all the same it
- * was an exchange, and the other half of that is told next: until then it stays, for at every moment
- * something has that name.
+ * What was there is said to have left, to where nothing is told of it. If something comes there next it was
+ * an exchange, or as good as one: until then it stays, for at every moment something has that name.
  */
 static bool taken_next(struct sl_replay *p, const struct sl_oevent *e)
 {
-	if (!e->state.known || !e->state.present)
-		return false;
-	/* Something has brought it there, and is told. */
 	bool is = find_taken(p, e->place);
-	if (!is) {
+	/* Who looked for it while it was being exchanged may have found nothing. */
+	if (!is && (!e->state.known || e->state.present)) {
 		(void)unsure_told(p);
 		is = find_taken(p, e->place);
 	}

@@ -23,7 +23,6 @@
 #include <stdatomic.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -32,6 +31,7 @@
 #include <sys/xattr.h>
 
 #include "alone.h"
+#include "queue_size.h"
 #include "native_fixture.h"
 #include "base/log.h"
 #include "base/time.h"
@@ -118,24 +118,6 @@ int fcntl(int fd, int cmd, ...)
 		return -1;
 	}
 	return (int)syscall(SYS_fcntl, fd, cmd, arg);
-}
-
-/* Of a queue the kernel says so many times as much as it does: newer kernels say more than older ones. */
-static atomic_int queue_times = 1;
-static atomic_uint queue_asked;
-
-int ioctl(int fd, unsigned long request, ...)
-{
-	va_list ap;
-	va_start(ap, request);
-	void *arg = va_arg(ap, void *);
-	va_end(ap);
-	int r = (int)syscall(SYS_ioctl, fd, request, arg);
-	if (r == 0 && request == FIONREAD) {
-		*(int *)arg *= queue_times;
-		queue_asked++;
-	}
-	return r;
 }
 
 /* The gate's thread that hears of changes waits before it looks at the next one. */

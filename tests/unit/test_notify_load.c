@@ -5,27 +5,8 @@
  */
 #include "notify_fixture.h"
 
+#include "queue_size.h"
 #include "notify/internal.h"
-
-#include <sys/ioctl.h>
-
-/* Of a queue the kernel says so many times as much as it does: newer kernels say more than older ones. */
-static atomic_int queue_times = 1;
-static atomic_uint queue_asked;
-
-int ioctl(int fd, unsigned long request, ...)
-{
-	va_list ap;
-	va_start(ap, request);
-	void *arg = va_arg(ap, void *);
-	va_end(ap);
-	int r = (int)syscall(SYS_ioctl, fd, request, arg);
-	if (r == 0 && request == FIONREAD) {
-		*(int *)arg *= queue_times;
-		queue_asked++;
-	}
-	return r;
-}
 
 /* Called once, when something was read from a queue. */
 static void (*_Atomic read_hook)(void);

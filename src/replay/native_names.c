@@ -374,7 +374,7 @@ static int show(struct sl_native_acts *a, const char *tmp, struct sl_object *dir
 {
 	if (over)
 		return remove_object(a, dir, name, over, how == SL_APPEAR_SWAPPED, tmp);
-	if (how)
+	if (how != SL_APPEAR_MADE)
 		return renameat2(a->stage, tmp, dirfd, name, 0) < 0 ? -errno : 0;
 	if (linkat(a->stage, tmp, dirfd, name, 0) < 0)
 		return -errno;
@@ -386,7 +386,7 @@ static int link_here(struct sl_native_acts *a, struct sl_object *o, struct sl_ob
 		     const char *name, enum sl_appear how, struct sl_object *over)
 {
 	char tmp[32];
-	if (!how)
+	if (how == SL_APPEAR_MADE)
 		return stage_link(o, dirfd, name);
 	int r = stage_link(o, a->stage, stage_name(a, "in", tmp));
 	if (r == 0)
@@ -405,8 +405,8 @@ static void note_links(struct sl_native_acts *a, struct sl_object *dir, const ch
 		(void)sl_links_note(o, at->nlink, 0);
 }
 
-/* @over: a directory, or what a directory comes over; else NULL, and @moved over a file it takes its place.
- */
+/* @over: what is there and the kernel does not replace by a rename, or is to be heard leaving. Else NULL: a
+ * file that is there is renamed over. */
 static int make(struct sl_native_acts *a, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		enum sl_appear how, struct sl_object *over)
 {

@@ -305,7 +305,7 @@ bool sl_ends_answer(struct sl_ends *s, struct sl_req *rq, int *err, const void *
 				.nodeid = rq->m.h.nodeid,
 				.len = n,
 				.h.unique = rq->m.h.unique};
-	bool wait = hindered(s, &is, body, &ob);
+	bool wait = s->ends.n && hindered(s, &is, body, &ob);
 	struct held *h = wait ? malloc(sizeof(*h) + n) : NULL;
 	if (h) {
 		*h = is;

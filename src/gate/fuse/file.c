@@ -203,6 +203,7 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 	}
 	bool strange = needs_name(o);
 	pthread_mutex_lock(&o->lock);
+	bool uncertain = sl_object_uncertain(o);
 	if (strange)
 		(void)send_to_look(o, rq->m.h.pid);
 	pthread_mutex_unlock(&o->lock);
@@ -210,9 +211,6 @@ void gate_open(struct sl_gate *g, struct sl_req *rq, struct sl_object *o)
 		sl_reply_err(rq, -ESTALE); /* the kernel looks its name up again, and opens that */
 		return;
 	}
-	pthread_mutex_lock(&o->lock);
-	bool uncertain = sl_object_uncertain(o);
-	pthread_mutex_unlock(&o->lock);
 	if (uncertain && !gate_need(g, rq, o, SL_WANT_RANGE, 0, 1))
 		return;
 	if ((flags & O_ACCMODE) != O_RDONLY) {
@@ -303,6 +301,15 @@ void gate_read(struct sl_gate *g, struct sl_req *rq)
 	sl_object_put(o);
 }
 
+static bool believes_in_more(struct handle *h)
+{
+	struct stat st;
+	pthread_mutex_lock(&h->o->lock);
+	uint64_t believed = h->o->told_size;
+	pthread_mutex_unlock(&h->o->lock);
+	return believed && (fstat(h->fd, &st) < 0 || believed > (uint64_t)st.st_size);
+}
+
 void gate_write(struct sl_gate *g, struct sl_req *rq)
 {
 	struct handle *h = gate_handle(g, rq, rq->m.in.write.fh);
@@ -310,12 +317,7 @@ void gate_write(struct sl_gate *g, struct sl_req *rq)
 		return;
 	if (!gate_need_writable(g, rq, h->o, false))
 		return;
-	pthread_mutex_lock(&h->o->lock);
-	uint64_t believed = h->o->told_size;
-	pthread_mutex_unlock(&h->o->lock);
-	struct stat st;
-	if (believed && rq->m.in.write.flags & O_APPEND &&
-	    (fstat(h->fd, &st) < 0 || believed > (uint64_t)st.st_size)) {
+	if (rq->m.in.write.flags & O_APPEND && believes_in_more(h)) {
 		sl_reply_err(rq, -EIO); /* it would be written behind an end that there is not */
 		return;
 	}

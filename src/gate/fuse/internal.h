@@ -66,6 +66,12 @@ void gate_dispatch(struct sl_req *rq, void *arg);
 /** Hold @rq until no invalidation of @o is under way. True if it was held; the caller must not touch it any
  * more. */
 bool gate_hold(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
+/** The kernel would like to see the request @unique ended. */
+void gate_interrupt(void *arg, uint64_t unique);
+/** 0 or -errno; gate_end_janitors() ends those that there are by then. */
+int gate_start_janitors(struct sl_gate *g);
+/** Once all invalidations have been sent. */
+void gate_end_janitors(struct sl_gate *g);
 
 /** The kernel knows the present size of @o, which has no pages of another version there (its lock held). */
 void gate_told(struct sl_gate *g, struct sl_object *o);

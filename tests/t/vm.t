@@ -28,9 +28,9 @@ background qemu-system-x86_64 -machine pc,accel=tcg -m 512M -nodefaults -display
 	-chardev "socket,id=sluice,path=$T/s,reconnect=1" -device virtserialport,chardev=sluice,name=sluice
 qemu=$BG server=${_pids[-2]}
 
-# said WORD: waits until the guest says it; what follows is in $said.
+# said WORD: waits until the guest has said it, to the end of the line; what follows is in $said.
 said() {
-	wait_for 150 eval "grep -q '^=> $1\\>' '$T/console' || grep -q '^=> failed' '$T/console' || gone $qemu"
+	wait_for 150 eval "grep -q '^=> $1\\>.*'$'\r''\$' '$T/console' || grep -q '^=> failed' '$T/console' || gone $qemu"
 	said=$(tr -d '\r' <"$T/console" | sed -n "s/^=> $1\\> *//p")
 	tr -d '\r' <"$T/console" | grep -q "^=> $1\\>"
 	is $? 0 "the guest comes to '$1'" && return

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/macros.h"
 
@@ -16,6 +17,12 @@ struct sl_handle {
 	int32_t type;
 	unsigned char b[SL_HANDLE_MAX];
 };
+
+/** The same object of one filesystem. */
+static inline bool sl_handle_eq(const struct sl_handle *a, const struct sl_handle *b)
+{
+	return a->len && a->len == b->len && !memcmp(a->b, b->b, a->len);
+}
 
 /** The handle of @name in @dirfd, not followed; of @dirfd itself for "". -EOPNOTSUPP where the filesystem has
  * none that we can keep. */

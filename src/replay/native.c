@@ -76,15 +76,10 @@ int native_kept(struct sl_native_acts *a, struct sl_object *o)
 	return sl_walk(o, kept_one, a);
 }
 
-static bool same_handle(const struct sl_handle *a, const struct sl_handle *b)
-{
-	return a->len && a->len == b->len && !memcmp(a->b, b->b, a->len);
-}
-
 bool native_is_at(int dirfd, const char *name, const struct sl_handle *h)
 {
 	struct sl_handle at;
-	return sl_handle_get(dirfd, name, &at) == 0 && same_handle(&at, h);
+	return sl_handle_get(dirfd, name, &at) == 0 && sl_handle_eq(&at, h);
 }
 
 void native_on_thread(struct sl_native_acts *a)
@@ -199,9 +194,12 @@ int sl_native_acts_new(const struct sl_native_acts_config *cfg, struct sl_native
 	return 0;
 }
 
-void sl_native_acts_listed(struct sl_native_acts *a, struct sl_object *dir)
+void sl_native_acts_note(struct sl_native_acts *a, struct sl_object *o)
 {
-	sl_peers_note_names(a->peers, dir);
+	if (sl_object_is_dir(o))
+		sl_peers_note_names(a->peers, o);
+	else
+		sl_peers_note(a->peers, o);
 }
 
 void sl_native_acts_free(struct sl_native_acts *a)

@@ -24,6 +24,7 @@ struct sl_native_acts_config {
 /** Ends what the last service left unfinished. @acts are called on one thread. */
 int sl_native_acts_new(const struct sl_native_acts_config *cfg, struct sl_native_acts **ret,
 		       struct sl_acts *acts);
-/** The names of @dir have come: other names of its files are found by them. Any thread. */
-void sl_native_acts_listed(struct sl_native_acts *a, struct sl_object *dir);
+/** The names of a directory have come, or a file stands for another one than before: other names of files are
+ * found by that. Any thread. */
+void sl_native_acts_note(struct sl_native_acts *a, struct sl_object *o);
 void sl_native_acts_free(struct sl_native_acts *a); /* NULL is fine */

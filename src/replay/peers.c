@@ -9,6 +9,9 @@
 #include "base/time.h"
 #include "store/walk.h"
 
+/* Of one number no more are kept: those that stood for it earlier may stand for other files by now. */
+#define SAME_MAX 8
+
 struct peer {
 	struct sl_hnode node; /* key: inode number at the origin */
 	struct sl_handle h;
@@ -54,12 +57,24 @@ static int note(struct sl_peers *p, struct sl_object *o)
 	pthread_mutex_lock(&o->lock);
 	uint64_t ino = sl_object_is_reg(o) && o->has_record ? o->rec.origin.ino : 0;
 	pthread_mutex_unlock(&o->lock);
-	struct sl_hnode *h = ino ? sl_htab_find(&p->table, ino) : NULL;
-	struct peer *x = h ? sl_container_of(h, struct peer, node) : ino ? calloc(1, sizeof(*x)) : NULL;
+	unsigned n = 0;
+	struct peer *x = NULL;
+	for (struct sl_hnode *h = ino ? sl_htab_find(&p->table, ino) : NULL; h; h = sl_htab_next(h), n++) {
+		x = sl_container_of(h, struct peer, node);
+		if (sl_handle_eq(&x->h, &o->handle))
+			return 0;
+	}
+	if (!ino)
+		return 0;
+	if (n == SAME_MAX) {
+		x->h = o->handle;
+		return 0;
+	}
+	x = calloc(1, sizeof(*x));
 	if (!x)
-		return ino ? -ENOMEM : 0;
+		return -ENOMEM;
 	x->h = o->handle;
-	int r = h ? 0 : sl_htab_add(&p->table, &x->node, ino);
+	int r = sl_htab_add(&p->table, &x->node, ino);
 	if (r < 0)
 		free(x);
 	return r;
@@ -132,17 +147,17 @@ static void make(struct sl_peers *p)
 	pthread_cond_broadcast(&p->cond);
 }
 
-/* With the lock held. */
-static bool find(struct sl_peers *p, const struct sl_version *v, struct sl_handle *ret)
+/* With the lock held: what was noted of @v, to @ret[SAME_MAX]. Returns how many. */
+static unsigned find(struct sl_peers *p, const struct sl_version *v, struct sl_handle *ret)
 {
+	unsigned n = 0;
 	while (p->state == BEING_MADE || p->state == SPOILT)
 		pthread_cond_wait(&p->cond, &p->lock);
 	if (p->state == NOT_MADE)
 		make(p);
-	struct sl_hnode *h = sl_htab_find(&p->table, v->ino);
-	if (h)
-		*ret = sl_container_of(h, struct peer, node)->h;
-	return h;
+	for (struct sl_hnode *h = sl_htab_find(&p->table, v->ino); h; h = sl_htab_next(h))
+		ret[n++] = sl_container_of(h, struct peer, node)->h;
+	return n;
 }
 
 bool sl_peers_made(struct sl_peers *p)
@@ -153,15 +168,12 @@ bool sl_peers_made(struct sl_peers *p)
 	return made;
 }
 
-struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
+/* The file that has the handle @at, if it is a version of the same object as @v; else NULL. */
+static struct sl_object *open_peer(struct sl_peers *p, const struct sl_handle *at, const struct sl_version *v)
 {
 	struct sl_object *o = NULL;
-	struct sl_handle at;
-	pthread_mutex_lock(&p->lock);
-	bool known = find(p, v, &at);
-	pthread_mutex_unlock(&p->lock);
-	_cleanup_close_ int fd = known ? sl_handle_open(sl_store_tree_fd(p->store), &at, O_PATH) : -EBADF;
 	struct stat st;
+	_cleanup_close_ int fd = sl_handle_open(sl_store_tree_fd(p->store), at, O_PATH);
 	if (fd < 0 || fstat(fd, &st) < 0 || st.st_nlink == 0 || sl_object_of_fd(p->store, fd, &o) < 0)
 		return NULL;
 	pthread_mutex_lock(&o->lock);
@@ -171,4 +183,16 @@ struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
 		return o;
 	sl_object_put(o);
 	return NULL;
+}
+
+struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
+{
+	struct sl_handle at[SAME_MAX];
+	pthread_mutex_lock(&p->lock);
+	unsigned n = find(p, v, at);
+	pthread_mutex_unlock(&p->lock);
+	struct sl_object *o = NULL;
+	for (unsigned i = 0; i < n && !o; i++)
+		o = open_peer(p, &at[i], v);
+	return o;
 }

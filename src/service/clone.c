@@ -56,7 +56,7 @@ static void on_complete(void *arg, struct sl_object *o)
 	if (c->fan)
 		sl_fan_complete(c->fan, o);
 	if (a && sl_object_is_dir(o))
-		sl_native_acts_listed(a, o);
+		sl_native_acts_note(a, o);
 }
 
 static int on_settle(void *arg)
@@ -76,6 +76,9 @@ static void on_other(void *arg, struct sl_object *o)
 {
 	struct sl_clone *c = arg;
 	struct sl_replay *p = c->replay;
+	struct sl_native_acts *a = c->acts;
+	if (a)
+		sl_native_acts_note(a, o);
 	if (p)
 		sl_replay_look(p, o);
 	else

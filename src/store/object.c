@@ -84,7 +84,7 @@ static struct sl_object *find_handle(struct sl_store *s, uint64_t ino, const str
 	pthread_mutex_lock(&s->table_lock);
 	struct sl_hnode *n = sl_htab_find(&s->table, ino);
 	struct sl_object *o = n ? sl_container_of(n, struct sl_object, node) : NULL;
-	if (o && (o->handle.len != h->len || memcmp(o->handle.b, h->b, h->len))) {
+	if (o && !sl_handle_eq(&o->handle, h)) {
 		sl_htab_del(&s->table, &o->node);
 		o->replaced = true;
 		o = NULL;

@@ -455,6 +455,52 @@ static void test_peers(void **state)
 	assert_true(same && noted);
 }
 
+/* What was taken for another name of a file for a while, and is not, does not hide those that are. */
+static void test_peers_several(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	struct sl_attr a = attr(x, S_IFREG | 0644, 5000, 1), b = attr(x, S_IFREG | 0644, 5000, 1);
+	struct sl_version va = sl_attr_version(&a), vb = sl_attr_version(&b);
+	struct sl_object *root = sl_object_root(x->s), *oa, *ob, *found[2];
+	struct sl_peers *p;
+	expect_ok(sl_peers_new(x->s, &p), NULL);
+	expect_ok(make(x, "a", &a), NULL);
+	expect_ok(make(x, "b", &b), NULL);
+	expect_ok(sl_object_lookup(root, "a", &oa), NULL);
+	expect_ok(sl_object_lookup(root, "b", &ob), NULL);
+	found[0] = sl_peers_find(p, &va);
+	ob->rec.origin = va;
+	sl_peers_note(p, ob);
+	ob->rec.origin = vb;
+	found[1] = sl_peers_find(p, &va);
+	bool same = found[0] == oa && found[1] == oa;
+	/* Ten more: the table forgets some, and finds what is true of the last. */
+	for (int i = 0; i < 10; i++) {
+		char name[8];
+		struct sl_object *o;
+		struct sl_attr c = attr(x, S_IFREG | 0644, 5000, 1);
+		snprintf(name, sizeof(name), "c%d", i);
+		expect_ok(make(x, name, &c), NULL);
+		expect_ok(sl_object_lookup(root, name, &o), NULL);
+		o->rec.origin = va;
+		sl_peers_note(p, o);
+		if (i < 9)
+			o->rec.origin = sl_attr_version(&c);
+		sl_object_put(oa);
+		oa = o;
+	}
+	struct sl_object *last = sl_peers_find(p, &va);
+	same &= last == oa || last == found[0];
+	sl_object_put(last);
+	for (int i = 0; i < 2; i++)
+		sl_object_put(found[i]);
+	sl_object_put(oa);
+	sl_object_put(ob);
+	sl_peers_free(p);
+	assert_true(same);
+}
+
 /* ---- a name to which another file comes while it is looked up ---- */
 
 static void test_swapped(void **state)
@@ -576,6 +622,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_noted_first, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_no_room, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_peers, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_peers_several, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_swapped, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_stray, setup, teardown),
 	};

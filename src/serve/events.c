@@ -13,12 +13,13 @@
 #include "base/time.h"
 #include "serve/state.h"
 
-#define GONE	   (FAN_DELETE | FAN_MOVED_FROM)
-#define COME	   (FAN_CREATE | FAN_MOVED_TO)
-#define KINDS	   (SL_CHANGE_MASK | SL_CHANGE_USE)
-#define USE	   (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
-#define DOUBTS_MAX 4096
-#define DOUBTED_NS SL_NS_PER_SEC
+#define GONE	    (FAN_DELETE | FAN_MOVED_FROM)
+#define COME	    (FAN_CREATE | FAN_MOVED_TO)
+#define KINDS	    (SL_CHANGE_MASK | SL_CHANGE_USE)
+#define USE	    (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | SL_CHANGE_USE)
+#define DOUBTS_MAX  4096
+#define MERGED_LOOK 64u
+#define DOUBTED_NS  SL_NS_PER_SEC
 
 struct sl_events {
 	struct sl_tree *tree;
@@ -442,16 +443,59 @@ static void settle(struct sl_events *ev)
 	sl_htab_fini(&doubts);
 }
 
+static bool same_name(const struct sl_change *a, const struct sl_change *b)
+{
+	return a->name && b->name && a->dir.generation == b->dir.generation && !strcmp(a->name, b->name);
+}
+
+/*
+ * The kernel merges what one thread does to a name, also where another has written to the file in between: of
+ * CREATE, MODIFY by another, CLOSE_WRITE it makes two, the last before the second. Is @v, which @left others
+ * follow, such a one? Returns after how many of these the file was closed; else 0.
+ */
+static unsigned closed_after(const struct sl_change *v, unsigned left)
+{
+	unsigned after = 0;
+	if (!(v->mask & FAN_CLOSE_WRITE) || !(v->mask & KINDS & ~(uint64_t)FAN_CLOSE_WRITE) || v->mask & GONE)
+		return 0;
+	for (unsigned i = 1; i <= left && i < MERGED_LOOK; i++) {
+		if (!same_name(v, &v[i]))
+			continue;
+		if (v[i].mask & (GONE | COME | FAN_RENAME))
+			break;
+		if (v[i].mask & FAN_MODIFY && v[i].tid != v->tid)
+			after = i;
+	}
+	return after;
+}
+
 static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 {
 	struct sl_events *ev = arg;
+	struct sl_change closed[MERGED_LOOK]; /* to be told once what was done before it is */
+	unsigned when[MERGED_LOOK] = {0}, nclosed = 0;
 	pthread_mutex_lock(&ev->lock);
 	sl_states_clear(ev->states);
 	for (unsigned i = 0; i < n && !sl_list_empty(&ev->sessions); i++) {
-		if (v[i].mask & FAN_Q_OVERFLOW)
+		struct sl_change c = v[i];
+		unsigned after = closed_after(&v[i], n - 1 - i), k = i % MERGED_LOOK;
+		if (after) {
+			closed[k] = c;
+			closed[k].mask &= FAN_CLOSE_WRITE;
+			when[k] = i + after;
+			nclosed++;
+			c.mask &= ~(uint64_t)FAN_CLOSE_WRITE;
+		}
+		if (c.mask & FAN_Q_OVERFLOW)
 			overflowed(ev);
 		else
-			one_change(ev, &v[i]);
+			one_change(ev, &c);
+		for (k = 0; nclosed && k < MERGED_LOOK; k++)
+			if (i && when[k] == i) {
+				one_change(ev, &closed[k]);
+				when[k] = 0;
+				nclosed--;
+			}
 		/* Between two changes: this can end any session. */
 		if (ev->forgot)
 			overflowed(ev);

@@ -72,6 +72,33 @@ static void test_kinds(void **state)
 	pause_here(x, ear);
 }
 
+static void *write_one(void *fd)
+{
+	return (void *)(intptr_t)sl_write_full((int)(intptr_t)fd, "x", 1);
+}
+
+/* What one thread does to a name may be merged, with what another does in between behind it: a file is closed
+ * after it was written to. */
+static void test_merged_order(void **state)
+{
+	struct fx *x = *state;
+	struct ear *ear = &x->ear;
+	start(x, ear);
+	pause_here(x, ear);
+	for (int i = 0; i < 500; i++) {
+		pthread_t t;
+		char name[16], heard[96];
+		snprintf(name, sizeof(name), "d/f%d", i);
+		int fd = openat(x->dir, name, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+		assert_true(fd >= 0);
+		assert_int_equal(pthread_create(&t, NULL, write_one, (void *)(intptr_t)fd), 0);
+		assert_int_equal(pthread_join(t, NULL), 0);
+		close(fd);
+		snprintf(heard, sizeof(heard), "create %s\nmodify %s\nclose %s\n", name, name, name);
+		expect(x, ear, heard);
+	}
+}
+
 /* What is at the name comes with it, and what a symlink points to. */
 static void test_states(void **state)
 {
@@ -291,8 +318,8 @@ static void test_lost_session(void **state)
 int main(void)
 {
 	own_mount_namespace();
-	const struct CMUnitTest tests[] = {BOTH(kinds),	       BOTH(states),	  BOTH(moved_directories),
-					   BOTH(out_of_reach), BOTH(ignored),	  BOTH(clients),
-					   BOTH(resume),       BOTH(lost_session)};
+	const struct CMUnitTest tests[] = {
+	    BOTH(kinds),   BOTH(merged_order), BOTH(states), BOTH(moved_directories), BOTH(out_of_reach),
+	    BOTH(ignored), BOTH(clients),      BOTH(resume), BOTH(lost_session)};
 	return cmocka_run_group_tests_name("events", tests, NULL, NULL);
 }

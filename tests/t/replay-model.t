@@ -222,7 +222,8 @@ def one(seed, steps, backend):
         good = ok(same, f"{what}: the clone's watcher hears what the origin's does", wrong, ev, slt.read(sock + ".log")[-1000:])
     p = subprocess.run(["bash", "-c", f'. "{slt.TOOLS}/../t/lib.sh"; trap - EXIT; same_tree --no-dir-mtime "{top}" "{c}"'], check=False,
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": T}, timeout=600)
-    good = ok(p.returncode == 0, f"{what}: the trees are equal", p.stdout.decode(errors="replace")[:2000]) and good
+    log = slt.read(status(c, "--brief")["store"] + "/log")[-3000:] if p.returncode else ""
+    good = ok(p.returncode == 0, f"{what}: the trees are equal", p.stdout.decode(errors="replace")[:2000], log) and good
     here.close()
     there.close()
     slt.sluice("remove", "--force", "--discard", c)

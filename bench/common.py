@@ -37,10 +37,11 @@ def note(text):
 
 def wait_for(what, condition, seconds=30):
     end = CLOCK() + seconds
-    while not condition():
+    while not (got := condition()):
         if CLOCK() > end:
             die(f"waited in vain for {what}")
         time.sleep(0.005)
+    return got
 
 
 def run(*argv, env=None, check=True):

@@ -53,7 +53,12 @@ class Clone:
         self.child.wait()
 
     def status(self):
-        return json.loads(run(common.SLUICE, "status", "--json", "--brief", self.dir))
+        """The mount is there a moment before somebody answers."""
+        return common.wait_for("the service", self.running, 60)
+
+    def running(self):
+        st = json.loads(run(common.SLUICE, "status", "--json", "--brief", self.dir))
+        return st if st["state"] == "running" else None
 
     def service(self):
         return self.status()["service_pid"]

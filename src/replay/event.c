@@ -312,6 +312,15 @@ static bool not_here(int r)
 	return r == -ENOENT || r == -ENODATA || r == -ESTALE;
 }
 
+/* It has other names. */
+static bool has_others(struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool is = o->rec.flags & SL_LINKED;
+	pthread_mutex_unlock(&o->lock);
+	return is;
+}
+
 static int changed(struct sl_replay *p, const struct sl_oevent *e)
 {
 	_cleanup_object_ struct sl_object *dir = NULL, *o = NULL;
@@ -340,6 +349,8 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		s.known = false; /* of what comes next, or of one that is here already */
 	if (!s.known && mask & (FAN_MODIFY | FAN_CLOSE_WRITE))
 		replay_uncertain(p, dir, name, o, &e->state);
+	if (!s.known && mask & CHANGES && has_others(o))
+		unsure_of_file(p, o);
 	mask = sl_uses_news(&p->uses, sl_object_ino(o), mask);
 	return mask ? replay_update(p, dir, name, o, &s, mask) : 0;
 }

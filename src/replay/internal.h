@@ -46,9 +46,10 @@ struct sl_replay {
 	char *leaving;	  /* a name that is said to have left, and to which its next event brings another */
 	const char *left; /* the same, and this is that event */
 	char *swapped[2]; /* names that were exchanged, and of which the second half is told next */
-	struct sl_list unsure; /* of struct unsure */
-	struct sl_list strays; /* of struct stray */
-	bool unsure_links;     /* see unsure_of_links() */
+	struct sl_list unsure;	/* of struct unsure */
+	struct sl_list strays;	/* of struct stray */
+	bool unsure_links;	/* see unsure_of_links() */
+	struct sl_htab changed; /* of struct changed: see unsure_of_file() */
 	uint64_t links_since, links_after, links_pause;
 	unsigned tries;	     /* of the comparison under way of one directory */
 	struct sl_list busy; /* of struct busy: updates that have to wait */
@@ -176,6 +177,8 @@ void replay_unsure(struct sl_replay *p, struct sl_object *dir);
 void replay_stray(struct sl_replay *p, const struct sl_odir *which);
 /** A file may be here twice, by two of its names. */
 void unsure_of_links(struct sl_replay *p);
+/** @o was changed, and nobody says into what: not by that name. It has others, and they are looked for. */
+void unsure_of_file(struct sl_replay *p, struct sl_object *o);
 /** When there is something to do, by sl_now(); 0: never. Lock held. */
 uint64_t unsure_due(struct sl_replay *p);
 /** Have those compared whose time has come. */

@@ -190,10 +190,50 @@ void unsure_of_links(struct sl_replay *p)
 	pthread_mutex_unlock(&p->lock);
 }
 
-static int look_for_twins(void *arg, const char *path, struct sl_object *o, int err)
+/* A file that was changed by a name that is gone, or is another's, before it could be asked what it is like.
+ */
+struct changed {
+	struct sl_hnode node; /* key: inode number */
+	struct sl_object *o;
+};
+
+static bool is_changed(struct sl_replay *p, struct sl_object *o)
+{
+	return sl_htab_find(&p->changed, sl_object_ino(o));
+}
+
+void unsure_of_file(struct sl_replay *p, struct sl_object *o)
+{
+	if (is_changed(p, o))
+		return;
+	struct changed *x = p->changed.n < MAX ? malloc(sizeof(*x)) : NULL;
+	if (!x || sl_htab_add(&p->changed, &x->node, sl_object_ino(o)) < 0) {
+		free(x);
+		pthread_mutex_lock(&p->lock);
+		p->lost = true;
+		pthread_mutex_unlock(&p->lock);
+		return;
+	}
+	x->o = sl_object_ref(o);
+	unsure_of_links(p);
+}
+
+static void forget_changed(struct sl_replay *p)
+{
+	size_t i;
+	for (struct sl_hnode *h; (h = sl_htab_first(&p->changed, &i));) {
+		struct changed *x = sl_container_of(h, struct changed, node);
+		sl_htab_del(&p->changed, h);
+		sl_object_put(x->o);
+		free(x);
+	}
+	sl_htab_fini(&p->changed);
+}
+
+static int look_at_one(void *arg, const char *path, struct sl_object *o, int err)
 {
 	struct sl_replay *p = arg;
-	(void)path;
+	struct sl_store *s = p->cfg.store;
 	(void)err;
 	pthread_mutex_lock(&p->lock);
 	/* Events go first, unless there are always some. */
@@ -201,17 +241,19 @@ static int look_for_twins(void *arg, const char *path, struct sl_object *o, int 
 	pthread_mutex_unlock(&p->lock);
 	if (more)
 		return -EAGAIN;
-	if (o && sl_remote_twin(o)) {
-		_cleanup_object_ struct sl_object *dir = sl_object_parent(o);
-		replay_unsure(p, dir);
+	if (o && (is_changed(p, o) || (!sl_store_native(s) && sl_remote_twin(o)))) {
+		_cleanup_object_ struct sl_object *dir = NULL, *there = NULL;
+		if (sl_object_by_path(s, path, &dir, &there) == 0)
+			replay_unsure(p, dir);
 	}
 	return 0;
 }
 
-/* The first name of a file that got a second one is looked for where nobody has it in memory: everywhere. */
+/* The other names of a file are looked for where nobody has them in memory: everywhere. Of one that got a
+ * second name, and of one that was changed by a name that is gone. */
 static void look_at_links(struct sl_replay *p)
 {
-	if (sl_walk(sl_object_root(p->cfg.store), look_for_twins, p) == -EAGAIN) {
+	if (sl_walk(sl_object_root(p->cfg.store), look_at_one, p) == -EAGAIN) {
 		/* From the start again, so not too often. */
 		uint64_t pause = SL_MAX(p->links_pause * 2, SL_NS_PER_SEC);
 		p->links_pause = SL_MIN(pause, LINKS_MAX_NS);
@@ -220,6 +262,7 @@ static void look_at_links(struct sl_replay *p)
 	}
 	p->links_pause = 0;
 	p->unsure_links = false;
+	forget_changed(p);
 	pthread_mutex_lock(&p->lock);
 	p->nunsure--;
 	pthread_mutex_unlock(&p->lock);
@@ -288,4 +331,5 @@ void unsure_free(struct sl_replay *p)
 		drop(p, sl_list_entry(l, struct unsure, link));
 	sl_list_for_each_safe (l, &p->strays)
 		drop_stray(p, sl_list_entry(l, struct stray, link));
+	forget_changed(p);
 }

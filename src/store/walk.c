@@ -2,6 +2,8 @@
 #include "store/walk.h"
 
 #include <dirent.h>
+#include <limits.h>
+#include <string.h>
 
 #include "base/fd.h"
 
@@ -118,4 +120,29 @@ int sl_walk(struct sl_object *o, sl_walk_fn fn, void *arg)
 	}
 	sl_htab_fini(&seen);
 	return r;
+}
+
+int sl_object_by_path(struct sl_store *s, const char *path, struct sl_object **dir, struct sl_object **ret)
+{
+	_cleanup_object_ struct sl_object *at = sl_object_ref(sl_object_root(s));
+	char part[NAME_MAX + 1];
+	for (;;) {
+		size_t n = strcspn(path, "/");
+		struct sl_object *o = NULL;
+		if (n >= sizeof(part))
+			return -ENAMETOOLONG;
+		memcpy(part, path, n);
+		part[n] = '\0';
+		int r = sl_object_is_dir(at) ? sl_object_lookup(at, part, &o) : -ENOTDIR;
+		if (r < 0)
+			return r;
+		if (!path[n]) {
+			*dir = sl_steal_ptr(&at);
+			*ret = o;
+			return 0;
+		}
+		sl_object_put(at);
+		at = o;
+		path += n + 1;
+	}
 }

@@ -13,6 +13,12 @@
 typedef int (*sl_walk_fn)(void *arg, const char *path, struct sl_object *o, int err);
 int sl_walk(struct sl_object *o, sl_walk_fn fn, void *arg);
 
+/**
+ * What is at @path, relative to the clone's root, here; and the directory that it is in. Both are new
+ * references; -ENOENT, -ENOTDIR, -errno.
+ */
+int sl_object_by_path(struct sl_store *s, const char *path, struct sl_object **dir, struct sl_object **ret);
+
 /** The names in a directory, without "." and "..". Freed by sl_names_free(). */
 struct sl_name {
 	uint64_t ino;

@@ -434,6 +434,38 @@ def not_told_yet(backend):
         d.same("when it has gone on")
 
 
+def name_that_goes(backend):
+    """A file of two names is changed, and the name by which that was done is gone before anybody could ask what it is like now."""
+    with Days("goes", backend) as d:
+        for n in "de":
+            os.mkdir(f"{d.o}/{n}")
+        for i in range(6):
+            write(f"{d.o}/d/{i}", "a long text" * 1000)
+            os.link(f"{d.o}/d/{i}", f"{d.o}/e/{i}")
+        d.serve().clone()
+        for n in "de":
+            os.listdir(f"{d.c}/{n}")
+        for i in (0, 1, 4):
+            slt.read(f"{d.c}/e/{i}")
+        d.quiet()
+        d.p.send_signal(signal.SIGSTOP)
+        for i in range(4, 6):
+            os.chmod(f"{d.o}/d/{i}", 0o600)
+            os.unlink(f"{d.o}/d/{i}")
+        d.p.send_signal(signal.SIGCONT)
+        d.quiet()
+        is_([os.stat(f"{d.c}/e/{i}").st_mode & 0o777 for i in range(4, 6)], [0o600] * 2, f"{d.what}a file has the mode that it has at the origin, by its other name")
+        d.p.send_signal(signal.SIGSTOP)
+        for i in range(4):
+            with open(f"{d.o}/d/{i}", "w", encoding="utf-8") as f:
+                f.write("short" if i % 2 else "a longer text" * 1000)
+            os.unlink(f"{d.o}/d/{i}")
+        d.p.send_signal(signal.SIGCONT)
+        d.quiet()
+        is_([os.stat(f"{d.c}/e/{i}").st_size for i in range(4)], [13000, 5, 13000, 5], f"{d.what}a file is as long as it is at the origin, by its other name")
+        d.same("when one of two names is gone")
+
+
 # ---- a client that stands still ----
 
 def suspended(backend):
@@ -724,7 +756,7 @@ def not_listed(backend):
         t.join(60)
 
 
-TESTS = (renamed_while_populated, cloned_while_renamed, inode_reused, read_before_told, not_told_yet, suspended, clocks, clock_set_back, mounts, not_listed)
+TESTS = (renamed_while_populated, cloned_while_renamed, inode_reused, read_before_told, not_told_yet, name_that_goes, suspended, clocks, clock_set_back, mounts, not_listed)
 
 
 def test():

@@ -309,10 +309,10 @@ static int moved_on(struct fetch *x)
 		_cleanup_free_ char *path = sl_object_path(o);
 		sl_notice("%s changes faster at the origin than it can be fetched", path ? path : "");
 	}
-	if (changed)
-		x->f->cfg.changed(x->f->cfg.arg, o);
 	if (changed && other && x->f->cfg.other)
 		x->f->cfg.other(x->f->cfg.arg, o);
+	if (changed)
+		x->f->cfg.changed(x->f->cfg.arg, o);
 	sl_wants_done(x->f, &lost, -EIO);
 	return r;
 }

@@ -418,7 +418,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	if (dirfd < 0)
 		return dirfd;
 	_cleanup_object_ struct sl_object *other =
-	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v) : NULL;
+	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v, NULL) : NULL;
 	if (other) {
 		int q = link_here(a, other, dir, dirfd, name, how, over);
 		if (q == 0 && a->cfg.lazy)
@@ -465,8 +465,8 @@ bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at)
 	/* All records are read for what is only now known to be that file. */
 	if (known && !sl_peers_made(a->peers))
 		return false;
-	_cleanup_object_ struct sl_object *other = sl_peers_find(a->peers, &v);
-	return other && other != o;
+	_cleanup_object_ struct sl_object *other = sl_peers_find(a->peers, &v, o);
+	return other;
 }
 
 int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,

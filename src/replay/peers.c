@@ -9,7 +9,7 @@
 #include "base/time.h"
 #include "store/walk.h"
 
-/* Of one number no more are kept: those that stood for it earlier may stand for other files by now. */
+/* Of one number no more are kept, for most files have one. */
 #define SAME_MAX 8
 
 struct peer {
@@ -52,25 +52,52 @@ void sl_peers_free(struct sl_peers *p)
 	free(p);
 }
 
+/* Those files of one number that are gone. */
+static void forget_gone(struct sl_peers *p, uint64_t ino)
+{
+	struct sl_hnode *next;
+	for (struct sl_hnode *h = sl_htab_find(&p->table, ino); h; h = next) {
+		struct peer *x = sl_container_of(h, struct peer, node);
+		next = sl_htab_next(h);
+		_cleanup_close_ int fd = sl_handle_open(sl_store_tree_fd(p->store), &x->h, O_PATH);
+		if (fd != -ESTALE)
+			continue;
+		sl_htab_del(&p->table, h);
+		free(x);
+	}
+}
+
+/* Is @o noted? *@n: how many are. */
+static bool is_noted(struct sl_peers *p, uint64_t ino, struct sl_object *o, unsigned *n)
+{
+	*n = 0;
+	for (struct sl_hnode *h = sl_htab_find(&p->table, ino); h; h = sl_htab_next(h), (*n)++)
+		if (sl_handle_eq(&sl_container_of(h, struct peer, node)->h, &o->handle))
+			return true;
+	return false;
+}
+
+/* With the lock held. */
 static int note(struct sl_peers *p, struct sl_object *o)
 {
 	pthread_mutex_lock(&o->lock);
 	uint64_t ino = sl_object_is_reg(o) && o->has_record ? o->rec.origin.ino : 0;
 	pthread_mutex_unlock(&o->lock);
-	unsigned n = 0;
-	struct peer *x = NULL;
-	for (struct sl_hnode *h = ino ? sl_htab_find(&p->table, ino) : NULL; h; h = sl_htab_next(h), n++) {
-		x = sl_container_of(h, struct peer, node);
-		if (sl_handle_eq(&x->h, &o->handle))
-			return 0;
-	}
-	if (!ino)
+	unsigned n;
+	if (!ino || is_noted(p, ino, o, &n))
 		return 0;
 	if (n == SAME_MAX) {
-		x->h = o->handle;
-		return 0;
+		forget_gone(p, ino);
+		(void)is_noted(p, ino, o, &n);
 	}
-	x = calloc(1, sizeof(*x));
+	struct peer *x;
+	if (n == SAME_MAX) { /* one makes room */
+		struct sl_hnode *h = sl_htab_find(&p->table, ino);
+		x = sl_container_of(h, struct peer, node);
+		sl_htab_del(&p->table, h);
+	} else {
+		x = calloc(1, sizeof(*x));
+	}
 	if (!x)
 		return -ENOMEM;
 	x->h = o->handle;
@@ -185,7 +212,8 @@ static struct sl_object *open_peer(struct sl_peers *p, const struct sl_handle *a
 	return NULL;
 }
 
-struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
+struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v,
+				const struct sl_object *except)
 {
 	struct sl_handle at[SAME_MAX];
 	pthread_mutex_lock(&p->lock);
@@ -193,6 +221,7 @@ struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v)
 	pthread_mutex_unlock(&p->lock);
 	struct sl_object *o = NULL;
 	for (unsigned i = 0; i < n && !o; i++)
-		o = open_peer(p, &at[i], v);
+		if (!except || !sl_handle_eq(&at[i], &except->handle))
+			o = open_peer(p, &at[i], v);
 	return o;
 }

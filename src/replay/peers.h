@@ -14,8 +14,10 @@ int sl_peers_new(struct sl_store *s, struct sl_peers **ret);
 void sl_peers_free(struct sl_peers *p); /* NULL is fine */
 /** What there is has been read: to ask takes no time. */
 bool sl_peers_made(struct sl_peers *p);
-/** The file that is a version of the same object as @v, as a new reference; NULL where there is none. */
-struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v);
+/** A file that is a version of the same object as @v, and not @except (or NULL), as a new reference; NULL
+ * where there is none. */
+struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v,
+				const struct sl_object *except);
 /** @o was made, or stands for another object now. */
 void sl_peers_note(struct sl_peers *p, struct sl_object *o);
 /** The names of @dir have come here. */

@@ -443,27 +443,30 @@ static void settle(struct sl_events *ev)
 	sl_htab_fini(&doubts);
 }
 
-static bool same_name(const struct sl_change *a, const struct sl_change *b)
+static bool is_name(const struct sl_evid *dir, const char *name, const struct sl_change *c)
 {
-	return a->name && b->name && a->dir.generation == b->dir.generation && !strcmp(a->name, b->name);
+	return name && dir->ino == c->dir.ino && dir->generation == c->dir.generation &&
+	       !strcmp(name, c->name);
 }
 
 /*
  * The kernel merges what one thread does to a name, also where another has written to the file in between: of
- * CREATE, MODIFY by another, CLOSE_WRITE it makes two, the last before the second. Is @v, which @left others
- * follow, such a one? Returns after how many of these the file was closed; else 0.
+ * CREATE, MODIFY by another, CLOSE_WRITE it makes two, the last before the second. May @v, which @left others
+ * follow, be such a one? Returns after how many of these the file is told to be closed; else 0.
  */
 static unsigned closed_after(const struct sl_change *v, unsigned left)
 {
 	unsigned after = 0;
-	if (!(v->mask & FAN_CLOSE_WRITE) || !(v->mask & KINDS & ~(uint64_t)FAN_CLOSE_WRITE) || v->mask & GONE)
+	if (!v->name || !(v->mask & FAN_CLOSE_WRITE) || !(v->mask & KINDS & ~(uint64_t)FAN_CLOSE_WRITE) ||
+	    v->mask & GONE)
 		return 0;
 	for (unsigned i = 1; i <= left && i < MERGED_LOOK; i++) {
-		if (!same_name(v, &v[i]))
-			continue;
-		if (v[i].mask & (GONE | COME | FAN_RENAME))
+		const struct sl_change *x = &v[i];
+		bool it = is_name(&x->dir, x->name, v);
+		if ((it && x->mask & (GONE | COME | FAN_RENAME)) || is_name(&x->newdir, x->newname, v))
 			break;
-		if (v[i].mask & FAN_MODIFY && v[i].tid != v->tid)
+		if (it && x->mask & FAN_MODIFY && x->tid != v->tid &&
+		    x->child.generation == v->child.generation)
 			after = i;
 	}
 	return after;
@@ -472,30 +475,28 @@ static unsigned closed_after(const struct sl_change *v, unsigned left)
 static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 {
 	struct sl_events *ev = arg;
-	struct sl_change closed[MERGED_LOOK]; /* to be told once what was done before it is */
-	unsigned when[MERGED_LOOK] = {0}, nclosed = 0;
+	struct {
+		struct sl_change c;
+		unsigned after; /* 0: none */
+	} closed[MERGED_LOOK] = {0};
 	pthread_mutex_lock(&ev->lock);
 	sl_states_clear(ev->states);
 	for (unsigned i = 0; i < n && !sl_list_empty(&ev->sessions); i++) {
 		struct sl_change c = v[i];
-		unsigned after = closed_after(&v[i], n - 1 - i), k = i % MERGED_LOOK;
-		if (after) {
-			closed[k] = c;
-			closed[k].mask &= FAN_CLOSE_WRITE;
-			when[k] = i + after;
-			nclosed++;
+		unsigned after = closed_after(&v[i], n - 1 - i);
+		if (after) { /* its place is free: nothing is put off for so long */
+			closed[i % MERGED_LOOK].c = c;
+			closed[i % MERGED_LOOK].c.mask &= FAN_CLOSE_WRITE;
+			closed[i % MERGED_LOOK].after = i + after;
 			c.mask &= ~(uint64_t)FAN_CLOSE_WRITE;
 		}
 		if (c.mask & FAN_Q_OVERFLOW)
 			overflowed(ev);
 		else
 			one_change(ev, &c);
-		for (k = 0; nclosed && k < MERGED_LOOK; k++)
-			if (i && when[k] == i) {
-				one_change(ev, &closed[k]);
-				when[k] = 0;
-				nclosed--;
-			}
+		for (unsigned k = 0; i && k < MERGED_LOOK; k++)
+			if (closed[k].after == i)
+				one_change(ev, &closed[k].c);
 		/* Between two changes: this can end any session. */
 		if (ev->forgot)
 			overflowed(ev);

@@ -77,7 +77,7 @@ static void on_other(void *arg, struct sl_object *o)
 	struct sl_clone *c = arg;
 	struct sl_replay *p = c->replay;
 	struct sl_native_acts *a = c->acts;
-	if (a)
+	if (a && !sl_object_is_dir(o))
 		sl_native_acts_note(a, o);
 	if (p)
 		sl_replay_look(p, o);

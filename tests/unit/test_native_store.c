@@ -405,7 +405,7 @@ struct search {
 static void *search(void *arg)
 {
 	struct search *x = arg;
-	x->found = sl_peers_find(x->p, &x->v);
+	x->found = sl_peers_find(x->p, &x->v, NULL);
 	return NULL;
 }
 
@@ -446,7 +446,7 @@ static void test_peers(void **state)
 	bool same = q.found && q.found->rec.origin.ino == a.ino;
 	sl_object_put(q.found);
 	q.v = sl_attr_version(&b);
-	q.found = sl_peers_find(q.p, &q.v);
+	q.found = sl_peers_find(q.p, &q.v, NULL);
 	bool noted = q.found == q.new;
 	sl_object_put(q.found);
 	sl_object_put(q.new);
@@ -469,12 +469,20 @@ static void test_peers_several(void **state)
 	expect_ok(make(x, "b", &b), NULL);
 	expect_ok(sl_object_lookup(root, "a", &oa), NULL);
 	expect_ok(sl_object_lookup(root, "b", &ob), NULL);
-	found[0] = sl_peers_find(p, &va);
+	found[0] = sl_peers_find(p, &va, NULL);
 	ob->rec.origin = va;
 	sl_peers_note(p, ob);
 	ob->rec.origin = vb;
-	found[1] = sl_peers_find(p, &va);
+	found[1] = sl_peers_find(p, &va, NULL);
 	bool same = found[0] == oa && found[1] == oa;
+	/* Two stand for it: each is the other of the other. */
+	ob->rec.origin = va;
+	for (int i = 0; i < 2; i++) {
+		struct sl_object *other = sl_peers_find(p, &va, i ? ob : oa);
+		same &= other == (i ? oa : ob);
+		sl_object_put(other);
+	}
+	ob->rec.origin = vb;
 	/* Ten more: the table forgets some, and finds what is true of the last. */
 	for (int i = 0; i < 10; i++) {
 		char name[8];
@@ -490,8 +498,8 @@ static void test_peers_several(void **state)
 		sl_object_put(oa);
 		oa = o;
 	}
-	struct sl_object *last = sl_peers_find(p, &va);
-	same &= last == oa || last == found[0];
+	struct sl_object *last = sl_peers_find(p, &va, found[0]);
+	same &= last == oa;
 	sl_object_put(last);
 	for (int i = 0; i < 2; i++)
 		sl_object_put(found[i]);

@@ -70,7 +70,7 @@ bool gate_hold(struct sl_gate *g, struct sl_req *rq, struct sl_object *o);
 void gate_interrupt(void *arg, uint64_t unique);
 /** 0 or -errno; gate_end_janitors() ends those that there are by then. */
 int gate_start_janitors(struct sl_gate *g);
-/** Once all invalidations have been sent. */
+/** Ends them, after all invalidations have been sent. */
 void gate_end_janitors(struct sl_gate *g);
 
 /** The kernel knows the present size of @o, which has no pages of another version there (its lock held). */

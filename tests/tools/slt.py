@@ -67,7 +67,7 @@ def write(path, data, mode="w"):
 
 
 def read(path):
-    with open(path, encoding="utf-8") as f:
+    with open(path, encoding="utf-8", errors="backslashreplace") as f:
         return f.read()
 
 

@@ -405,11 +405,12 @@ static void note_links(struct sl_native_acts *a, struct sl_object *dir, const ch
 		(void)sl_links_note(o, at->nlink, 0);
 }
 
-/* @over: what is there and the kernel does not replace by a rename, or is to be heard leaving. Else NULL: a
- * file that is there is renamed over. */
+/* @had: what is there, or NULL. @whole: the kernel does not replace it by a rename, or it is to be heard
+ * leaving; else a file that is there is renamed over. */
 static int make(struct sl_native_acts *a, struct sl_object *dir, const char *name, const struct sl_ostate *s,
-		enum sl_appear how, struct sl_object *over)
+		enum sl_appear how, struct sl_object *had, bool whole)
 {
+	struct sl_object *over = whole ? had : NULL;
 	bool moved = how != SL_APPEAR_MADE;
 	const struct sl_attr *at = &s->attr;
 	struct sl_version v = sl_attr_version(at);
@@ -418,7 +419,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	if (dirfd < 0)
 		return dirfd;
 	_cleanup_object_ struct sl_object *other =
-	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v, NULL) : NULL;
+	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v, had) : NULL;
 	if (other) {
 		int q = link_here(a, other, dir, dirfd, name, how, over);
 		if (q == 0 && a->cfg.lazy)
@@ -494,7 +495,7 @@ int native_appear(void *arg, struct sl_object *dir, const char *name, const stru
 		if (r < 0)
 			return r;
 	}
-	r = make(a, dir, name, s, how, moved && whole ? o : NULL);
+	r = make(a, dir, name, s, how, o, moved && whole);
 	if (r >= 0 && o && sl_object_is_reg(o))
 		lose_place(o, dir, name);
 	return r < 0 ? r : S_ISDIR(s->attr.mode) && !a->cfg.lazy && (r || !moved);

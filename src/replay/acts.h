@@ -57,8 +57,9 @@ struct sl_acts {
 	int (*update)(void *arg, struct sl_object *dir, const char *name, struct sl_object *o,
 		      const struct sl_ostate *s, uint64_t mask, unsigned how);
 	/** NULL where the store knows (sl_remote_join()): is another object here the file of which @a says
-	 * that it has several names? Then the name of @o is to be one of that. */
-	bool (*twin)(void *arg, struct sl_object *o, const struct sl_attr *a);
+	 * that it has several names? Then the name of @o is to be one of that. *@more (if not NULL): NULL, or
+	 * another one whose names are to be, as a new reference. */
+	bool (*twin)(void *arg, struct sl_object *o, const struct sl_attr *a, struct sl_object **more);
 	/** Nothing more for the moment: let go of the mount, so that it can be taken away. May be NULL. */
 	void (*rest)(void *arg);
 	void *arg;

@@ -92,7 +92,14 @@ bool replay_is_later(struct sl_object *o, const struct sl_ostate *s)
 bool replay_is_twin(struct sl_replay *p, struct sl_object *o, const struct sl_ostate *s)
 {
 	const struct sl_acts *a = &p->cfg.acts;
-	return s->known && s->present && a->twin && a->twin(a->arg, o, &s->attr);
+	_cleanup_object_ struct sl_object *more = NULL;
+	if (!s->known || !s->present || !a->twin)
+		return false;
+	bool is = a->twin(a->arg, o, &s->attr, &more);
+	/* It stays, and the other has to go, by whatever names it is here. */
+	if (!is && more)
+		unsure_of_file(p, more);
+	return is;
 }
 
 bool replay_is_joined(struct sl_replay *p, struct sl_object *o, const struct sl_ostate *s)

@@ -59,7 +59,7 @@ int native_appear(void *arg, struct sl_object *dir, const char *name, const stru
 		  enum sl_appear how);
 int native_rename(void *arg, struct sl_object *dir, const char *name, struct sl_object *newdir,
 		  const char *newname, enum sl_rename how);
-bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at);
+bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at, struct sl_object **more);
 /** The places of what is renamed, on disk before the names are: @o from @from to @to, and @t where they
  * change places, or NULL. */
 int native_move_places(struct sl_native_acts *a, struct sl_object *o, struct sl_object *t, const char *from,

@@ -405,8 +405,8 @@ static void note_links(struct sl_native_acts *a, struct sl_object *dir, const ch
 		(void)sl_links_note(o, at->nlink, 0);
 }
 
-/* @had: what is there, or NULL. @whole: the kernel does not replace it by a rename, or it is to be heard
- * leaving; else a file that is there is renamed over. */
+/* @had: what is there, or NULL; 1: of a file, that is it. @whole: the kernel does not replace it by a rename,
+ * or it is to be heard leaving; else a file that is there is renamed over. */
 static int make(struct sl_native_acts *a, struct sl_object *dir, const char *name, const struct sl_ostate *s,
 		enum sl_appear how, struct sl_object *had, bool whole)
 {
@@ -419,7 +419,9 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	if (dirfd < 0)
 		return dirfd;
 	_cleanup_object_ struct sl_object *other =
-	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v, had) : NULL;
+	    S_ISREG(at->mode) && at->nlink > 1 ? sl_peers_find(a->peers, &v, NULL) : NULL;
+	if (other && other == had)
+		return 1; /* since a moment ago */
 	if (other) {
 		int q = link_here(a, other, dir, dirfd, name, how, over);
 		if (q == 0 && a->cfg.lazy)
@@ -454,7 +456,7 @@ static int make(struct sl_native_acts *a, struct sl_object *dir, const char *nam
 	return r < 0 ? r : empty;
 }
 
-bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at)
+bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at, struct sl_object **more)
 {
 	struct sl_native_acts *a = arg;
 	struct sl_version v = sl_attr_version(at);
@@ -466,8 +468,8 @@ bool native_twin(void *arg, struct sl_object *o, const struct sl_attr *at)
 	/* All records are read for what is only now known to be that file. */
 	if (known && !sl_peers_made(a->peers))
 		return false;
-	_cleanup_object_ struct sl_object *other = sl_peers_find(a->peers, &v, o);
-	return other;
+	_cleanup_object_ struct sl_object *other = sl_peers_find(a->peers, &v, more);
+	return other && other != o;
 }
 
 int native_appear(void *arg, struct sl_object *dir, const char *name, const struct sl_ostate *s,
@@ -488,7 +490,7 @@ int native_appear(void *arg, struct sl_object *dir, const char *name, const stru
 		pthread_mutex_unlock(&o->lock);
 		if (st == FOREIGN || (st == CHANGED && !same))
 			return -EEXIST;
-		if (same && (st == CHANGED || !native_twin(a, o, &s->attr)))
+		if (same && (st == CHANGED || !native_twin(a, o, &s->attr, NULL)))
 			return 0; /* it is here already */
 		whole = how == SL_APPEAR_SWAPPED || sl_object_is_dir(o) || S_ISDIR(s->attr.mode);
 		r = !moved ? remove_object(a, dir, name, o, false, NULL) : whole ? native_kept(a, o) : 0;
@@ -496,7 +498,7 @@ int native_appear(void *arg, struct sl_object *dir, const char *name, const stru
 			return r;
 	}
 	r = make(a, dir, name, s, how, o, moved && whole);
-	if (r >= 0 && o && sl_object_is_reg(o))
+	if (r >= 0 && o && sl_object_is_reg(o) && (r == 0 || S_ISDIR(s->attr.mode)))
 		lose_place(o, dir, name);
 	return r < 0 ? r : S_ISDIR(s->attr.mode) && !a->cfg.lazy && (r || !moved);
 }

@@ -52,9 +52,9 @@ static int join_one(void *arg, const char *path, struct sl_object *o, int err)
 	struct sl_version v = o->rec.origin;
 	bool linked = o->rec.flags & SL_LINKED;
 	pthread_mutex_unlock(&o->lock);
-	_cleanup_object_ struct sl_object *other = linked ? sl_peers_find(j->a->peers, &v, o) : NULL;
+	_cleanup_object_ struct sl_object *other = linked ? sl_peers_find(j->a->peers, &v, NULL) : NULL;
 	const char *rest = strlen(path) > j->above ? path + j->above + 1 : NULL;
-	if (!other || !rest) {
+	if (!other || other == o || !rest) {
 		sl_peers_note(j->a->peers, o);
 		return 0;
 	}

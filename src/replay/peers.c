@@ -212,16 +212,29 @@ static struct sl_object *open_peer(struct sl_peers *p, const struct sl_handle *a
 	return NULL;
 }
 
-struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v,
-				const struct sl_object *except)
+struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v, struct sl_object **more)
 {
 	struct sl_handle at[SAME_MAX];
 	pthread_mutex_lock(&p->lock);
 	unsigned n = find(p, v, at);
 	pthread_mutex_unlock(&p->lock);
-	struct sl_object *o = NULL;
-	for (unsigned i = 0; i < n && !o; i++)
-		if (!except || !sl_handle_eq(&at[i], &except->handle))
-			o = open_peer(p, &at[i], v);
-	return o;
+	struct sl_object *first = NULL, *other = NULL;
+	for (unsigned i = 0; i < n; i++) {
+		struct sl_object *o = open_peer(p, &at[i], v);
+		if (!o)
+			continue;
+		struct sl_object *less = o, *greater = first;
+		if (first && sl_object_ino(first) < sl_object_ino(o)) {
+			less = first;
+			greater = o;
+		}
+		sl_object_put(greater ? other : NULL);
+		other = greater ? greater : other;
+		first = less;
+	}
+	if (more)
+		*more = other;
+	else
+		sl_object_put(other);
+	return first;
 }

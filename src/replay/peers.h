@@ -14,10 +14,12 @@ int sl_peers_new(struct sl_store *s, struct sl_peers **ret);
 void sl_peers_free(struct sl_peers *p); /* NULL is fine */
 /** What there is has been read: to ask takes no time. */
 bool sl_peers_made(struct sl_peers *p);
-/** A file that is a version of the same object as @v, and not @except (or NULL), as a new reference; NULL
- * where there is none. */
-struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v,
-				const struct sl_object *except);
+/**
+ * The file that is a version of the same object as @v, as a new reference; NULL where there is none. Of
+ * several, which must become one, always the same; *@more (if not NULL) is another of them then, a new
+ * reference, else NULL.
+ */
+struct sl_object *sl_peers_find(struct sl_peers *p, const struct sl_version *v, struct sl_object **more);
 /** @o was made, or stands for another object now. */
 void sl_peers_note(struct sl_peers *p, struct sl_object *o);
 /** The names of @dir have come here. */

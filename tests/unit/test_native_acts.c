@@ -661,14 +661,22 @@ static void test_twin(void **state)
 	link(at_origin(x, "d/a"), at_origin(x, "d/b"));
 	struct sl_ostate s = state_of(x, "d/b");
 	struct sl_object *a = find(x, "d/a"), *b = find(x, "d/b");
-	assert_false(x->a.twin(x->a.arg, a, &s.attr));
-	assert_true(x->a.twin(x->a.arg, b, &s.attr));
+	assert_false(x->a.twin(x->a.arg, a, &s.attr, NULL));
+	assert_true(x->a.twin(x->a.arg, b, &s.attr, NULL));
 	/* Also when it was taken for one before anybody asked. */
 	assert_int_equal(update(x, "d/b", 0, 0), 0);
-	assert_true(x->a.twin(x->a.arg, a, &s.attr) && x->a.twin(x->a.arg, b, &s.attr));
+	/* One of them stays, and says which one does not. */
+	struct sl_object *more[2] = {NULL};
+	bool gone[2] = {x->a.twin(x->a.arg, a, &s.attr, &more[0]), x->a.twin(x->a.arg, b, &s.attr, &more[1])};
+	assert_true(gone[0] != gone[1]);
+	assert_ptr_equal(more[gone[0]], gone[0] ? a : b);
+	for (int i = 0; i < 2; i++)
+		sl_object_put(more[i]);
 	sl_object_put(a);
 	sl_object_put(b);
-	assert_int_equal(appear(x, "d/b", true), 0);
+	/* What stays is not touched, whoever asks first. */
+	assert_int_equal(appear(x, gone[0] ? "d/b" : "d/a", true), 0);
+	assert_int_equal(appear(x, gone[0] ? "d/a" : "d/b", true), 0);
 	same_stat(x, "d/a");
 	same_stat(x, "d/b");
 	assert_string_equal(content(at_clone(x, "d/b")), "the file");

@@ -361,16 +361,21 @@ static int land(struct fetch *x)
 	return stale ? STALE : !same ? OTHER_VERSION : r;
 }
 
+/* It has another place than was asked for, or has one by now. */
 static bool moved_since(struct fetch *x)
 {
 	_cleanup_free_ char *place = NULL;
-	return x->place && sl_object_place(x->o, &place) == 0 && strcmp(place, x->place) != 0;
+	return sl_object_place(x->o, &place) == 0 && (!x->place || strcmp(place, x->place) != 0);
 }
 
 /* It ended with @r. Native: another of several names may still be there; who comes by that will say so. */
-static void lose_place(struct sl_object *o, int r)
+static void lose_place(struct fetch *x, int r)
 {
+	struct sl_object *o = x->o;
 	if (!sl_store_native(o->store) || (r != -ENOENT && r != -ESTALE && r != -ENOTDIR))
+		return;
+	/* It had none when this was asked for, or it has another. */
+	if (!x->place || moved_since(x))
 		return;
 	pthread_mutex_lock(&o->lock);
 	bool lose = o->rec.flags & SL_LINKED && !(o->rec.flags & SL_GONE);
@@ -427,7 +432,7 @@ static void fetch_run(struct sl_work *work)
 	if (x->admitted)
 		sl_space_settle(f, x->len);
 	if (!again && !wait)
-		lose_place(o, r);
+		lose_place(x, r);
 	if (r < 0 && !again && !wait) {
 		_cleanup_free_ char *path = sl_object_path(o);
 		sl_debug("%s: bytes %llu to %llu cannot be had: %s", path ? path : "",

@@ -466,6 +466,41 @@ def name_that_goes(backend):
         d.same("when one of two names is gone")
 
 
+def read_by_the_other(backend):
+    """Many read a file that is not here by the one of its names that is left: where it is at the origin is found out once."""
+    with Days("other", backend) as d:
+        for n in "de":
+            os.mkdir(f"{d.o}/{n}")
+        for i in range(30):
+            write(f"{d.o}/d/{i}", bytes([65 + i]) * (1 << 20), "wb")
+            os.link(f"{d.o}/d/{i}", f"{d.o}/e/{i}")
+        d.serve().clone()
+        for n in "de":
+            os.listdir(f"{d.c}/{n}")
+        d.quiet()
+        for i in range(30):
+            os.unlink(f"{d.o}/d/{i}")
+        d.quiet()
+        wrong = []
+
+        def read(i, at):
+            try:
+                fd = os.open(f"{d.c}/e/{i}", os.O_RDONLY)
+                got = os.pread(fd, 1000, at)
+                os.close(fd)
+                if got != bytes([65 + i]) * 1000:
+                    wrong.append((i, at, len(got)))
+            except OSError as e:
+                wrong.append((i, at, e))
+        for i in range(30):
+            threads = [threading.Thread(target=read, args=(i, k << 17)) for k in range(8)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+        is_(wrong, [], f"{d.what}all can read it")
+
+
 # ---- a client that stands still ----
 
 def suspended(backend):
@@ -756,7 +791,7 @@ def not_listed(backend):
         t.join(60)
 
 
-TESTS = (renamed_while_populated, cloned_while_renamed, inode_reused, read_before_told, not_told_yet, name_that_goes, suspended, clocks, clock_set_back, mounts, not_listed)
+TESTS = (renamed_while_populated, cloned_while_renamed, inode_reused, read_before_told, not_told_yet, name_that_goes, read_by_the_other, suspended, clocks, clock_set_back, mounts, not_listed)
 
 
 def test():

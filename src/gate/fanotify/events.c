@@ -246,7 +246,7 @@ void fan_waiter_end(struct waiter *w, int err)
 static void want_done(struct sl_want *want, int err)
 {
 	struct waiter *w = sl_container_of(want, struct waiter, want);
-	if (err && !w->placed && fan_find_place(w->g, w->fd, want->o)) {
+	if (err == -ESTALE && !w->placed && fan_find_place(w->g, w->fd, want->o)) {
 		w->placed = true;
 		err = 0;
 	}

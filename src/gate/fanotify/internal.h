@@ -128,8 +128,8 @@ int fan_look_dir(struct sl_fan *g, int fd, bool may_wait, struct sl_object **ret
 bool fan_dir_gone(struct sl_fan *g, int fd, int *err);
 /** Before anybody can come: does the kernel ask before names are looked up? It is tried. */
 bool fan_asks_for_names(struct sl_fan *g);
-/** @o, one of whose names is open as @fd, lost its place at the origin: that name is its place now. False if
- * it did not, or nobody knows. */
+/** @o, one of whose names is open as @fd, lost its place at the origin: that name is its place now, or it has
+ * got another one meanwhile. False if nobody knows, or it has one name only. */
 bool fan_find_place(struct sl_fan *g, int fd, struct sl_object *o);
 /** Accesses that waited for a service whose descriptors are gone are refused. */
 void fan_refuse_lost(struct sl_fan *g);

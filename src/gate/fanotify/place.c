@@ -16,9 +16,11 @@ bool fan_find_place(struct sl_fan *g, int fd, struct sl_object *o)
 {
 	char link[SL_PROC_FD_MAX], path[PATH_MAX];
 	pthread_mutex_lock(&o->lock);
-	bool lost = o->rec.flags & SL_LINKED && o->rec.flags & SL_GONE;
+	bool linked = o->rec.flags & SL_LINKED, lost = o->rec.flags & SL_GONE;
 	pthread_mutex_unlock(&o->lock);
-	ssize_t n = lost ? readlink(sl_proc_fd_path(link, fd, NULL), path, sizeof(path) - 1) : -1;
+	if (!linked || !lost)
+		return linked; /* another one who waited has found it */
+	ssize_t n = readlink(sl_proc_fd_path(link, fd, NULL), path, sizeof(path) - 1);
 	if (n <= 0)
 		return false;
 	path[n] = '\0';

@@ -299,7 +299,8 @@ static void as_init(void)
 
 int main(int argc, char **argv)
 {
-	if (strstr(argv[0], "init"))
+	const char *name = strrchr(argv[0], '/');
+	if (strstr(name ? name : argv[0], "init"))
 		as_init();
 	if (argc < 4)
 		return 2;

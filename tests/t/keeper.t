@@ -320,6 +320,15 @@ class Manager:
             for fd in fds:
                 os.close(fd)
 
+    def kill(self):
+        """Keeper and service at once. A service manager starts nothing before all that belonged to it are gone: one that still reads
+        takes an access with it."""
+        st = brief()
+        os.killpg(self.p.pid, 9)
+        self.p.wait(60)
+        for pid in (st["service_pid"], st["keeper_pid"]):
+            slt.wait_for(60, "they are gone", lambda pid=pid: slt.gone(pid))
+
     def end(self):
         for fd in self.stored.values():
             os.close(fd)
@@ -340,8 +349,7 @@ def managed(server):
         assert f.read(10) == get(O + "/large")[:10]
         w.write(b"before ")
         with point("after keeper and service were killed at once the manager's next start goes on where they were"):
-            os.killpg(m.p.pid, 9)
-            m.p.wait(60)
+            m.kill()
             r = Reader(C + "/sizes/1048577")
             m.said.clear()
             m.start()
@@ -360,8 +368,7 @@ def managed(server):
             try:
                 waiters = [Reader(f"{C}/sizes/{n}") for n in ("65537", "65536")]
                 slt.wait_for(60, "they wait", lambda: brief()["waiting"] >= 2)
-                os.killpg(m.p.pid, 9)
-                m.p.wait(60)
+                m.kill()
                 m.said.clear()
                 m.start()
                 m.hear(lambda: "READY=1" in m.said)
@@ -375,14 +382,10 @@ def managed(server):
         if slt.NATIVE:
             with point("who waited for services that did not come to be ready is answered by the one that does"):
                 slt.sluice("evict", C + "/sizes/65537")
-                control, st = slt.status(C)["store"] + "/control", brief()
+                control = slt.status(C)["store"] + "/control"
                 server.send_signal(signal.SIGSTOP)
                 try:
-                    os.killpg(m.p.pid, 9)
-                    m.p.wait(60)
-                    # One that still reads takes the access with it.
-                    for pid in (st["service_pid"], st["keeper_pid"]):
-                        slt.wait_for(60, "they are gone", lambda pid=pid: slt.gone(pid))
+                    m.kill()
                     os.unlink(control)
                     os.mkdir(control)
                     r = Reader(C + "/sizes/65537")

@@ -253,7 +253,7 @@ static int look_at_one(void *arg, const char *path, struct sl_object *o, int err
  * second name, and of one that was changed by a name that is gone. */
 static void look_at_links(struct sl_replay *p)
 {
-	if (sl_walk(sl_object_root(p->cfg.store), look_at_one, p) == -EAGAIN) {
+	if (sl_walk_names(sl_object_root(p->cfg.store), look_at_one, p) == -EAGAIN) {
 		/* From the start again, so not too often. */
 		uint64_t pause = SL_MAX(p->links_pause * 2, SL_NS_PER_SEC);
 		p->links_pause = SL_MIN(pause, LINKS_MAX_NS);

@@ -62,14 +62,14 @@ void sl_names_free(struct sl_name *v, size_t n)
 	free(v);
 }
 
-/* Files of several names that were met already. */
+/* Files of several names that were met already; a table that is NULL knows none. */
 struct seen {
 	struct sl_hnode node;
 };
 
 static bool seen_before(struct sl_htab *seen, struct sl_object *o)
 {
-	if (sl_object_is_dir(o) || o->names < 2)
+	if (!seen || sl_object_is_dir(o) || o->names < 2)
 		return false;
 	if (sl_htab_find(seen, sl_object_ino(o)))
 		return true;
@@ -120,6 +120,12 @@ int sl_walk(struct sl_object *o, sl_walk_fn fn, void *arg)
 	}
 	sl_htab_fini(&seen);
 	return r;
+}
+
+int sl_walk_names(struct sl_object *o, sl_walk_fn fn, void *arg)
+{
+	_cleanup_free_ char *path = sl_object_path(o);
+	return path ? walk(NULL, o, path, fn, arg) : -ENOMEM;
 }
 
 int sl_object_by_path(struct sl_store *s, const char *path, struct sl_object **dir, struct sl_object **ret)

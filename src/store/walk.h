@@ -12,6 +12,8 @@
  */
 typedef int (*sl_walk_fn)(void *arg, const char *path, struct sl_object *o, int err);
 int sl_walk(struct sl_object *o, sl_walk_fn fn, void *arg);
+/** The same by name: a file of several names once for each of them. */
+int sl_walk_names(struct sl_object *o, sl_walk_fn fn, void *arg);
 
 /**
  * What is at @path, relative to the clone's root, here; and the directory that it is in. Both are new

@@ -284,11 +284,9 @@ static int renamed(struct sl_replay *p, const struct sl_oevent *e)
 	 * that name gets at the origin.
 	 */
 	const struct sl_ostate *n = &e->newstate;
-	pthread_mutex_lock(&o->lock);
-	bool linked = o->rec.flags & SL_LINKED;
-	pthread_mutex_unlock(&o->lock);
 	if (n->known && n->present && (n->attr.mode & S_IFMT) == o->type &&
-	    (replay_is_state(o, n) || (!how && sl_object_is_reg(o) && !linked)) && !replay_is_twin(p, o, n))
+	    (replay_is_state(o, n) || (!how && sl_object_is_reg(o) && !sl_object_linked(o))) &&
+	    !replay_is_twin(p, o, n))
 		(void)replay_update(p, dir, name, o, n, 0);
 	const struct sl_ostate *s = &e->state;
 	if (how && s->known && s->present && replay_is_state(target, s))
@@ -310,15 +308,6 @@ static bool is_settled(struct sl_replay *p, struct sl_object *dir)
 static bool not_here(int r)
 {
 	return r == -ENOENT || r == -ENODATA || r == -ESTALE;
-}
-
-/* It has other names. */
-static bool has_others(struct sl_object *o)
-{
-	pthread_mutex_lock(&o->lock);
-	bool is = o->rec.flags & SL_LINKED;
-	pthread_mutex_unlock(&o->lock);
-	return is;
 }
 
 static int changed(struct sl_replay *p, const struct sl_oevent *e)
@@ -349,7 +338,7 @@ static int changed(struct sl_replay *p, const struct sl_oevent *e)
 		s.known = false; /* of what comes next, or of one that is here already */
 	if (!s.known && mask & (FAN_MODIFY | FAN_CLOSE_WRITE))
 		replay_uncertain(p, dir, name, o, &e->state);
-	if (!s.known && mask & CHANGES && has_others(o))
+	if (!s.known && mask & CHANGES && sl_object_linked(o))
 		unsure_of_file(p, o);
 	mask = sl_uses_news(&p->uses, sl_object_ino(o), mask);
 	return mask ? replay_update(p, dir, name, o, &s, mask) : 0;

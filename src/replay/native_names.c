@@ -66,10 +66,8 @@ static int drop_name(struct sl_native_acts *a, struct sl_object *o, struct sl_ob
 	sl_object_forget_came(dir, name);
 	if (sl_object_is_reg(o))
 		lose_place(o, dir, name);
-	pthread_mutex_lock(&o->lock);
-	bool linked = o->rec.flags & SL_LINKED;
-	pthread_mutex_unlock(&o->lock);
-	if (linked && a->cfg.lazy) /* if others are to come they will be of a file of their own */
+	if (a->cfg.lazy &&
+	    sl_object_linked(o)) /* if others are to come they will be of a file of their own */
 		(void)sl_links_note(o, 0, -1);
 	return 0;
 }

@@ -30,10 +30,7 @@ static uint64_t mask_of(struct sl_object *o, const struct sl_ostate *s, bool dou
 static bool may_be_users(struct sl_object *dir, const char *name, struct sl_object *o)
 {
 	_cleanup_free_ char *above = NULL, *own = NULL, *place = NULL;
-	pthread_mutex_lock(&o->lock);
-	bool linked = o->rec.flags & SL_LINKED;
-	pthread_mutex_unlock(&o->lock);
-	if (!linked || !sl_store_native(o->store) || sl_object_has_come(dir, name, o))
+	if (!sl_store_native(o->store) || !sl_object_linked(o) || sl_object_has_come(dir, name, o))
 		return false;
 	if (sl_object_place(dir, &above) < 0 || sl_object_place(o, &own) < 0)
 		return true;

@@ -160,6 +160,15 @@ static inline bool sl_object_is_reg(const struct sl_object *o)
 	return S_ISREG(o->type);
 }
 
+/** The origin has, or had, several names for it. Takes its lock. */
+static inline bool sl_object_linked(struct sl_object *o)
+{
+	pthread_mutex_lock(&o->lock);
+	bool is = o->rec.flags & SL_LINKED;
+	pthread_mutex_unlock(&o->lock);
+	return is;
+}
+
 /** The origin has not said yet which version it is (lock held): not even its size may be believed, before a
  * byte of it was fetched. */
 static inline bool sl_object_uncertain(const struct sl_object *o)

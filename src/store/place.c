@@ -272,12 +272,9 @@ int sl_object_by_place(struct sl_store *s, const char *place, struct sl_object *
 		uint32_t moves;
 		if (r == 0 && !o->damaged) {
 			int q = sl_place_get(o, &own, &moves);
-			pthread_mutex_lock(&o->lock);
-			bool linked = o->rec.flags & SL_LINKED;
-			pthread_mutex_unlock(&o->lock);
 			if (q == -ENOMEM)
 				r = q;
-			else if (q < 0 || (!linked && strcmp(own, path)))
+			else if (q < 0 || (!sl_object_linked(o) && strcmp(own, path)))
 				r = -ENOENT; /* made or moved here */
 		}
 		c[n] = more;

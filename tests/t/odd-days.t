@@ -434,17 +434,22 @@ def not_told_yet(backend):
         d.same("when it has gone on")
 
 
+def of_two_names(d, n, text):
+    """A clone of n files, each with the text of its number, by one name in d and by one in e, both of which have been listed."""
+    for k in "de":
+        os.mkdir(f"{d.o}/{k}")
+    for i in range(n):
+        write(f"{d.o}/d/{i}", text(i))
+        os.link(f"{d.o}/d/{i}", f"{d.o}/e/{i}")
+    d.serve().clone()
+    for k in "de":
+        os.listdir(f"{d.c}/{k}")
+
+
 def name_that_goes(backend):
     """A file of two names is changed, and the name by which that was done is gone before anybody could ask what it is like now."""
     with Days("goes", backend) as d:
-        for n in "de":
-            os.mkdir(f"{d.o}/{n}")
-        for i in range(6):
-            write(f"{d.o}/d/{i}", "a long text" * 1000)
-            os.link(f"{d.o}/d/{i}", f"{d.o}/e/{i}")
-        d.serve().clone()
-        for n in "de":
-            os.listdir(f"{d.c}/{n}")
+        of_two_names(d, 6, lambda i: "a long text" * 1000)
         for i in (0, 1, 4):
             slt.read(f"{d.c}/e/{i}")
         d.quiet()
@@ -469,14 +474,7 @@ def name_that_goes(backend):
 def read_by_the_other(backend):
     """Many read a file that is not here by the one of its names that is left: where it is at the origin is found out once."""
     with Days("other", backend) as d:
-        for n in "de":
-            os.mkdir(f"{d.o}/{n}")
-        for i in range(30):
-            write(f"{d.o}/d/{i}", bytes([65 + i]) * (1 << 20), "wb")
-            os.link(f"{d.o}/d/{i}", f"{d.o}/e/{i}")
-        d.serve().clone()
-        for n in "de":
-            os.listdir(f"{d.c}/{n}")
+        of_two_names(d, 30, lambda i: chr(65 + i) * (1 << 20))
         d.quiet()
         for i in range(30):
             os.unlink(f"{d.o}/d/{i}")

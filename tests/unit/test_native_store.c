@@ -32,6 +32,7 @@
 #include "service/native.h"
 #include "store/image.h"
 #include "store/internal.h"
+#include "store/walk.h"
 
 /* ---- the C library ---- */
 
@@ -513,6 +514,44 @@ static void test_peers_several(void **state)
 	assert_true(same);
 }
 
+/* ---- walks ---- */
+
+static int count_file(void *arg, const char *path, struct sl_object *o, int err)
+{
+	(void)path;
+	(void)err;
+	*(int *)arg += o && sl_object_is_reg(o);
+	return 0;
+}
+
+/* A file of several names is met once, or by each of them; by its path each name is found. */
+static void test_walk_names(void **state)
+{
+	need_all();
+	struct fx *x = *state;
+	struct sl_attr a = attr(x, S_IFREG | 0644, 5000, 1);
+	struct sl_object *root = sl_object_root(x->s), *dir[2], *o[2];
+	int files = 0, names = 0;
+	expect_ok(make(x, "a", &a), NULL);
+	assert_int_equal(mkdirat(x->tree, "d", 0755), 0);
+	assert_int_equal(linkat(x->tree, "a", x->tree, "d/b", 0), 0);
+	assert_int_equal(sl_walk(root, count_file, &files), 0);
+	assert_int_equal(sl_walk_names(root, count_file, &names), 0);
+	assert_int_equal(files, 1);
+	assert_int_equal(names, 2);
+	expect_ok(sl_object_by_path(x->s, "a", &dir[0], &o[0]), NULL);
+	expect_ok(sl_object_by_path(x->s, "d/b", &dir[1], &o[1]), NULL);
+	assert_ptr_equal(dir[0], root);
+	assert_ptr_not_equal(dir[1], root);
+	assert_ptr_equal(o[0], o[1]);
+	for (int i = 0; i < 2; i++) {
+		sl_object_put(dir[i]);
+		sl_object_put(o[i]);
+	}
+	assert_int_equal(sl_object_by_path(x->s, "d/none", &dir[0], &o[0]), -ENOENT);
+	assert_int_equal(sl_object_by_path(x->s, "a/b", &dir[0], &o[0]), -ENOTDIR);
+}
+
 /* ---- a name to which another file comes while it is looked up ---- */
 
 static void test_swapped(void **state)
@@ -635,6 +674,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_no_room, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_peers, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_peers_several, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_walk_names, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_swapped, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_stray, setup, teardown),
 	};

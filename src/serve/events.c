@@ -472,31 +472,48 @@ static unsigned closed_after(const struct sl_change *v, unsigned left)
 	return after;
 }
 
+/* Changes of which CLOSE_WRITE is told later: which, and after which. */
+struct closed {
+	unsigned which, after;
+};
+
+/* @now was told: what waited for that is told next. Returns how many of @closed are left. */
+static unsigned tell_closed(struct sl_events *ev, const struct sl_change *v, unsigned now,
+			    struct closed *closed, unsigned n)
+{
+	unsigned left = 0;
+	for (unsigned k = 0; k < n; k++) {
+		if (closed[k].after != now) {
+			closed[left++] = closed[k];
+			continue;
+		}
+		struct sl_change c = v[closed[k].which];
+		c.mask &= FAN_CLOSE_WRITE;
+		one_change(ev, &c);
+	}
+	return left;
+}
+
 static void changes(void *arg, const struct sl_change *v, unsigned n, bool idle)
 {
 	struct sl_events *ev = arg;
-	struct {
-		struct sl_change c;
-		unsigned after; /* 0: none */
-	} closed[MERGED_LOOK] = {0};
+	struct closed closed[MERGED_LOOK];
+	unsigned nclosed = 0;
 	pthread_mutex_lock(&ev->lock);
 	sl_states_clear(ev->states);
 	for (unsigned i = 0; i < n && !sl_list_empty(&ev->sessions); i++) {
 		struct sl_change c = v[i];
-		unsigned after = closed_after(&v[i], n - 1 - i);
-		if (after) { /* its place is free: nothing is put off for so long */
-			closed[i % MERGED_LOOK].c = c;
-			closed[i % MERGED_LOOK].c.mask &= FAN_CLOSE_WRITE;
-			closed[i % MERGED_LOOK].after = i + after;
+		unsigned after = nclosed < MERGED_LOOK ? closed_after(&v[i], n - 1 - i) : 0;
+		if (after) {
+			closed[nclosed++] = (struct closed){i, i + after};
 			c.mask &= ~(uint64_t)FAN_CLOSE_WRITE;
 		}
 		if (c.mask & FAN_Q_OVERFLOW)
 			overflowed(ev);
 		else
 			one_change(ev, &c);
-		for (unsigned k = 0; i && k < MERGED_LOOK; k++)
-			if (closed[k].after == i)
-				one_change(ev, &closed[k].c);
+		if (nclosed)
+			nclosed = tell_closed(ev, v, i, closed, nclosed);
 		/* Between two changes: this can end any session. */
 		if (ev->forgot)
 			overflowed(ev);

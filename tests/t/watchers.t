@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Programs that watch files, as they come: if this fails, one of them does not notice what somebody changes at the origin of a clone.
 
-PLAIN=1 has them watch the origin itself, which tries the test.
+STANDIN=share has them watch a share, STANDIN=none the origin itself, which tries the test.
 """
 # long: yes
 # asan: no
@@ -22,6 +22,7 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)
 sys.path.insert(0, os.path.join(TOP, "tests", "tools"))
 import slt  # noqa: E402
 from slt import ROOT, T, ok, out, skip, wait_for  # noqa: E402
+from standin import Mount  # noqa: E402
 
 NODE = os.path.join(os.environ.get("SLUICE_BUILD", os.path.join(TOP, "build")), "node")
 
@@ -141,8 +142,11 @@ def test():
     o, c = T + "/o", T + "/c"
     os.mkdir(o)
     out("chmod", "755", o)
-    if os.environ.get("PLAIN"):  # the origin itself: to try the test
+    standin = os.environ.get("STANDIN", "clone")
+    if standin == "none":
         c = o
+    elif standin == "share":
+        Mount("share", o, c).start()
     else:
         origin, _ = slt.serve("s", o)
         slt.clone(origin, c)
@@ -182,7 +186,7 @@ def test():
     else:
         skip("watchman is not installed")
 
-    if not slt.NATIVE and not os.environ.get("PLAIN"):
+    if not slt.NATIVE and standin != "none":
         skip("fatrace marks mounts, which the kernel refuses for FUSE (ENODEV)")
     elif ROOT and shutil.which("fatrace", path=os.environ["PATH"] + ":/usr/sbin"):
         here, there = directory(c, o, "fatrace")
